@@ -1,0 +1,46 @@
+# Everything that is typed in this project. `make help` lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.DEFAULT_GOAL := help
+.PHONY: help venv dose dose-full star test export readme clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(READY)  ## make .venv with the development extras (PYTHON=python3.12 chooses another Python)
+
+# The stamp is written last: an interrupted installation starts again, a finished one does not.
+$(READY): settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"ptycho_nb needs Python >= 3.11, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV) || { echo "python -m venv failed; Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "installing into $(VENV) (some minutes, about 3 GB, once)"
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+dose: $(READY)  ## one arm from simulation to metrics, quick profile (some minutes)
+	@$(BIN)/ptycho-nb run-arm studies_nbs/dose.ipynb runs/dose --again -p profile quick
+
+dose-full: $(READY)  ## the same arm in full, with the plain cnn beside it
+	@$(BIN)/ptycho-nb run-arm studies_nbs/dose.ipynb runs/dose-full --again -p profile full
+
+star: $(READY)  ## reconstruct a measured scan: make star DATA=path/to/scan.npz
+	@test -n "$(DATA)" || { echo "make star needs a file: make star DATA=path/to/scan.npz"; exit 2; }
+	@$(BIN)/ptycho-nb run-arm studies_nbs/reconstruct.ipynb runs/star --again -p data_path "$(DATA)"
+
+test: $(READY)  ## every check and every test (under 15 minutes on 2 cores)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh
+
+export: $(READY)  ## notebooks to modules: run it after editing a notebook
+	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
+	@$(BIN)/nbdev_clean && $(BIN)/nbdev_clean --fname studies_nbs
+
+readme: $(READY)  ## nbs/index.ipynb to README.md
+	@$(BIN)/python tests/in_step.py readme --write
+
+clean:  ## remove runs and caches (.venv stays)
+	rm -rf runs build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
