@@ -18,7 +18,7 @@ $(READY): settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"ptycho_nb needs Python >= 3.11, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv $(VENV) || { echo "python -m venv failed; Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "installing into $(VENV) (some minutes, about 3 GB, once)"
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@
 
 dose: $(READY)  ## one arm from simulation to metrics, quick profile (some minutes)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_tike', 'load_data']
 
-# %% ../nbs/31_formats.ipynb #7690835a
+# %% ../nbs/31_formats.ipynb #330e5a21
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from .rawdata import RawData, read_npz
 
 _logger = logging.getLogger(__name__)
 
-# %% ../nbs/31_formats.ipynb #db95197d
+# %% ../nbs/31_formats.ipynb #403ac46a
 _TIKE_KEYS = ("data", "scan", "probe")
 
 
@@ -64,7 +64,7 @@ def read_tike(
                          f"tike's {list(_TIKE_KEYS)}", "Use load_data, which recognises the format by its keys.")
     return _from_tike(arrays, str(path))
 
-# %% ../nbs/31_formats.ipynb #6e9be261
+# %% ../nbs/31_formats.ipynb #729020f6
 def load_data(
     path: str | Path,  # NPZ of the contract or of tike, plain or inside a bzip2
 ) -> RawData:

@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['OBJECT_KINDS', 'make_object']
 
-# %% ../nbs/10_objects.ipynb #b328255b
+# %% ../nbs/10_objects.ipynb #d541a45d
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from skimage.draw import line
 
 from .config import check_choice
 
-# %% ../nbs/10_objects.ipynb #5f42e54b
+# %% ../nbs/10_objects.ipynb #0dafdb2b
+_BLURS = ((1, 1), (5, 2), (10, 5))  # standard deviation (px) and weight
+
+
 def _blur_at_three_widths(image: np.ndarray) -> np.ndarray:
-    "The sum of Gaussian blurs of 1, 5 and 10 px with weights 1, 2 and 5."
-    return sum(weight * gaussian_filter(image, width_px) for width_px, weight in ((1, 1), (5, 2), (10, 5)))
+    "The weighted sum of three Gaussian blurs."
+    return sum(weight * gaussian_filter(image, width_px) for width_px, weight in _BLURS)
 
 
 def _lines(size_px: int, rng: np.random.Generator) -> np.ndarray:
@@ -26,7 +29,7 @@ def _lines(size_px: int, rng: np.random.Generator) -> np.ndarray:
     margin = size_px // 2
     return _blur_at_three_widths(canvas)[margin : margin + size_px, margin : margin + size_px]
 
-# %% ../nbs/10_objects.ipynb #51631988
+# %% ../nbs/10_objects.ipynb #71aed4c3
 def _siemens_star(size_px: int, rng: np.random.Generator, n_spokes: int = 36) -> np.ndarray:
     y, x = np.indices((size_px, size_px)) - (size_px - 1) / 2
     radius, angle = np.hypot(y, x), np.arctan2(y, x) + rng.uniform(0, 2 * np.pi)
@@ -35,13 +38,13 @@ def _siemens_star(size_px: int, rng: np.random.Generator, n_spokes: int = 36) ->
     in_ring = np.clip(radius - inner_px + 0.5, 0, 1) * np.clip(outer_px - radius + 0.5, 0, 1)
     return np.clip(0.5 + to_edge_px, 0, 1) * in_ring
 
-# %% ../nbs/10_objects.ipynb #ac168575
+# %% ../nbs/10_objects.ipynb #8fb04d81
 def _random_field(size_px: int, rng: np.random.Generator) -> np.ndarray:
     frequency = np.hypot(np.fft.fftfreq(size_px)[:, None], np.fft.rfftfreq(size_px)[None, :])
     frequency[0, 0] = np.inf  # the mean is set by the scaling below
     return np.fft.irfft2(np.fft.rfft2(rng.standard_normal((size_px, size_px))) * frequency**-1.5, s=(size_px, size_px))
 
-# %% ../nbs/10_objects.ipynb #944c2f01
+# %% ../nbs/10_objects.ipynb #725f70ed
 def _points(size_px: int, rng: np.random.Generator) -> np.ndarray:
     image = np.zeros((size_px, size_px))
     for width_px in (1, 2, 3):
@@ -60,7 +63,7 @@ def _diagonals(size_px: int, rng: np.random.Generator) -> np.ndarray:
     image = _blur_at_three_widths(is_line[y + x].astype(float))
     return image[margin : margin + size_px, margin : margin + size_px]
 
-# %% ../nbs/10_objects.ipynb #d11270ff
+# %% ../nbs/10_objects.ipynb #6ae8f1b8
 _STRUCTURES = {
     "lines": _lines,
     "siemens_star": _siemens_star,

@@ -6,13 +6,13 @@
 __all__ = ['split_positions', 'shift_probes', 'checkerboard', 'scan_amplitudes', 'intensity_scale', 'closed_form_intensity_scale',
            'observe_poisson', 'poisson_deviance']
 
-# %% ../nbs/13_photons.ipynb #d31c722e
+# %% ../nbs/13_photons.ipynb #31a93b63
 import numpy as np
 from scipy import fft
 
 from .config import InputError
 
-# %% ../nbs/13_photons.ipynb #f9346700
+# %% ../nbs/13_photons.ipynb #4654e588
 def split_positions(
     positions_px: np.ndarray,  # float64 (M, 2): patch centres (y, x), px
     N: int,  # side of a patch, px
@@ -41,7 +41,7 @@ def shift_probes(
     ramps = (ramp_y[:, :, None] * ramp_x[:, None, :]).astype(probe.dtype)
     return fft.ifft2(fft.fft2(probe) * ramps, overwrite_x=True)
 
-# %% ../nbs/13_photons.ipynb #7e20501d
+# %% ../nbs/13_photons.ipynb #a90e4a1f
 def checkerboard(
     N: int,  # side, px
 ) -> np.ndarray:  # float32 (N, N) of +1 and -1
@@ -75,7 +75,7 @@ def scan_amplitudes(
         np.abs(fft.fft2(patches * lit, overwrite_x=True), out=amplitude[part])
     return amplitude
 
-# %% ../nbs/13_photons.ipynb #7a764a5b
+# %% ../nbs/13_photons.ipynb #c75a2565
 def intensity_scale(
     amplitude: np.ndarray,  # float32 (M, N, N): measured, square root of counts
 ) -> float:  # s, square root of photons
@@ -91,10 +91,10 @@ def closed_form_intensity_scale(
     "The intensity scale of a dose."
     return 2 * float(np.sqrt(nphotons)) / N
 
-# %% ../nbs/13_photons.ipynb #4a7b5673
+# %% ../nbs/13_photons.ipynb #ef8f308f
 def observe_poisson(
     rate: np.ndarray,  # float (…): expected photons per pixel
-    seed: int,  # noise seed
+    seed: int | np.random.Generator,  # noise seed, or a generator that is already under way
 ) -> np.ndarray:  # float32 (…): amplitude, square root of the counts
     "Count photons: one Poisson draw per pixel."
     rng = np.random.default_rng(seed)
@@ -105,7 +105,7 @@ def observe_poisson(
         counts[bright] = np.rint(mean + np.sqrt(mean) * rng.standard_normal(mean.shape))
     return np.sqrt(counts).astype(np.float32)
 
-# %% ../nbs/13_photons.ipynb #1f627b4a
+# %% ../nbs/13_photons.ipynb #8e96365a
 def poisson_deviance(
     predicted: np.ndarray,  # float32 (m, N, N): predicted amplitude, square root of photons
     measured: np.ndarray,  # float32 (m, N, N): measured amplitude

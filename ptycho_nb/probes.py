@@ -6,7 +6,7 @@
 __all__ = ['PROBE_KINDS', 'normalise_probe', 'disk_probe', 'defocused_probe', 'circular_mask', 'estimated_probe', 'load_probe',
            'crop_probe_fourier', 'probe_diameter_px', 'probe_fwhm_px', 'make_probe']
 
-# %% ../nbs/11_probes.ipynb #cc0e880f
+# %% ../nbs/11_probes.ipynb #157906e2
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,10 @@ from scipy.special import erfc
 
 from .config import InputError, check_choice
 
-# %% ../nbs/11_probes.ipynb #ebe0309d
+# %% ../nbs/11_probes.ipynb #764e92ea
+_DEFAULT_RADIUS = 14 / 64  # of N, for every probe: 14 px at 64 px
+
+
 def normalise_probe(
     probe: np.ndarray,  # (N, N), complex or real
 ) -> tuple[np.ndarray, float]:  # (N, N) complex64 with sum |P|^2 = (N/2)^2, and the factor that was applied
@@ -35,24 +38,24 @@ def _soft_disk(N: int, radius_px: float, edge_px: float) -> np.ndarray:
     "A disk whose edge is a step blurred by a Gaussian of standard deviation `edge_px`."
     return 0.5 * erfc((_radius_grid(N) - radius_px) / (np.sqrt(2) * edge_px))
 
-# %% ../nbs/11_probes.ipynb #8723f301
+# %% ../nbs/11_probes.ipynb #42b51be4
 def disk_probe(
     N: int,  # side of the array, px
     radius_px: float | None = None,  # radius of the disk; None: 14 px per 64 px
     edge_px: float = 1.5,  # standard deviation of the blur of its edge
 ) -> np.ndarray:  # (N, N), complex64, normalised
     """An idealised probe: a uniform disk of flat phase with a soft edge."""
-    radius_px = 14 * N / 64 if radius_px is None else radius_px
+    radius_px = _DEFAULT_RADIUS * N if radius_px is None else radius_px
     return normalise_probe(_soft_disk(N, radius_px, edge_px))[0]
 
-# %% ../nbs/11_probes.ipynb #06cc5e8f
+# %% ../nbs/11_probes.ipynb #f4a37422
 def defocused_probe(
     N: int,  # side of the array, px
     radius_px: float | None = None,  # geometrical radius on the sample; None: 14 px per 64 px
     defocus_waves: float = 2.0,  # quadratic phase at the rim of the aperture, in wavelengths
 ) -> np.ndarray:  # (N, N), complex64, normalised
     """A curved probe: a round aperture out of focus. `InputError` if the aperture would not fit the Fourier plane."""
-    radius_px = 14 * N / 64 if radius_px is None else radius_px
+    radius_px = _DEFAULT_RADIUS * N if radius_px is None else radius_px
     aperture = 2 * defocus_waves * N / radius_px  # in Fourier pixels
     if not 0 < aperture < N / 2 - 3:
         raise InputError("defocused probe", f"an aperture of {aperture:.1f} Fourier pixels",
@@ -61,7 +64,7 @@ def defocused_probe(
     pupil = _soft_disk(N, aperture, edge_px=1.0) * np.exp(1j * phase)
     return normalise_probe(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(pupil))))[0]
 
-# %% ../nbs/11_probes.ipynb #1c8aeec5
+# %% ../nbs/11_probes.ipynb #ffa37fb6
 def circular_mask(
     N: int,  # side of the array, px
     radius_px: float | None = None,  # None: N/4
@@ -78,7 +81,7 @@ def estimated_probe(
     field = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(mean_amplitude)))
     return normalise_probe(field * circular_mask(field.shape[-1]))[0]
 
-# %% ../nbs/11_probes.ipynb #d7ba7ce4
+# %% ../nbs/11_probes.ipynb #93796f7a
 def load_probe(
     path: str | Path,  # .npy, or .npz with `probeGuess` or `probe`
 ) -> np.ndarray:  # (N, N), complex64, normalised
@@ -97,7 +100,7 @@ def load_probe(
     except (ValueError, EOFError, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(str(path), error, "a NumPy file without pickled objects",
+        raise InputError(str(path), "a damaged file, or one of Python objects", "a NumPy file of plain arrays",
                          "Save the probe with np.save(path, probe) as a numeric array.") from error
     probe = np.squeeze(stored)
     if probe.ndim != 2 or probe.shape[0] != probe.shape[1] or not np.issubdtype(probe.dtype, np.number):
@@ -105,7 +108,7 @@ def load_probe(
                          "Choose one mode of the probe and save it as a two-dimensional array.")
     return normalise_probe(probe)[0]
 
-# %% ../nbs/11_probes.ipynb #c3c26803
+# %% ../nbs/11_probes.ipynb #a21b3f9a
 def crop_probe_fourier(
     probe: np.ndarray,  # (n, n), complex
     N: int,  # side of the smaller probe, px; at most n
@@ -118,7 +121,7 @@ def crop_probe_fourier(
     spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(probe)))[first : first + N, first : first + N]
     return normalise_probe(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(spectrum))))[0]
 
-# %% ../nbs/11_probes.ipynb #a567167b
+# %% ../nbs/11_probes.ipynb #0c548100
 def probe_diameter_px(
     probe: np.ndarray,  # (N, N), complex
     fraction: float = 0.9,  # share of the intensity that the disk has to hold
@@ -136,7 +139,7 @@ def probe_fwhm_px(
     intensity = np.abs(probe) ** 2
     return float(2 * np.sqrt(np.sum(intensity >= intensity.max() / 2) / np.pi))
 
-# %% ../nbs/11_probes.ipynb #f9177032
+# %% ../nbs/11_probes.ipynb #2bd1d736
 _PROBES = {"disk": disk_probe, "defocused": defocused_probe}
 PROBE_KINDS = tuple(_PROBES)
 

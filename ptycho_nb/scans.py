@@ -6,7 +6,7 @@
 __all__ = ['Region', 'SCAN_KINDS', 'make_positions', 'linear_overlap', 'area_overlap', 'nearest_spacing_px', 'scan_report',
            'split_by_half', 'half_regions', 'validation_indices']
 
-# %% ../nbs/12_scans.ipynb #0e147889
+# %% ../nbs/12_scans.ipynb #3a04560a
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from .config import InputError, check_choice
 from .probes import probe_diameter_px, probe_fwhm_px
 
-# %% ../nbs/12_scans.ipynb #9cab615f
+# %% ../nbs/12_scans.ipynb #763f8ecb
 Region = tuple[float, float, float, float]
 
 
@@ -24,7 +24,7 @@ def _random(n: int, region_px: Region, rng: np.random.Generator) -> np.ndarray:
     low, high = np.ceil([y0, x0]).astype(int), np.floor([y1, x1]).astype(int)
     return rng.integers(low, high, (n, 2), endpoint=True).astype(np.float64)
 
-# %% ../nbs/12_scans.ipynb #ee9622c2
+# %% ../nbs/12_scans.ipynb #09616c28
 def _raster(n: int, region_px: Region, rng: np.random.Generator) -> np.ndarray:
     y0, y1, x0, x1 = region_px
     height, width = y1 - y0, x1 - x0
@@ -40,7 +40,7 @@ def _jittered(n: int, region_px: Region, rng: np.random.Generator) -> np.ndarray
     moved = _raster(n, region_px, rng) + rng.uniform(-0.3, 0.3, (n, 2)) * step_px
     return np.clip(moved, (y0, x0), (y1, x1))
 
-# %% ../nbs/12_scans.ipynb #69135283
+# %% ../nbs/12_scans.ipynb #933f8909
 def _fermat(n: int, region_px: Region, rng: np.random.Generator) -> np.ndarray:
     y0, y1, x0, x1 = region_px
     half = np.array([y1 - y0, x1 - x0]) / 2
@@ -55,7 +55,7 @@ def _fermat(n: int, region_px: Region, rng: np.random.Generator) -> np.ndarray:
     inside = np.sort(np.argsort(-largest_scale, kind="stable")[:n])
     return spiral[inside] * largest_scale[inside].min() + ((y0 + y1) / 2, (x0 + x1) / 2)
 
-# %% ../nbs/12_scans.ipynb #4503f506
+# %% ../nbs/12_scans.ipynb #9a0ed48e
 _SCANS: dict[str, Callable] = {"random": _random, "raster": _raster, "jittered": _jittered, "fermat": _fermat}
 SCAN_KINDS = tuple(_SCANS)
 
@@ -76,7 +76,7 @@ def make_positions(
                          "Enlarge the object or choose a smaller N: there is no room for a patch.")
     return _SCANS[kind](n, region_px, np.random.default_rng(seed))
 
-# %% ../nbs/12_scans.ipynb #316fc154
+# %% ../nbs/12_scans.ipynb #09e31dde
 def linear_overlap(
     distance_px: np.ndarray | float,  # between two probe centres, px
     diameter_px: float,  # of the probe, px
@@ -103,7 +103,7 @@ def nearest_spacing_px(
         raise InputError("positions", f"{len(positions_px)}", f"more than {k}", "Give more positions or a smaller k.")
     return cKDTree(positions_px).query(positions_px, k=[k + 1])[0][:, 0]
 
-# %% ../nbs/12_scans.ipynb #53e43c67
+# %% ../nbs/12_scans.ipynb #1a849b5c
 def scan_report(
     positions_px: np.ndarray,  # (M, 2), px
     probe: np.ndarray,  # (N, N), complex
@@ -127,7 +127,7 @@ def scan_report(
         "oversampling": probe.shape[-1] / diameter_px,
     }
 
-# %% ../nbs/12_scans.ipynb #5bbf6ba7
+# %% ../nbs/12_scans.ipynb #ddf806ac
 def split_by_half(
     positions_px: np.ndarray,  # (M, 2), px
     N: int,  # side of a patch, px
@@ -152,7 +152,7 @@ def half_regions(
     left, right = N // 2, object_size_px - N // 2
     return (N // 2, middle - N // 2, left, right), (middle + N // 2, right, left, right)
 
-# %% ../nbs/12_scans.ipynb #19641d2e
+# %% ../nbs/12_scans.ipynb #e3324878
 def validation_indices(
     n: int,  # number of patterns in the scan
     fraction: float = 0.1,  # share to keep out of every fit

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['generate_simulated_data', 'simulate_halves']
 
-# %% ../nbs/32_simulate.ipynb #ce9e3071
+# %% ../nbs/32_simulate.ipynb #127df1ab
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from .probes import make_probe
 from .rawdata import RawData
 from .scans import half_regions, make_positions
 
-# %% ../nbs/32_simulate.ipynb #0d03de53
+# %% ../nbs/32_simulate.ipynb #c2d9ff17
 _HALVES = ("train", "test")
 _CHUNK = 100  # patterns in double precision at a time
 
@@ -45,14 +45,15 @@ def generate_simulated_data(
     metadata = {"simulation": config.to_dict(), "half": half, "seeds": config.seeds(), "diff3d_quantity": "amplitude"}
     return RawData(amplitude, positions_px, probe, object, metadata=metadata, source=f"simulated {half} scan")
 
-# %% ../nbs/32_simulate.ipynb #7c84c953
+# %% ../nbs/32_simulate.ipynb #900f1f8b
 def simulate_halves(
     config: SimulationConfig,
+    probe: np.ndarray | None = None,  # (N, N), complex64; None: made as `probe_kind` says
 ) -> tuple[RawData, RawData]:  # train (upper half of the object) and test (lower half)
     """Simulate two scans of one object that share none of its pixels, as the configuration says."""
     seeds = config.seeds()
     sample = make_object(config.object_kind, config.object_size_px, seeds["object_seed"], config.object_phase)
-    probe = make_probe(config.probe_kind, config.N)
+    probe = make_probe(config.probe_kind, config.N) if probe is None else probe
     scan_seeds = np.random.SeedSequence(seeds["scan_seed"]).generate_state(2)
     halves = zip(_HALVES, half_regions(config.object_size_px, config.N), (config.n_train, config.n_test), scan_seeds,
                  strict=True)

@@ -206,7 +206,8 @@ def test_a_failing_notebook_keeps_what_it_did(tmp_path):
     with pytest.raises(ArmError, match=r"study.ipynb: cell \d raised ZeroDivisionError: division by zero"):
         run_arm(notebook, tmp_path / "arm")
     partial = nbformat.read(tmp_path / "arm" / "notebook.ipynb", 4)
-    assert any(output.get("ename") == "ZeroDivisionError" for cell in partial.cells for output in cell.get("outputs", []))
+    outputs = [output for cell in partial.cells for output in cell.get("outputs", [])]
+    assert any(output.get("ename") == "ZeroDivisionError" for output in outputs)
     assert not read_arm(tmp_path / "arm").finished
 
 

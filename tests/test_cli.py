@@ -1,0 +1,81 @@
+"""The command line as a shell sees it: exit codes, one-line errors, and a whole experiment."""
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ptycho_nb.cli import main
+
+COMMANDS = ("simulate", "train", "reconstruct", "run-arm", "info")
+SMALL = ["-p", "n_train", "40", "-p", "n_test", "40", "-p", "object_size_px", "256"]
+
+
+def test_help_is_quick_and_names_every_command():
+    program = Path(sys.executable).with_name("ptycho-nb")
+    start = time.perf_counter()
+    text = subprocess.run([program, "--help"], check=True, capture_output=True, text=True).stdout
+    seconds = time.perf_counter() - start
+    assert all(command in text for command in COMMANDS)
+    assert seconds < 2  # 0.2 on an idle machine; TensorFlow alone would take 8
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["info", "absent.npz"], ["absent.npz"]),
+        (["info", "."], ["config.json"]),
+        (["simulate", "out", "-p", "nphotonz", "1e4"], ["'nphotonz'", "Did you mean 'nphotons'?"]),
+        (["simulate", "out", "-p", "nphotons", "-1"], ["nphotons", "-1", "> 0"]),
+        (["simulate", "out", "-p", "n_train", "many"], ["n_train", "'many'", "an integer"]),
+        (["simulate", "out", "-p", "probe_kind", "disc"], ["'disc'", "'disk'"]),
+        (["train", "absent.npz", "out"], ["absent.npz"]),
+        (["reconstruct", "absent", "absent.npz", "out.npz"], ["absent"]),
+        (["run-arm", "absent.ipynb", "out"], ["absent.ipynb"]),
+    ],
+)
+def test_a_wrong_input_is_one_line_and_leaves_nothing(words, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ptycho-nb: ") and error.count("\n") == 1
+    assert all(text in error for text in named)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_command_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["simulatte"])
+    assert exit_.value.code == 2
+    assert "simulate" in capsys.readouterr().err
+
+
+def test_simulate_train_reconstruct_info(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["simulate", "scans", "-p", "nphotons", "1e6", *SMALL]) == 0
+    assert main(["info", "scans/test.npz"]) == 0
+    assert '"n_patterns": 40' in capsys.readouterr().out
+
+    settings = ["-p", "gridsize", "1", "-p", "nepochs", "1", "-p", "n_filters", "4"]
+    assert main(["train", "scans/train.npz", "network", *settings]) == 0
+    assert main(["reconstruct", "network", "scans/test.npz", "object.npz"]) == 0
+    with np.load("object.npz", allow_pickle=False) as arrays:
+        assert {"object", "coverage", "origin_px", "positions_px", "probe"} <= set(arrays)
+        assert np.isfinite(arrays["object"]).all() and arrays["coverage"].max() > 0
+    assert "object.npz" in capsys.readouterr().out
+
+
+def test_a_failing_study_is_exit_code_one(tmp_path, monkeypatch, capsys):
+    import nbformat
+
+    monkeypatch.chdir(tmp_path)
+    cells = [nbformat.v4.new_code_cell("output_dir: str = ''"), nbformat.v4.new_code_cell("{}['nothing']")]
+    cells[0].metadata.tags = ["parameters"]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "python3", "language": "python"}
+    nbformat.write(notebook, "study.ipynb")
+    assert main(["run-arm", "study.ipynb", "arm"]) == 1
+    error = capsys.readouterr().err
+    assert "KeyError" in error and "arm/notebook.ipynb" in error and error.count("\n") == 1
