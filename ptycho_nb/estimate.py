@@ -6,7 +6,7 @@
 __all__ = ['LIKELIHOODS', 'SMOOTHING_PX', 'likelihood_residual', 'scan_gradient', 'illumination', 'cores', 'solve',
            'solve_jointly', 'smooth_correction', 'estimate', 'probe_moved']
 
-# %% ../nbs/34_estimate.ipynb #062f53ad
+# %% ../nbs/34_estimate.ipynb #5e874363
 import os
 import time
 from collections.abc import Callable
@@ -17,14 +17,8 @@ import numpy as np
 from scipy import fft, ndimage
 
 from .config import InputError, check_choice
-from ptycho_nb.photons import (
-    checkerboard,
-    intensity_scale,
-    poisson_deviance,
-    scan_amplitudes,
-    shift_probes,
-    split_positions,
-)
+from .photons import checkerboard, intensity_scale, poisson_deviance
+from .photons import scan_amplitudes, shift_probes, split_positions
 from .probes import normalise_probe
 from .rawdata import RawData
 from .reconstruction import Reconstruction
@@ -33,7 +27,7 @@ from .scans import validation_indices
 LIKELIHOODS = ("poisson", "amplitude")
 SMOOTHING_PX = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
-# %% ../nbs/34_estimate.ipynb #fb206055
+# %% ../nbs/34_estimate.ipynb #17096fa3
 def likelihood_residual(
     wave: np.ndarray,  # complex64 (m, N, N): FFT2(P·O), zero frequency in the centre; overwritten by the residual
     amplitude: np.ndarray,  # float32 (m, N, N): measured, square root of counts
@@ -51,7 +45,7 @@ def likelihood_residual(
     wave *= factor
     return squared_error
 
-# %% ../nbs/34_estimate.ipynb #2f27593a
+# %% ../nbs/34_estimate.ipynb #06b4049f
 def scan_gradient(
     objects: np.ndarray,  # complex64 (G, H, W): canvases
     probe: np.ndarray,  # complex64 (N, N): scaled to photons
@@ -98,7 +92,7 @@ def illumination(
         weight[g, y : y + N, x : x + N] += power
     return weight
 
-# %% ../nbs/34_estimate.ipynb #095f8da4
+# %% ../nbs/34_estimate.ipynb #c606cd74
 def cores() -> int:
     "Number of threads the solver uses: the processor's share of this process, or `OMP_NUM_THREADS` where it is set."
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
@@ -138,7 +132,7 @@ def solve(
                 break
     return previous
 
-# %% ../nbs/34_estimate.ipynb #e3195bd4
+# %% ../nbs/34_estimate.ipynb #e3f681df
 def solve_jointly(
     start: np.ndarray,  # complex64 (1, H, W): first guess of the object
     probe: np.ndarray,  # complex64 (N, N): first guess, scaled to photons
@@ -188,7 +182,7 @@ def _object_power(objects: np.ndarray, corners: np.ndarray, N: int) -> np.ndarra
     power = np.abs(objects[0]) ** 2
     return sum(power[y : y + N, x : x + N] for y, x in corners)
 
-# %% ../nbs/34_estimate.ipynb #64fa853a
+# %% ../nbs/34_estimate.ipynb #7ef78f93
 def smooth_correction(
     objects: np.ndarray,  # complex64 (…, H, W)
     start: np.ndarray,  # complex64 (…, H, W): what the solver started from
@@ -256,7 +250,7 @@ class _Validation:
         self.history.append(row | {"seconds": time.perf_counter() - self.began})
         return iteration - self.best["iteration"] >= self.patience
 
-# %% ../nbs/34_estimate.ipynb #a0014486
+# %% ../nbs/34_estimate.ipynb #90d7b46c
 def estimate(
     data: RawData,  # the scan
     *,

@@ -6,7 +6,8 @@
 __all__ = ['PRECISIONS', 'GENERATORS', 'PatchesFromHalves', 'build_cnn', 'DepthToSpace', 'build_residual_unet',
            'training_seconds', 'fastest_precision', 'GeneratorSpec', 'get_generator']
 
-# %% ../nbs/40_generators.ipynb #54d8c8fd
+# %% ../nbs/40_generators.ipynb #a5fd3ff4
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from keras import layers, ops
 
 from .config import ModelConfig, check_choice
 
-# %% ../nbs/40_generators.ipynb #e2773ab8
+# %% ../nbs/40_generators.ipynb #fe224164
 class _Convolutions:
     "Makes the convolutions of one network: one precision, and a seed of its own for each layer."
 
@@ -35,16 +36,16 @@ class _Convolutions:
         return kind(filters, side, strides=stride, padding="same", activation="relu", kernel_initializer=start,
                     dtype=self.policy, name=f"{name}_{self.made}")(image)
 
-# %% ../nbs/40_generators.ipynb #73608a6a
+# %% ../nbs/40_generators.ipynb #5b0f8515
 _LOG_STRETCH = 30.0  # amplitudes above 1/30 of the data's intensity scale are compressed
 
 
 @keras.saving.register_keras_serializable("ptycho_nb")
 class PatchesFromHalves(layers.Layer):
-    "Two maps of the central half (b, N/2, N/2, C), in (0, 1) and (-1, 1), to complex patches (b, N, N, 2C) in a frame of 1."
+    "Maps (b, N/2, N/2, C) in (0, 1) and (-1, 1) to complex patches (b, N, N, 2C) in a frame of 1."
 
     def call(self, halves):
-        amplitude, phase = 2 * halves[0], np.pi * halves[1]
+        amplitude, phase = 2 * halves[0], math.pi * halves[1]
         margin = amplitude.shape[1] // 2
         frame = [[0, 0], [margin, margin], [margin, margin], [0, 0]]
         real = 1 + ops.pad(amplitude * ops.cos(phase) - 1, frame)
@@ -60,19 +61,19 @@ def build_cnn(
     "The encoder-decoder from raw diffraction to object patches (architecture of PtychoPINN)."
     convolution = _Convolutions(precision, seed)
     amplitudes = image = layers.Input((config.N, config.N, n_channels), name="amplitude")
-    image = ops.log1p(_LOG_STRETCH * image) / np.log1p(_LOG_STRETCH)
+    image = ops.log1p(_LOG_STRETCH * image) / math.log1p(_LOG_STRETCH)
     pooled_px, widths = 8, []
     while pooled_px < config.N:
         widths.append(max(8, 8 * config.n_filters >> len(widths)))
         pooled_px *= 2
-    for width in reversed(widths):
+    for stage, width in enumerate(reversed(widths), start=1):
         image = convolution(convolution(image, width), width)
-        image = layers.MaxPooling2D(2)(image)
+        image = layers.MaxPooling2D(2, name=f"pool_{stage}")(image)
     halves = []
     for activation in ("sigmoid", "tanh"):
         part = image
-        for width in widths[1:]:
-            part = layers.UpSampling2D(2)(part)
+        for stage, width in enumerate(widths[1:], start=1):
+            part = layers.UpSampling2D(2, name=f"enlarge_{activation}_{stage}")(part)
             part = convolution(convolution(part, width), width)
         last = keras.initializers.GlorotUniform(seed=int(next(convolution.seeds)))
         halves.append(layers.Conv2D(n_channels, 3, padding="same", activation=activation, kernel_initializer=last,
@@ -80,7 +81,7 @@ def build_cnn(
     patches = PatchesFromHalves(name="patches")(halves)
     return keras.Model(amplitudes, patches, name="cnn")
 
-# %% ../nbs/40_generators.ipynb #b2c3e738
+# %% ../nbs/40_generators.ipynb #7e0acebc
 @keras.saving.register_keras_serializable("ptycho_nb")
 class DepthToSpace(layers.Layer):
     "(b, H, W, 4c) to (b, 2H, 2W, c): each group of four channels becomes 2 × 2 pixels."
@@ -109,14 +110,14 @@ def build_residual_unet(
     half = convolution(convolution(estimate - vacuum, n, 4, 2), n)
     quarter = convolution(convolution(convolution(half, 2 * n, 2, 2), 2 * n), 2 * n)
     eighth = convolution(convolution(convolution(quarter, 4 * n, 2, 2), 4 * n), 4 * n)
-    image = layers.Concatenate()([convolution(eighth, 2 * n, 2, 2, up=True), quarter])
+    image = layers.Concatenate(name="join_quarter")([convolution(eighth, 2 * n, 2, 2, up=True), quarter])
     image = convolution(convolution(image, 2 * n), 2 * n)
-    image = layers.Concatenate()([convolution(image, n, 2, 2, up=True), half])
+    image = layers.Concatenate(name="join_half")([convolution(image, n, 2, 2, up=True), half])
     image = convolution(image, n)
     image = layers.Conv2D(8, 3, padding="same", kernel_initializer="zeros", dtype="float32", name="correction")(image)
     return keras.Model(estimate, estimate[..., :2] + DepthToSpace(name="full_size")(image), name="residual_unet")
 
-# %% ../nbs/40_generators.ipynb #c68697c5
+# %% ../nbs/40_generators.ipynb #ab1687d0
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -165,7 +166,7 @@ def fastest_precision(
     seconds = {precision: training_seconds(precision) for precision in PRECISIONS}
     return "bfloat16" if seconds["bfloat16"] < seconds["float32"] / 1.2 else "float32"
 
-# %% ../nbs/40_generators.ipynb #b3527a24
+# %% ../nbs/40_generators.ipynb #f60efeb1
 @dataclass(frozen=True)
 class GeneratorSpec:
     "What the rest of the package needs to know of a generator."

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TARGETS', 'nearest_neighbours', 'group_indices', 'held_out_targets', 'PtychoDataContainer', 'group_data']
 
-# %% ../nbs/33_grouping.ipynb #084bdfb9
+# %% ../nbs/33_grouping.ipynb #3a58b98f
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from .rawdata import RawData
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# %% ../nbs/33_grouping.ipynb #8022bb02
+# %% ../nbs/33_grouping.ipynb #de1706bc
 def nearest_neighbours(
     positions_px: np.ndarray,  # float64 (M, 2), px
     neighbor_count: int,  # K, neighbours of each position
@@ -31,14 +31,15 @@ def nearest_neighbours(
     "The K nearest neighbours of every position; `InputError` if there are too few."
     n_points = len(positions_px)
     if n_points < neighbor_count + 1:
-        raise InputError("positions", f"{n_points} points", f"{neighbor_count + 1} for {neighbor_count} neighbours each",
+        needed = f"{neighbor_count + 1} for {neighbor_count} neighbours each"
+        raise InputError("positions", f"{n_points} points", needed,
                          "Give more patterns, or lower neighbor_count or gridsize.")
     found = cKDTree(positions_px).query(positions_px, k=np.arange(1, neighbor_count + 2))[1]
     itself = found == np.arange(n_points)[:, None]
     itself[~itself.any(axis=1), -1] = True  # crowded out by others at the very same position: drop the last instead
     return found[~itself].reshape(n_points, neighbor_count)
 
-# %% ../nbs/33_grouping.ipynb #52904f6b
+# %% ../nbs/33_grouping.ipynb #9369a030
 def group_indices(
     positions_px: np.ndarray,  # float64 (M, 2), px
     patterns_per_group: int,  # C
@@ -64,23 +65,24 @@ def group_indices(
     chosen[:n_points] = np.arange(others)  # the first round is every pattern's own nearest group
     return np.column_stack([seeds, np.take_along_axis(neighbours[seeds], chosen, axis=1)])
 
-# %% ../nbs/33_grouping.ipynb #bd47debd
+# %% ../nbs/33_grouping.ipynb #5c16f2fa
 def held_out_targets(
     positions_px: np.ndarray,  # float64 (M, 2), px
     inputs: np.ndarray,  # int64 (B, C): groups
 ) -> np.ndarray:  # int64 (B, T): T = C, or all the others there are
-    "The nearest neighbours of each seed pattern that are not among the inputs; `InputError` if there is none."
+    "The patterns nearest to the centre of each group that are not among its inputs; `InputError` if there is none."
     n_points, members = len(positions_px), inputs.shape[1]
     n_targets = min(members, n_points - members)
     if n_targets < 1:
         raise InputError("patterns for held-out targets", f"{n_points} points", f"at least {members + 1}",
                          "Give more patterns, or use targets='input'.")
-    near = nearest_neighbours(positions_px, members - 1 + n_targets)[inputs[:, 0]]
+    centre_px = positions_px[inputs].mean(axis=1)
+    near = cKDTree(positions_px).query(centre_px, k=np.arange(1, members + n_targets + 1))[1]
     is_input = (near[:, :, None] == inputs[:, None, :]).any(axis=2)
     first_free = np.argsort(is_input, axis=1, kind="stable")[:, :n_targets]
     return np.take_along_axis(near, first_free, axis=1)
 
-# %% ../nbs/33_grouping.ipynb #54e168ce
+# %% ../nbs/33_grouping.ipynb #dd3daf8d
 @dataclass(frozen=True, eq=False)
 class PtychoDataContainer:
     "The groups of a scan, as numbers of patterns; batches are made on demand."
@@ -123,6 +125,17 @@ class PtychoDataContainer:
         "int64 (B, 2): object pixel of element [0, 0] of each canvas."
         return self.anchor_px - self.canvas_px // 2
 
+    def with_groups(
+        self,
+        inputs: np.ndarray,  # int64 (B, C)
+        targets: np.ndarray,  # int64 (B, T)
+    ) -> "PtychoDataContainer":
+        "Other groups of the same scan, on the smallest canvas that holds them."
+        anchor_px = _nearest_pixel(self.positions_px[inputs].mean(axis=1))
+        whole_px = _nearest_pixel(self.positions_px[np.concatenate([inputs, targets], axis=1)])
+        canvas_px = canvas_size(whole_px - anchor_px[:, None], self.N)
+        return replace(self, inputs=inputs, targets=targets, anchor_px=anchor_px, canvas_px=canvas_px)
+
     def corners(
         self,
         patterns: np.ndarray,  # int (b, k): pattern numbers
@@ -148,7 +161,8 @@ class PtychoDataContainer:
         #   input_corners, target_corners (b, ·, 2) i4 and input_remainder, target_remainder (b, ·, 2) f4, px
         "Some groups as arrays."
         made = {}
-        for name, part, patterns in (("amplitude", "input", self.inputs[rows]), ("target", "target", self.targets[rows])):
+        parts = (("amplitude", "input", self.inputs[rows]), ("target", "target", self.targets[rows]))
+        for name, part, patterns in parts:
             measured = np.moveaxis(self.amplitude[patterns], 1, -1)
             made[name] = np.ascontiguousarray(measured) / np.float32(self.intensity_scale)
             made[f"{part}_corners"] = self.corners(patterns, rows)
@@ -162,7 +176,7 @@ class PtychoDataContainer:
         extra: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,  # more arrays for the groups of a batch
         drop_remainder: bool = False,  # leave out the last batch if it is not full
     ) -> "tf.data.Dataset":  # of dictionaries as `batch` returns them
-        "Stream all groups once, made while the previous ones are used. The same seed gives the same order in every pass."
+        "Stream all groups once, each batch made while others are used. A seed gives the same order in every pass."
         import tensorflow as tf
 
         order = np.arange(len(self))
@@ -177,7 +191,8 @@ class PtychoDataContainer:
             for first in range(0, last, batch_size):
                 yield make(order[first : min(first + batch_size, last)])
 
-        signature = {name: tf.TensorSpec((None, *array.shape[1:]), array.dtype) for name, array in make(order[:1]).items()}
+        example = make(order[:1])
+        signature = {name: tf.TensorSpec((None, *array.shape[1:]), array.dtype) for name, array in example.items()}
         dataset = tf.data.Dataset.from_generator(stream, output_signature=signature)
         return dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(last / batch_size))).prefetch(2)
 
@@ -186,7 +201,7 @@ def _nearest_pixel(positions_px: np.ndarray) -> np.ndarray:
     "Whole pixels as int64; halves go up, also below zero."
     return np.floor(positions_px + 0.5).astype(np.int64)
 
-# %% ../nbs/33_grouping.ipynb #13676aea
+# %% ../nbs/33_grouping.ipynb #57fe6500
 TARGETS = ("held_out", "input")
 
 
@@ -200,9 +215,8 @@ def group_data(
     n_groups: int | None = None,  # B; None: one for each pattern
     neighbor_count: int | None = None,  # K, see `group_indices`
     targets: Literal["held_out", "input"] | None = None,  # None: as in training, else "input"
-    canvas_px: int | None = None,  # side of the canvas of a trained model; None: the smallest that serves
 ) -> PtychoDataContainer:
-    "Group the patterns of a scan; `InputError` for another N, too few patterns, a dark scan or a canvas too small."
+    "Group the patterns of a scan; `InputError` for another N, too few patterns or a dark scan."
     if data.N != model.N:
         raise InputError("N", f"patterns of {data.N} px", f"the model's N = {model.N}", "Set N to that size.")
     if training is not None:
@@ -218,13 +232,9 @@ def group_data(
     photons = data.photons_per_pattern[used].mean()
     if not photons > 0:
         raise InputError(f"{data.source}, diffraction", "no photons in any pattern", "some", "Check the detector.")
-    anchor_px = _nearest_pixel(positions_px[groups].mean(axis=1))
-    members = np.concatenate([groups, compared], axis=1)
-    needed_px = canvas_size(_nearest_pixel(positions_px[members]) - anchor_px[:, None], data.N)
-    if canvas_px is not None and canvas_px < needed_px:
-        raise InputError("canvas_px", canvas_px, f"at least {needed_px}, for the farthest members of these groups",
-                         "Train a model on groups as wide as these, or lower neighbor_count.")
-    return PtychoDataContainer(
+    nothing = np.empty((0, 0), np.int64)
+    scan = PtychoDataContainer(
         amplitude=data.diff3d, positions_px=data.positions_px, probe=normalise_probe(data.probe)[0],
-        intensity_scale=closed_form_intensity_scale(photons, data.N), inputs=used[groups], targets=used[compared],
-        anchor_px=anchor_px, canvas_px=needed_px if canvas_px is None else canvas_px)
+        intensity_scale=closed_form_intensity_scale(photons, data.N), inputs=nothing, targets=nothing, anchor_px=nothing,
+        canvas_px=data.N)
+    return scan.with_groups(used[groups], used[compared])

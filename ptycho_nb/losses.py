@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['RATE_FLOOR', 'poisson_nll', 'amplitude_mae', 'amplitude_least_squares', 'realspace_mae', 'total_variation']
 
-# %% ../nbs/22_losses.ipynb #974fa108
+# %% ../nbs/22_losses.ipynb #4f1ee09c
 import keras
 import numpy as np
 from keras import ops
 
 from .optics import magnitude
 
-# %% ../nbs/22_losses.ipynb #a4db112f
-RATE_FLOOR = 1e-4  # share of the mean count that is added to every rate
+# %% ../nbs/22_losses.ipynb #6e0afa67
+RATE_FLOOR = 1e-4  # share of the mean count that is added to every rate, at most a tenth of a photon
 
 
 def poisson_nll(
@@ -22,7 +22,7 @@ def poisson_nll(
 ) -> keras.KerasTensor:  # float32 (): mean of I - n - n·log(I/n) per pixel, dimensionless
     "Poisson negative log-likelihood per pixel, less its smallest possible value; finite at zero counts and rates."
     counts = ops.convert_to_tensor(counts, "float32")
-    rate = rate + RATE_FLOOR * ops.mean(counts) + np.finfo(np.float32).tiny
+    rate = rate + ops.minimum(RATE_FLOOR * ops.mean(counts), 0.1) + np.finfo(np.float32).tiny
     counted = counts > 0
     scale = ops.where(counted, counts, 1.0)
     delta = (rate - scale) / scale
@@ -31,7 +31,7 @@ def poisson_nll(
     log_ratio = ops.where(near, ops.log1p(ops.where(near, delta, 0.0)), ops.log(ops.where(near, 1.0, rate / scale)))
     return ops.mean(ops.where(counted, scale * (delta - log_ratio), rate))
 
-# %% ../nbs/22_losses.ipynb #d1366ff7
+# %% ../nbs/22_losses.ipynb #85c4573a
 def amplitude_mae(
     predicted: keras.KerasTensor,  # float32 (…): predicted amplitude
     measured: keras.KerasTensor,  # float32 (…): measured amplitude, in the same units
@@ -47,7 +47,7 @@ def amplitude_least_squares(
     "Mean squared error of the diffraction amplitudes."
     return ops.mean(ops.square(predicted - measured))
 
-# %% ../nbs/22_losses.ipynb #7e5104ed
+# %% ../nbs/22_losses.ipynb #956cdbec
 def realspace_mae(
     predicted: keras.KerasTensor,  # complex64 or float32 (…, y, x)
     true: keras.KerasTensor,  # same type and shape

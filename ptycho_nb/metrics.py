@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ms_ssim', 'frc', 'frc50', 'image_metrics', 'compare', 'relative_phase', 'data_fit']
 
-# %% ../nbs/50_metrics.ipynb #ff762bff
+# %% ../nbs/50_metrics.ipynb #87e62c64
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from .photons import poisson_deviance
 from .rawdata import RawData
 from .reconstruction import Reconstruction, Region, aligned_pair, predict_amplitudes
 
-# %% ../nbs/50_metrics.ipynb #220a376d
+# %% ../nbs/50_metrics.ipynb #bc3f210e
 _MS_SSIM_WEIGHTS = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])  # Wang, Simoncelli and Bovik (2003), table 1
 _WINDOW_PX = 11
 
@@ -56,7 +56,7 @@ def ms_ssim(
         estimate, truth = (downscale_local_mean(image[even], 2) for image in (estimate, truth))
     return float(value), n_scales
 
-# %% ../nbs/50_metrics.ipynb #b6d389c1
+# %% ../nbs/50_metrics.ipynb #5d428c86
 def frc(
     estimate: np.ndarray,  # (h, w), real
     truth: np.ndarray,  # (h, w), real
@@ -65,8 +65,9 @@ def frc(
     side = min(truth.shape)
     top, left = ((length - side) // 2 for length in truth.shape)
     window = np.outer(np.hanning(side), np.hanning(side))
-    squares = [image[top : top + side, left : left + side] for image in (estimate, truth)]
-    first, second = (np.fft.fft2((square - square.mean(dtype=float)) * window) for square in squares)
+    squares = [image[top : top + side, left : left + side].astype(float) for image in (estimate, truth)]
+    squares = [square - square[0, 0] for square in squares]  # so that a constant image holds no rounding either
+    first, second = (np.fft.fft2((square - square.mean()) * window) for square in squares)
     ring = np.rint(np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side))) * side).astype(int).ravel()
 
     def ring_sums(values: np.ndarray) -> np.ndarray:
@@ -91,7 +92,7 @@ def frc50(
     around = [below[0], below[0] - 1]  # np.interp wants rising values
     return float(np.interp(0.5, correlation[around], frequency[around]) / 0.5)
 
-# %% ../nbs/50_metrics.ipynb #c694bd04
+# %% ../nbs/50_metrics.ipynb #6e566711
 _SMALLEST_RANGE = 1e-3  # below it an image counts as constant: rounding must not become structure
 
 
@@ -122,7 +123,7 @@ def image_metrics(
         "frc50_cycles_per_px": 0.5 * resolution,
     }
 
-# %% ../nbs/50_metrics.ipynb #ee5f026b
+# %% ../nbs/50_metrics.ipynb #59fa8bed
 def compare(
     reconstruction: Reconstruction,
     truth: np.ndarray,  # (H, W), complex: the whole true object; its element [0, 0] is the origin of the positions
@@ -145,7 +146,7 @@ def relative_phase(
     true_phase = np.angle(truth * np.exp(-1j * mean_phase))
     return true_phase, true_phase + np.angle(aligned * np.conj(truth))
 
-# %% ../nbs/50_metrics.ipynb #3061c067
+# %% ../nbs/50_metrics.ipynb #0f944bde
 def data_fit(
     reconstruction: Reconstruction,  # its probe scaled to photons
     data: RawData,  # the scan that it was made from

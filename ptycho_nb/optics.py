@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TINY', 'as_complex', 'magnitude', 'illuminate', 'diffract', 'diffraction_amplitude', 'shift_probe']
 
-# %% ../nbs/20_optics.ipynb #589a2da6
+# %% ../nbs/20_optics.ipynb #ffecb42e
 import keras
 import numpy as np
 from keras import ops
@@ -18,7 +18,7 @@ if keras.backend.backend() == "jax":
 else:
     from tensorflow import complex as _join_parts
 
-# %% ../nbs/20_optics.ipynb #6ce8102c
+# %% ../nbs/20_optics.ipynb #3ef26b05
 TINY = 1e-6  # far below any amplitude that counts: the mean pattern has a root mean square of 1/2
 
 
@@ -36,7 +36,7 @@ def magnitude(
     "|z| with a finite gradient everywhere; never below `TINY`."
     return ops.sqrt(ops.square(ops.real(field)) + ops.square(ops.imag(field)) + TINY**2)
 
-# %% ../nbs/20_optics.ipynb #df408ad3
+# %% ../nbs/20_optics.ipynb #6f64e3b0
 def illuminate(
     object_patches: keras.KerasTensor,  # complex64 (…, N, N): transmission under each probe
     probe: keras.KerasTensor,  # complex64 (N, N), or (…, N, N) where each pattern has its own
@@ -62,7 +62,7 @@ def diffraction_amplitude(
     "What a noiseless detector would record of these patches, in units of the normalised probe."
     return diffract(illuminate(object_patches, probe))
 
-# %% ../nbs/20_optics.ipynb #7e078be1
+# %% ../nbs/20_optics.ipynb #d9d55b8f
 def shift_probe(
     probe: keras.KerasTensor,  # complex64 (N, N)
     remainder_px: keras.KerasTensor,  # float32 (…, 2): shift (y, x) of each copy, px

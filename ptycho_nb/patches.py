@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['canvas_size', 'extract_patches', 'accumulate_patches', 'merge_patches', 'translate', 'stitch']
 
-# %% ../nbs/21_patches.ipynb #58b6c928
+# %% ../nbs/21_patches.ipynb #8b00294d
 from collections.abc import Iterable
 
 import keras
@@ -15,7 +15,7 @@ from keras import ops
 from .config import InputError
 from .optics import as_complex
 
-# %% ../nbs/21_patches.ipynb #f87e3223
+# %% ../nbs/21_patches.ipynb #e18cce9f
 def canvas_size(
     offsets_px: np.ndarray,  # float (…, 2): patch centres relative to the centre of their group, px
     N: int,  # side of a patch, px
@@ -28,7 +28,7 @@ def canvas_size(
     needed_px = N + 2 * int(np.ceil(farthest_px))
     return -(-needed_px // multiple) * multiple
 
-# %% ../nbs/21_patches.ipynb #83cdd6ca
+# %% ../nbs/21_patches.ipynb #a80e806a
 def _places(corners_px: keras.KerasTensor, side: int, canvas_px: int) -> keras.KerasTensor:
     "int32 (B, C, side, side): where each pixel of each window lies in B canvases laid out in a row; B·S² if nowhere."
     groups = ops.shape(corners_px)[0]
@@ -93,7 +93,7 @@ def accumulate_patches(
     total = ops.segment_sum(ops.reshape(patches, (-1,)), places, num_segments=size + 1)
     return ops.reshape(total[:-1], (-1, canvas_px, canvas_px))
 
-# %% ../nbs/21_patches.ipynb #5ae902a0
+# %% ../nbs/21_patches.ipynb #17ab012d
 def merge_patches(
     patches: keras.KerasTensor,  # complex64 or float32 (B, C, N, N)
     corners_px: keras.KerasTensor,  # (B, C, 2): as in `extract_patches`
@@ -109,7 +109,7 @@ def merge_patches(
     summed = accumulate_patches(_with_type_of(everywhere, patches) * patches, corners_px, canvas_px)
     return _with_type_of(share, patches) * summed
 
-# %% ../nbs/21_patches.ipynb #6f5a7560
+# %% ../nbs/21_patches.ipynb #bfa2dd5d
 def translate(
     images: keras.KerasTensor,  # complex64 or float32 (B, S, S)
     shifts_px: keras.KerasTensor,  # (B, 2): towards larger (y, x), px
@@ -118,7 +118,7 @@ def translate(
     corners_px = -ops.expand_dims(ops.convert_to_tensor(shifts_px), 1)
     return extract_patches(images, corners_px, images.shape[-1])[:, 0]
 
-# %% ../nbs/21_patches.ipynb #86fc39c8
+# %% ../nbs/21_patches.ipynb #1102cff9
 def stitch(
     regions: Iterable[np.ndarray],  # complex64 (S, S) each: an array (B, S, S), or a generator
     corners_px: np.ndarray,  # int (B, 2): first row and column of each region on the object, px
@@ -137,4 +137,5 @@ def stitch(
         window = np.s_[y : y + height, x : x + width]
         total[window] += weight * region
         coverage[window] += weight
+    coverage[coverage < 1e-6 * coverage.max()] = 0  # the far tail of a probe says nothing, and dividing by it overflows
     return np.divide(total, coverage, out=np.zeros_like(total), where=coverage > 0), coverage

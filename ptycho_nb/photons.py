@@ -6,13 +6,13 @@
 __all__ = ['split_positions', 'shift_probes', 'checkerboard', 'scan_amplitudes', 'intensity_scale', 'closed_form_intensity_scale',
            'observe_poisson', 'poisson_deviance']
 
-# %% ../nbs/13_photons.ipynb #31a93b63
+# %% ../nbs/13_photons.ipynb #576e5ff2
 import numpy as np
 from scipy import fft
 
 from .config import InputError
 
-# %% ../nbs/13_photons.ipynb #4654e588
+# %% ../nbs/13_photons.ipynb #ca0f3482
 def split_positions(
     positions_px: np.ndarray,  # float64 (M, 2): patch centres (y, x), px
     N: int,  # side of a patch, px
@@ -41,7 +41,7 @@ def shift_probes(
     ramps = (ramp_y[:, :, None] * ramp_x[:, None, :]).astype(probe.dtype)
     return fft.ifft2(fft.fft2(probe) * ramps, overwrite_x=True)
 
-# %% ../nbs/13_photons.ipynb #a90e4a1f
+# %% ../nbs/13_photons.ipynb #c9ed9566
 def checkerboard(
     N: int,  # side, px
 ) -> np.ndarray:  # float32 (N, N) of +1 and -1
@@ -75,7 +75,7 @@ def scan_amplitudes(
         np.abs(fft.fft2(patches * lit, overwrite_x=True), out=amplitude[part])
     return amplitude
 
-# %% ../nbs/13_photons.ipynb #c75a2565
+# %% ../nbs/13_photons.ipynb #42c4f1fe
 def intensity_scale(
     amplitude: np.ndarray,  # float32 (M, N, N): measured, square root of counts
 ) -> float:  # s, square root of photons
@@ -91,7 +91,7 @@ def closed_form_intensity_scale(
     "The intensity scale of a dose."
     return 2 * float(np.sqrt(nphotons)) / N
 
-# %% ../nbs/13_photons.ipynb #ef8f308f
+# %% ../nbs/13_photons.ipynb #a3f2601e
 def observe_poisson(
     rate: np.ndarray,  # float (…): expected photons per pixel
     seed: int | np.random.Generator,  # noise seed, or a generator that is already under way
@@ -105,13 +105,13 @@ def observe_poisson(
         counts[bright] = np.rint(mean + np.sqrt(mean) * rng.standard_normal(mean.shape))
     return np.sqrt(counts).astype(np.float32)
 
-# %% ../nbs/13_photons.ipynb #8e96365a
+# %% ../nbs/13_photons.ipynb #9b8bf668
 def poisson_deviance(
     predicted: np.ndarray,  # float32 (m, N, N): predicted amplitude, square root of photons
     measured: np.ndarray,  # float32 (m, N, N): measured amplitude
 ) -> float:  # mean of I - n - n·log(I/n) per pixel, dimensionless
     "Poisson negative log-likelihood per pixel, less its smallest possible value."
     counts = measured.astype(np.float64) ** 2
-    rate = predicted.astype(np.float64) ** 2 + 1e-4 * counts.mean()
+    rate = predicted.astype(np.float64) ** 2 + min(1e-4 * counts.mean(), 0.1)
     logarithm = np.log(np.divide(counts, rate, out=np.ones_like(rate), where=counts > 0))
     return float(np.mean(rate - counts + counts * logarithm))

@@ -64,9 +64,12 @@ def check_clean() -> list[str]:
 
 def readme_text() -> str:
     """nbs/index.ipynb as Markdown; links that leave nbs/ are put right for the folder above it."""
+    import nbformat
     from nbconvert import MarkdownExporter
 
-    body, resources = MarkdownExporter().from_filename(str(ROOT / "nbs" / "index.ipynb"))
+    notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+    notebook.metadata.language_info = {"name": "python"}  # the language of the fences; cleaning removes it
+    body, resources = MarkdownExporter().from_notebook_node(notebook)
     if resources["outputs"]:
         raise SystemExit("nbs/index.ipynb holds pictures in its outputs: link a file of docs/ instead")
     return body.replace("](../", "](").replace('src="../', 'src="').strip() + "\n"

@@ -33,6 +33,7 @@ def test_help_is_quick_and_names_every_command():
         (["simulate", "out", "-p", "probe_kind", "disc"], ["'disc'", "'disk'"]),
         (["train", "absent.npz", "out"], ["absent.npz"]),
         (["reconstruct", "absent", "absent.npz", "out.npz"], ["absent"]),
+        (["reconstruct", "absent", "absent.npz", "out.txt"], ["out.txt", "'.npz'"]),
         (["run-arm", "absent.ipynb", "out"], ["absent.ipynb"]),
     ],
 )
@@ -65,6 +66,7 @@ def test_simulate_train_reconstruct_info(tmp_path, monkeypatch, capsys):
         assert {"object", "coverage", "origin_px", "positions_px", "probe"} <= set(arrays)
         assert np.isfinite(arrays["object"]).all() and arrays["coverage"].max() > 0
     assert "object.npz" in capsys.readouterr().out
+    assert {path.name for path in Path("network").iterdir()} >= {"wts.h5.zip", "history.json"}
 
 
 def test_a_failing_study_is_exit_code_one(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,8 @@ import pytest
 
 HEAVY = {"tensorflow", "keras", "jax", "torch", "matplotlib", "papermill"}
 LIGHT_ROOMS = (
-    "config", "objects", "probes", "scans", "rawdata", "formats", "simulate", "reconstruction", "arms", "cli",
+    "config", "files", "objects", "probes", "scans", "photons", "reconstruction", "rawdata", "formats", "simulate",
+    "estimate", "metrics", "arms", "cli",
 )
 
 

@@ -1,0 +1,265 @@
+"""Training, bundles and inference: killed and resumed, poisoned, side by side, in other processes and backends."""
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ptycho_nb.bundle import load_bundle, save_bundle
+from ptycho_nb.config import InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig, derive_seeds
+from ptycho_nb.grouping import PtychoDataContainer
+from ptycho_nb.inference import reconstruct
+from ptycho_nb.rawdata import RawData
+from ptycho_nb.scans import validation_indices
+from ptycho_nb.simulate import simulate_halves
+from ptycho_nb.training import train_cdi_model
+
+SIMULATION = SimulationConfig(nphotons=1e4, object_size_px=256, n_train=120, n_test=40, seed=3)
+MODEL = ModelConfig(gridsize=1, n_filters=8)
+TRAINING = TrainingConfig(nepochs=3, batch_size=8, precision="float32", patience=9)
+
+
+@pytest.fixture(scope="module")
+def scans() -> tuple[RawData, RawData]:
+    """A scan to train on and one to test on."""
+    return simulate_halves(SIMULATION)
+
+
+@pytest.fixture(scope="module")
+def trained(scans):
+    """A model and its history."""
+    return train_cdi_model(scans[0], None, MODEL, TRAINING)
+
+
+def losses(history: dict) -> list[tuple]:
+    """What two trainings must have in common: everything but the seconds."""
+    return [tuple(value for key, value in row.items() if key != "seconds") for row in history["epochs"]]
+
+
+def in_a_process(code: str, *arguments: object, backend: str = "tensorflow") -> subprocess.CompletedProcess:
+    """Run Python code in a process of its own."""
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True,
+                          text=True, timeout=300)
+
+
+def same_weights(first, second) -> bool:
+    """Whether two models hold exactly the same numbers."""
+    return all(np.array_equal(a, b) for a, b in zip(first.get_weights(), second.get_weights(), strict=True))
+
+
+def test_same_seed_same_numbers(scans, trained):
+    again = train_cdi_model(scans[0], None, MODEL, TRAINING)
+    assert losses(again.history) == losses(trained.history) and same_weights(again.model, trained.model)
+    other = train_cdi_model(scans[0], None, MODEL, replace(TRAINING, nepochs=1, train_seed=5))
+    assert losses(other.history)[1] != losses(trained.history)[1]
+
+
+KILLED = """
+import os, signal, sys
+from ptycho_nb.config import ModelConfig, TrainingConfig
+from ptycho_nb.rawdata import RawData
+from ptycho_nb.training import train_cdi_model
+
+def kill(row):
+    if row["epoch"] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+path, folder, model, training = sys.argv[1:]
+train_cdi_model(RawData.load(path), None, ModelConfig.from_json(model), TrainingConfig.from_json(training),
+                output_dir=folder, callback=kill)
+"""
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(scans, trained, tmp_path):
+    scans[0].save(tmp_path / "scan.npz")
+    folder = tmp_path / "arm"
+    run = in_a_process(KILLED, tmp_path / "scan.npz", folder, MODEL.to_json(), TRAINING.to_json())
+    assert run.returncode == -signal.SIGKILL, run.stderr[-3000:]
+    assert len(json.loads((folder / "history.json").read_text())["epochs"]) == 3
+    scan = RawData.load(tmp_path / "scan.npz")
+    with pytest.raises(InputError, match="another training"):
+        train_cdi_model(scan, None, MODEL, replace(TRAINING, nepochs=4), output_dir=folder)
+    trained_here = []
+    result = train_cdi_model(scan, None, MODEL, TRAINING, output_dir=folder,
+                             callback=lambda row: trained_here.append(row["epoch"]))
+    assert trained_here == [3]
+    assert losses(result.history) == losses(trained.history) and same_weights(result.model, trained.model)
+    assert [path.name for path in folder.iterdir()] == ["history.json"]
+
+
+def test_training_lowers_the_loss_at_1e4_photons(trained):
+    first, *rest = (row["val_loss"] for row in trained.history["epochs"])
+    assert min(rest) < first
+    assert trained.history["header"]["kept_epoch"] == 1 + int(np.argmin(rest))
+
+
+def test_a_nan_ends_the_training_with_the_best_weights(scans, trained, monkeypatch):
+    plain, made = PtychoDataContainer.batch, []
+    seed = derive_seeds(TRAINING.seed)["validation_seed"]
+    validation = validation_indices(scans[0].n_patterns, TRAINING.validation_fraction, seed)
+
+    def poisoned(container, rows):
+        arrays = plain(container, rows)
+        made.append(not np.array_equal(container.targets[:, 0], validation))
+        if sum(made) == 20:  # in the second epoch: 108 groups are fourteen training batches
+            arrays["target"][0, 0, 0, 0] = np.nan
+        return arrays
+
+    monkeypatch.setattr(PtychoDataContainer, "batch", poisoned)
+    result = train_cdi_model(scans[0], None, MODEL, TRAINING)
+    rows = result.history["epochs"]
+    assert [row["nan_count"] > 0 for row in rows] == [False, False, True]
+    assert "not a number" in result.history["header"]["ended"] and result.history["header"]["kept_epoch"] == 1
+    assert losses(result.history)[:2] == losses(trained.history)[:2]
+    assert all(np.all(np.isfinite(weight)) for weight in result.model.get_weights())
+
+
+def test_no_epoch_better_than_the_untrained_model(scans):
+    wild = replace(TRAINING, learning_rate=3.0, patience=2)
+    result = train_cdi_model(scans[0], None, MODEL, wild)
+    assert result.history["header"]["kept_epoch"] == 0 and "untrained" in result.history["header"]["ended"]
+    assert same_weights(result.model, result.model.untrained())
+
+
+def test_another_scan_is_only_watched(scans, trained):
+    watched = train_cdi_model(scans[0], scans[0], MODEL, replace(TRAINING, nepochs=1))
+    rows = watched.history["epochs"]
+    assert all(row.pop("test_loss") == row["val_loss"] for row in rows), "here it is the same scan"
+    assert losses(watched.history)[0] == losses(trained.history)[0]
+
+
+def test_excluded_patterns_have_no_influence(scans):
+    histories, one_epoch = [], replace(TRAINING, nepochs=1)
+    for factor in (0, 9):
+        last = factor * scans[0].diff3d[-1:]
+        changed = replace(scans[0], diff3d=np.concatenate([scans[0].diff3d[:-1], last]))
+        last_index = np.array([changed.n_patterns - 1])
+        histories.append(train_cdi_model(changed, None, MODEL, one_epoch, exclude=last_index).history)
+    assert losses(histories[0]) == losses(histories[1])
+
+
+def test_models_of_every_size_side_by_side():
+    results = {}
+    for N in (64, 128):
+        simulation = replace(SIMULATION, N=N, object_size_px=4 * N, n_train=24, n_test=12, nphotons=1e5)
+        train, test = simulate_halves(simulation)
+        for gridsize in (1, 2):
+            for generator in ("residual_unet", "cnn"):
+                model = ModelConfig(N=N, gridsize=gridsize, generator=generator, n_filters=4)
+                trained = train_cdi_model(train, None, model, replace(TRAINING, nepochs=1)).model
+                results[N, gridsize, generator] = trained, test
+    for (N, _, generator), (trained, test) in results.items():
+        reconstruction = reconstruct(trained, test, InferenceConfig(batch_size=5))
+        assert reconstruction.probe.shape == (N, N) and np.all(np.isfinite(reconstruction.object)), generator
+        inside = np.round(test.positions_px).astype(int) - reconstruction.origin_px
+        assert np.all(reconstruction.coverage[tuple(inside.T)] > 0)
+
+
+@pytest.mark.parametrize("scope", ["group", "scan"])
+def test_an_untrained_residual_unet_returns_the_estimate(scans, scope):
+    config = replace(MODEL, estimate_scope=scope)
+    model = train_cdi_model(scans[0], None, config, replace(TRAINING, nepochs=1)).model
+    untrained = reconstruct(model.untrained(), scans[1])
+    changed = reconstruct(model, scans[1])
+    assert not np.array_equal(untrained.object, changed.object)
+    model.object_network.get_layer("correction").set_weights([np.zeros((3, 3, 8, 8)), np.zeros(8)])
+    assert np.array_equal(reconstruct(model, scans[1]).object, untrained.object)
+    assert np.isclose(np.average(np.abs(untrained.object), weights=untrained.coverage), 1, atol=0.1)
+
+
+FRESH = """
+import sys
+import numpy as np
+from ptycho_nb.bundle import load_bundle
+from ptycho_nb.inference import reconstruct
+from ptycho_nb.rawdata import RawData
+
+bundle, scan, result = sys.argv[1:]
+made = reconstruct(load_bundle(bundle), RawData.load(scan))
+np.savez(result, object=made.object, probe=made.probe, coverage=made.coverage)
+"""
+
+
+@pytest.mark.parametrize("generator", ["residual_unet", "cnn"])
+def test_a_bundle_predicts_the_same_in_a_fresh_process(scans, trained, tmp_path, generator):
+    model = trained.model
+    if generator == "cnn":
+        model = train_cdi_model(scans[0], None, replace(MODEL, generator="cnn", n_filters=4), TRAINING).model
+    save_bundle(tmp_path / "wts.h5.zip", model)
+    scans[1].save(tmp_path / "scan.npz")
+    run = in_a_process(FRESH, tmp_path / "wts.h5.zip", tmp_path / "scan.npz", tmp_path / "result.npz")
+    assert run.returncode == 0, run.stderr[-3000:]
+    here = reconstruct(model, scans[1])
+    with np.load(tmp_path / "result.npz") as there:
+        assert all(np.array_equal(there[name], getattr(here, name)) for name in ("object", "probe", "coverage"))
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "missing member", "not a zip", "other weights", "missing file"])
+def test_a_damaged_bundle_is_refused(trained, tmp_path, damage):
+    path = tmp_path / "wts.h5.zip"
+    save_bundle(path, trained.model)
+    content = bytearray(path.read_bytes())
+    if damage == "flipped byte":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "not a zip":
+        path.write_bytes(b"nothing of the kind")
+    elif damage == "missing file":
+        path.unlink()
+    else:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, member in members.items():
+                if damage == "missing member" and name == "weights.h5":
+                    continue
+                archive.writestr(name, member + b"!" if damage == "other weights" and name == "weights.h5" else member)
+    for stated in (True, False):  # with and without the checksum of the whole file beside it
+        if not stated:
+            (tmp_path / "wts.h5.zip.sha256").unlink()
+        with pytest.raises(InputError) as refused:
+            load_bundle(path)
+        assert "wts.h5.zip" in str(refused.value)
+
+
+JAX = """
+import sys
+import keras
+import numpy as np
+from ptycho_nb.bundle import load_bundle, save_bundle
+from ptycho_nb.config import ModelConfig, TrainingConfig
+from ptycho_nb.inference import reconstruct
+from ptycho_nb.rawdata import RawData
+from ptycho_nb.training import train_cdi_model
+
+train, test, bundle = sys.argv[1:]
+assert keras.backend.backend() == "jax"
+for generator in ("cnn", "residual_unet"):
+    # Twelve divides the groups of both kinds: one shape, one compilation.
+    training = TrainingConfig(nepochs=2, batch_size=12, precision="float32", tv_weight=1e-3, realspace_mae_weight=1e-3)
+    config = ModelConfig(gridsize=1, generator=generator, n_filters=4)
+    model, history = train_cdi_model(RawData.load(train), None, config, training)
+    assert history["epochs"][-1]["val_loss"] < history["epochs"][0]["val_loss"], history
+result = reconstruct(model, RawData.load(test))
+assert np.all(np.isfinite(result.object))
+there = reconstruct(load_bundle(bundle), RawData.load(test))
+np.save(bundle + ".npy", there.object)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed (extra 'jax')")
+def test_jax_trains_and_reads_the_bundles_of_tensorflow(scans, trained, tmp_path):
+    scans[0].save(tmp_path / "train.npz")
+    scans[1].save(tmp_path / "test.npz")
+    save_bundle(tmp_path / "wts.h5.zip", trained.model)
+    run = in_a_process(JAX, tmp_path / "train.npz", tmp_path / "test.npz", tmp_path / "wts.h5.zip", backend="jax")
+    assert run.returncode == 0, run.stderr[-3000:]
+    here = reconstruct(trained.model, scans[1]).object
+    assert np.allclose(np.load(tmp_path / "wts.h5.zip.npy"), here, atol=1e-4)
