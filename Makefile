@@ -6,7 +6,7 @@ READY  := $(VENV)/.installed
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dose dose-full star test export readme clean
+.PHONY: help venv dose dose-full star test bench export readme clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +24,10 @@ $(READY): settings.ini setup.py
 dose: $(READY)  ## one arm from simulation to metrics, quick profile (some minutes)
 	@$(BIN)/ptycho-nb run-arm studies_nbs/dose.ipynb runs/dose --again -p profile quick
 
-dose-full: $(READY)  ## the same arm in full, with the plain cnn beside it
-	@$(BIN)/ptycho-nb run-arm studies_nbs/dose.ipynb runs/dose-full --again -p profile full
+dose-full: $(READY)  ## two arms in full: 1e9 photons with the plain cnn beside it, and 1e4 with a defocused probe
+	@$(BIN)/ptycho-nb run-arm studies_nbs/dose.ipynb runs/dose-full-1e9 --again -p profile full
+	@$(BIN)/ptycho-nb run-arm studies_nbs/dose.ipynb runs/dose-full-1e4 --again -p profile full \
+	    -p nphotons 1e4 -p probe defocused -p estimate_scope scan
 
 star: $(READY)  ## reconstruct a measured scan: make star DATA=path/to/scan.npz
 	@test -n "$(DATA)" || { echo "make star needs a file: make star DATA=path/to/scan.npz"; exit 2; }
@@ -33,6 +35,9 @@ star: $(READY)  ## reconstruct a measured scan: make star DATA=path/to/scan.npz
 
 test: $(READY)  ## every check and every test (under 15 minutes on 2 cores)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh
+
+bench: $(READY)  ## how fast each part is on this machine (some minutes; let nothing else run)
+	@$(BIN)/python benchmarks/speed.py --out runs/benchmarks
 
 export: $(READY)  ## notebooks to modules: run it after editing a notebook
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
