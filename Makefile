@@ -36,8 +36,9 @@ star: $(READY)  ## reconstruct a measured scan: make star DATA=path/to/scan.npz
 test: $(READY)  ## every check and every test (under 15 minutes on 2 cores)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh
 
-bench: $(READY)  ## how fast each part is on this machine (some minutes; let nothing else run)
-	@$(BIN)/python benchmarks/speed.py --out runs/benchmarks
+bench: $(READY)  ## how good the estimates and how fast the parts are (some minutes, nothing beside it)
+	@$(BIN)/python benchmarks/estimates.py
+	@$(BIN)/python benchmarks/speed.py
 
 export: $(READY)  ## notebooks to modules: run it after editing a notebook
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export

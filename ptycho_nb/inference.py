@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['covering_groups', 'reconstruct']
 
-# %% ../nbs/44_inference.ipynb #8d4e7bc7
+# %% ../nbs/44_inference.ipynb #c4e3e95d
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +23,7 @@ from .patches import stitch
 from .rawdata import RawData
 from .reconstruction import Reconstruction
 
-# %% ../nbs/44_inference.ipynb #52f5d15e
+# %% ../nbs/44_inference.ipynb #800abbf9
 def _in_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     "Rows of each batch, and how many of them are new."
     for first in range(0, count, batch_size):
@@ -65,7 +65,7 @@ def _by_groups(model: PtychoModel, container: PtychoDataContainer, batch_size: i
     object[coverage == 0] = 1  # vacuum where nobody looked
     return object, coverage, origin
 
-# %% ../nbs/44_inference.ipynb #da8de1f4
+# %% ../nbs/44_inference.ipynb #fed4b9d8
 def covering_groups(
     inputs: np.ndarray,  # int (B, C): groups
     times: int,  # how often each pattern is to be seen
@@ -79,7 +79,7 @@ def covering_groups(
                 seen[inputs[row]] += 1
     return np.flatnonzero(chosen)
 
-# %% ../nbs/44_inference.ipynb #4f5a05a3
+# %% ../nbs/44_inference.ipynb #a82bda1d
 _TILE_PX, _HALO_PX = 512, 64
 
 
@@ -108,7 +108,7 @@ def _by_scan(model: PtychoModel, container: PtychoDataContainer) -> tuple[np.nda
     coverage = illumination(container.probe, layout.shape, layout.canvas, layout.corners)[0]
     return _apply_in_tiles(model.object_network, features), coverage, origin
 
-# %% ../nbs/44_inference.ipynb #39436bb8
+# %% ../nbs/44_inference.ipynb #3765591e
 def reconstruct(
     model: PtychoModel | str | Path,  # trained, or the path of its bundle
     data: RawData,  # a scan with patterns of the model's N

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MergedPatches', 'central_weights', 'PtychoModel']
 
-# %% ../nbs/41_model.ipynb #3bebdaea
+# %% ../nbs/41_model.ipynb #02ee35a6
 import math
 
 import keras
@@ -19,7 +19,7 @@ from .losses import amplitude_mae, poisson_nll, realspace_mae, total_variation
 from .optics import as_complex, diffraction_amplitude, shift_probe
 from .patches import extract_patches, merge_patches
 
-# %% ../nbs/41_model.ipynb #09f61355
+# %% ../nbs/41_model.ipynb #67ad179a
 class MergedPatches(keras.Model):
     "A generator of patches, followed by their overlap-normalised merging on the canvas of the group."
 
@@ -55,7 +55,7 @@ def central_weights(
     inside = np.pad(np.ones((2 * quarter, 2 * quarter), np.float32), quarter)
     return (inside * (power + 0.01 * power.max())).astype(np.float32)
 
-# %% ../nbs/41_model.ipynb #2d9eacdc
+# %% ../nbs/41_model.ipynb #6e09b6ba
 class PtychoModel(keras.Model):
     """Generator, merging, forward model and intensity scale in one Keras model.
 
@@ -156,10 +156,3 @@ class PtychoModel(keras.Model):
         "The objects of some groups."
         parts = self.object_network.predict_on_batch(self._network_inputs(batch))
         return (parts[..., 0] + 1j * parts[..., 1]).astype(np.complex64)
-
-    def detector_probe(
-        self,
-        intensity_scale: float,  # s of the data that was reconstructed
-    ) -> np.ndarray:  # complex64 (N, N): |FFT2(P·O)|/N is an amplitude as measured
-        "The probe in units of these data; what the model has learned about the scale is in it."
-        return (self.probe * (intensity_scale * self.intensity_scale / self.data_scale)).astype(np.complex64)

@@ -6,7 +6,7 @@
 __all__ = ['Picture', 'save_figure', 'plot_object', 'plot_diffraction', 'plot_scan', 'plot_comparison', 'plot_frc',
            'plot_training']
 
-# %% ../nbs/51_plots.ipynb #e55ce43c
+# %% ../nbs/51_plots.ipynb #fef9cb8e
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -29,7 +29,7 @@ from .probes import probe_diameter_px
 from .rawdata import RawData
 from .reconstruction import Reconstruction, Region, align, aligned_pair, covered_region, crop
 
-# %% ../nbs/51_plots.ipynb #0973d08e
+# %% ../nbs/51_plots.ipynb #dc32dfd1
 class Picture(Figure):
     "A Matplotlib figure that a notebook shows when it is the value of a cell."
 
@@ -51,7 +51,7 @@ def save_figure(
         figure.savefig(temporary, dpi=dpi)
     return path
 
-# %% ../nbs/51_plots.ipynb #a16fb4ee
+# %% ../nbs/51_plots.ipynb #5b6e3cc6
 def _round_length(longest: float) -> float:
     "The largest of 1, 2, 5, 10, 20 … that is not above `longest`."
     power = 10 ** np.floor(np.log10(longest))
@@ -94,7 +94,7 @@ def _panel_size(shape: tuple[int, int], area: float = 6.0) -> tuple[float, float
     wide = float(np.clip(np.sqrt(area * width / height), 1.8, 3.2))
     return wide, wide * height / width
 
-# %% ../nbs/51_plots.ipynb #09ed8d59
+# %% ../nbs/51_plots.ipynb #8be41c49
 def plot_object(
     image: np.ndarray | Reconstruction,  # (h, w), complex; of a reconstruction the covered region is shown
     title: str = "",
@@ -116,7 +116,7 @@ def plot_object(
     left.set_title(title, loc="left")
     return figure
 
-# %% ../nbs/51_plots.ipynb #c2d16f3d
+# %% ../nbs/51_plots.ipynb #905bd9ba
 def plot_diffraction(
     amplitude: np.ndarray,  # (N, N) or (m, N, N): diffraction amplitude, square root of photons
     titles: Sequence[str] | None = None,  # one for each pattern
@@ -134,7 +134,7 @@ def plot_diffraction(
     figure.colorbar(drawn, ax=list(panels), label="photons per pixel")
     return figure
 
-# %% ../nbs/51_plots.ipynb #676355b8
+# %% ../nbs/51_plots.ipynb #73fcb4fe
 def plot_scan(
     data: RawData,
     validation: np.ndarray | None = None,  # int (v,): patterns that are kept out of every fit
@@ -167,7 +167,7 @@ def plot_scan(
         axes.set(xlabel="x / px", ylabel="y / px", xlim=extent[:2], ylim=extent[2:], aspect="equal")
     return figure
 
-# %% ../nbs/51_plots.ipynb #8c297ee4
+# %% ../nbs/51_plots.ipynb #d3ed0b5c
 _SHOWN = {"ssim": "SSIM {:.3f}", "psnr": "PSNR {:.1f} dB", "frc50": "FRC50 {:.2f}", "mae": "MAE {:.3f}"}
 _SHOWN_FIT = {"r_factor": "R {:.3f}", "nll_per_pixel": "NLL {:.3f}"}
 
@@ -216,18 +216,22 @@ def plot_comparison(
     if truth is not None and np.ptp(images["phase"][0]) < 1e-3:
         del images["phase"]
     width, height = _panel_size(reference.shape)
-    figure = Picture(figsize=(width * len(columns) + 1.1, (height + 0.6) * len(images)), layout="compressed")
-    grid = figure.subplots(len(images), len(columns), squeeze=False)
-    for row, (part, fields) in zip(grid, images.items(), strict=True):
-        for axes, field, name in zip(row, fields, columns, strict=True):
+    per_line = len(columns) if len(columns) <= 4 else 3  # more would be too small to see on a screen
+    lines = -(-len(columns) // per_line)
+    size = (width * per_line + 1.1, (height + 0.7) * len(images) * lines)
+    figure = Picture(figsize=size, layout="compressed")
+    grid = figure.subplots(len(images) * lines, per_line, squeeze=False).reshape(len(images), -1)
+    for panels, (part, fields) in zip(grid, images.items(), strict=True):
+        for axes, field, name in zip(panels, fields, columns, strict=False):
             drawn = _draw(axes, field, pixel_size_m, **styles[part])
+            axes.set(title=name.replace("_", " "))
             axes.set_xlabel(_metrics_text(metrics or {}, name, part), fontsize="small")
-        figure.colorbar(drawn, ax=list(row), label=part + (" / rad" if part == "phase" else ""))
-    for axes, name in zip(grid[0], columns, strict=True):
-        axes.set_title(name.replace("_", " "))
+        for axes in panels[len(columns) :]:
+            axes.set_axis_off()
+        figure.colorbar(drawn, ax=list(panels), label=part + (" / rad" if part == "phase" else ""))
     return figure
 
-# %% ../nbs/51_plots.ipynb #eaea8e91
+# %% ../nbs/51_plots.ipynb #37697b0a
 def plot_frc(
     reconstructions: Mapping[str, Reconstruction],  # by method
     truth: np.ndarray,  # (H, W), complex, in the frame of the positions
@@ -254,7 +258,7 @@ def plot_frc(
         axes.legend(title="FRC50", fontsize="small")
     return figure
 
-# %% ../nbs/51_plots.ipynb #adff52c1
+# %% ../nbs/51_plots.ipynb #48752a3f
 def plot_training(
     history: Sequence[Mapping[str, float]],  # one entry for each epoch: train_loss, val_loss, intensity_scale
 ) -> Figure:
