@@ -6,7 +6,7 @@
 __all__ = ['LIKELIHOODS', 'SMOOTHING_PX', 'likelihood_residual', 'scan_gradient', 'illumination', 'cores', 'solve',
            'solve_jointly', 'smooth_correction', 'estimate', 'probe_moved']
 
-# %% ../nbs/34_estimate.ipynb #5e874363
+# %% ../nbs/34_estimate.ipynb #0c3e2730
 import os
 import time
 from collections.abc import Callable
@@ -17,8 +17,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 from .config import InputError, check_choice
-from .photons import checkerboard, intensity_scale, poisson_deviance
-from .photons import scan_amplitudes, shift_probes, split_positions
+from .photons import checkerboard, intensity_scale, poisson_deviance, scan_amplitudes, shift_probes, split_positions
 from .probes import normalise_probe
 from .rawdata import RawData
 from .reconstruction import Reconstruction
@@ -27,7 +26,7 @@ from .scans import validation_indices
 LIKELIHOODS = ("poisson", "amplitude")
 SMOOTHING_PX = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
-# %% ../nbs/34_estimate.ipynb #17096fa3
+# %% ../nbs/34_estimate.ipynb #a5eb389e
 def likelihood_residual(
     wave: np.ndarray,  # complex64 (m, N, N): FFT2(P·O), zero frequency in the centre; overwritten by the residual
     amplitude: np.ndarray,  # float32 (m, N, N): measured, square root of counts
@@ -45,7 +44,7 @@ def likelihood_residual(
     wave *= factor
     return squared_error
 
-# %% ../nbs/34_estimate.ipynb #06b4049f
+# %% ../nbs/34_estimate.ipynb #2a5dbf69
 def scan_gradient(
     objects: np.ndarray,  # complex64 (G, H, W): canvases
     probe: np.ndarray,  # complex64 (N, N): scaled to photons
@@ -92,7 +91,7 @@ def illumination(
         weight[g, y : y + N, x : x + N] += power
     return weight
 
-# %% ../nbs/34_estimate.ipynb #c606cd74
+# %% ../nbs/34_estimate.ipynb #f76abb6b
 def cores() -> int:
     "Number of threads the solver uses: the processor's share of this process, or `OMP_NUM_THREADS` where it is set."
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
@@ -132,7 +131,7 @@ def solve(
                 break
     return previous
 
-# %% ../nbs/34_estimate.ipynb #e3f681df
+# %% ../nbs/34_estimate.ipynb #90474154
 def solve_jointly(
     start: np.ndarray,  # complex64 (1, H, W): first guess of the object
     probe: np.ndarray,  # complex64 (N, N): first guess, scaled to photons
@@ -182,7 +181,7 @@ def _object_power(objects: np.ndarray, corners: np.ndarray, N: int) -> np.ndarra
     power = np.abs(objects[0]) ** 2
     return sum(power[y : y + N, x : x + N] for y, x in corners)
 
-# %% ../nbs/34_estimate.ipynb #7ef78f93
+# %% ../nbs/34_estimate.ipynb #5f13544b
 def smooth_correction(
     objects: np.ndarray,  # complex64 (…, H, W)
     start: np.ndarray,  # complex64 (…, H, W): what the solver started from
@@ -250,7 +249,7 @@ class _Validation:
         self.history.append(row | {"seconds": time.perf_counter() - self.began})
         return iteration - self.best["iteration"] >= self.patience
 
-# %% ../nbs/34_estimate.ipynb #90d7b46c
+# %% ../nbs/34_estimate.ipynb #a1cd7522
 def estimate(
     data: RawData,  # the scan
     *,

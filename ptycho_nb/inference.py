@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['covering_groups', 'reconstruct']
 
-# %% ../nbs/44_inference.ipynb #c4e3e95d
+# %% ../nbs/44_inference.ipynb #e120a607
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +23,7 @@ from .patches import stitch
 from .rawdata import RawData
 from .reconstruction import Reconstruction
 
-# %% ../nbs/44_inference.ipynb #800abbf9
+# %% ../nbs/44_inference.ipynb #141cc490
 def _in_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     "Rows of each batch, and how many of them are new."
     for first in range(0, count, batch_size):
@@ -65,7 +65,7 @@ def _by_groups(model: PtychoModel, container: PtychoDataContainer, batch_size: i
     object[coverage == 0] = 1  # vacuum where nobody looked
     return object, coverage, origin
 
-# %% ../nbs/44_inference.ipynb #fed4b9d8
+# %% ../nbs/44_inference.ipynb #a896c5f3
 def covering_groups(
     inputs: np.ndarray,  # int (B, C): groups
     times: int,  # how often each pattern is to be seen
@@ -79,7 +79,7 @@ def covering_groups(
                 seen[inputs[row]] += 1
     return np.flatnonzero(chosen)
 
-# %% ../nbs/44_inference.ipynb #a82bda1d
+# %% ../nbs/44_inference.ipynb #f35379f9
 _TILE_PX, _HALO_PX = 512, 64
 
 
@@ -108,13 +108,12 @@ def _by_scan(model: PtychoModel, container: PtychoDataContainer) -> tuple[np.nda
     coverage = illumination(container.probe, layout.shape, layout.canvas, layout.corners)[0]
     return _apply_in_tiles(model.object_network, features), coverage, origin
 
-# %% ../nbs/44_inference.ipynb #3765591e
+# %% ../nbs/44_inference.ipynb #245340df
 def reconstruct(
     model: PtychoModel | str | Path,  # trained, or the path of its bundle
     data: RawData,  # a scan with patterns of the model's N
     config: InferenceConfig | None = None,  # None: the defaults
     exclude: np.ndarray | None = None,  # int (v,): patterns that are not used, for instance the validation patterns
-    times_seen: int | None = 1,  # without n_groups: use only groups enough to see each pattern this often; None: all
 ) -> Reconstruction:  # method "network"
     """Reconstruct a scan with a trained model; a bundle's path is loaded first, which does not count in the seconds.
 
@@ -134,8 +133,8 @@ def reconstruct(
     if by_scan:
         object, coverage, origin = _by_scan(model, container)
     else:
-        if times_seen is not None and config.n_groups is None:
-            rows = covering_groups(container.inputs, times_seen)
+        if config.times_seen is not None and config.n_groups is None:
+            rows = covering_groups(container.inputs, config.times_seen)
             container = replace(container, inputs=container.inputs[rows], targets=container.targets[rows],
                                 anchor_px=container.anchor_px[rows])
         object, coverage, origin = _by_groups(model, container, config.batch_size)

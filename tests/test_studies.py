@@ -23,7 +23,7 @@ def without_timings(value):
 
 
 def test_an_unknown_parameter_is_refused_with_the_nearest_known_one(tmp_path):
-    with pytest.raises(InputError, match="nphotonz.*Did you mean 'nphotons'"):
+    with pytest.raises(InputError, match=r"nphotonz.*Did you mean 'nphotons'"):
         run_arm(DOSE, tmp_path / "arm", {"nphotonz": 1e4})
     assert not (tmp_path / "arm").exists()
 
@@ -70,6 +70,6 @@ def test_the_same_seed_gives_the_same_metrics_and_weights(by_papermill, tmp_path
 
 
 def test_a_wrong_value_names_the_parameter_and_leaves_no_done_json(tmp_path):
-    with pytest.raises(ArmError, match="nphotons.*-1"):
+    with pytest.raises(ArmError, match=r"nphotons.*-1"):
         run_arm(DOSE, tmp_path / "arm", {"nphotons": -1.0, **SMALL})
     assert not (tmp_path / "arm" / "done.json").exists()
