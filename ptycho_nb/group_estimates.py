@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'Layout', 'group_layout', 'scan_layout', 'EstimateSettings', 'choose_settings', 'choose_group_settings',
-           'estimate_features', 'GroupEstimates', 'across_folds', 'ScanEstimates']
+           'estimate_features', 'GroupEstimates', 'across_halves', 'ScanEstimates']
 
-# %% ../nbs/35_group_estimates.ipynb #59d53302
+# %% ../nbs/35_group_estimates.ipynb #07e869f8
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .photons import poisson_deviance, scan_amplitudes, split_positions
 
 CHANNELS = 7  # see `_features`
 
-# %% ../nbs/35_group_estimates.ipynb #5d509a7d
+# %% ../nbs/35_group_estimates.ipynb #30b92a70
 @dataclass(frozen=True)
 class Layout:
     "Which patterns lie where, on which canvas."
@@ -48,12 +48,14 @@ def group_layout(
 def scan_layout(
     container: PtychoDataContainer,
     patterns: np.ndarray,  # int (m,): patterns of the scan
+    among: np.ndarray | None = None,  # int: patterns that the canvas has to hold; None: the same
 ) -> tuple[Layout, np.ndarray]:  # a single canvas, and its origin (2,) in the frame of the positions, px
     "Patterns of a scan on a canvas that holds them and every canvas of the groups."
     corner = container.canvas_corner_px
-    first, corners, remainder, extent = split_positions(container.positions_px[patterns], container.N)
+    first, _, _, extent = split_positions(container.positions_px[patterns if among is None else among], container.N)
     low = np.minimum(corner.min(axis=0), first)
     high = np.maximum(corner.max(axis=0) + container.canvas_px, first + extent)
+    first, corners, remainder, _ = split_positions(container.positions_px[patterns], container.N)
     shape = (1, *(int(side) for side in high - low))
     return Layout(patterns, np.zeros(len(patterns), int), corners + first - low, remainder, shape), low
 
@@ -74,7 +76,7 @@ def _solve(
     solve(np.ones(layout.shape, np.complex64), probe, measured, np.arange(len(measured)), layout.canvas, layout.corners,
           layout.remainder, iterations=iterations, watch=see, threads=threads)
 
-# %% ../nbs/35_group_estimates.ipynb #0e184b2e
+# %% ../nbs/35_group_estimates.ipynb #6c5d9e7c
 @dataclass(frozen=True)
 class EstimateSettings(Config):
     "How the estimates are made; part of a trained model."
@@ -136,7 +138,7 @@ def choose_group_settings(
 
     return choose_settings(container, fitted, judged, stitched)
 
-# %% ../nbs/35_group_estimates.ipynb #929bccf9
+# %% ../nbs/35_group_estimates.ipynb #a863e043
 def _features(first: np.ndarray, last: np.ndarray, weight: np.ndarray, smoothing_px: float) -> np.ndarray:
     base = smooth_correction(last, np.ones_like(last), smoothing_px)
     parts = [part for objects in (last - 1, first - 1) for part in (objects.real, objects.imag)]
@@ -161,7 +163,7 @@ def estimate_features(
     weight = illumination(container.probe, layout.shape, layout.canvas, layout.corners)
     return _features(steps[1], steps[settings.iterations], weight, settings.smoothing_px)
 
-# %% ../nbs/35_group_estimates.ipynb #2a407dc1
+# %% ../nbs/35_group_estimates.ipynb #4b117f7f
 class GroupEstimates:
     "The channels of each group's own estimate; called with rows of the container."
 
@@ -198,44 +200,44 @@ class GroupEstimates:
                     progress(done)
         return made
 
-# %% ../nbs/35_group_estimates.ipynb #d3c7d182
-def across_folds(
+# %% ../nbs/35_group_estimates.ipynb #a514136c
+def across_halves(
     container: PtychoDataContainer,
-    seed: int = 0,  # deals the patterns out
-) -> tuple[PtychoDataContainer, np.ndarray, np.ndarray]:
+    deals: int = 4,  # how often the patterns are dealt out
+    seed: int = 0,  # deals them
+) -> tuple[PtychoDataContainer, list[np.ndarray], np.ndarray]:
     """Feed each group from one half of the patterns and judge it by the other half.
 
-    Returns the container with its targets changed, the fold of each pattern (M,), -1 where unused, and the fold that
-    feeds each group (B,).
+    Returns the container with its targets changed, the patterns of each half (two for each deal), and the half that feeds
+    each group (B,).
     """
     used = np.unique(np.concatenate([container.inputs.ravel(), container.targets.ravel()]))
-    fold = np.full(len(container.amplitude), -1)
-    fold[np.random.default_rng(seed).permutation(used)] = np.arange(len(used)) % 2
-    feeding = np.arange(len(container)) % 2
+    rng = np.random.default_rng(seed)
+    halves = [np.sort(half) for _ in range(deals) for half in np.array_split(rng.permutation(used), 2)]
+    feeding = np.arange(len(container)) % len(halves)
     targets = np.empty_like(container.targets)
-    for side in (0, 1):
-        rows = np.flatnonzero(feeding == side)
-        other = np.flatnonzero(fold == 1 - side)
-        nearest = np.arange(1, targets.shape[1] + 1)
+    nearest = np.arange(1, targets.shape[1] + 1)
+    for half in range(len(halves)):
+        rows, other = np.flatnonzero(feeding == half), halves[half ^ 1]
         targets[rows] = other[cKDTree(container.positions_px[other]).query(container.centre_px[rows], nearest)[1]]
-    return container.with_groups(container.inputs, targets), fold, feeding
+    return container.with_groups(container.inputs, targets), halves, feeding
 
 
 class ScanEstimates:
-    "The channels of the estimates of the two folds of a scan, cut to the canvas of each group."
+    "The channels of estimates from halves of a scan, cut to the canvas of each group."
 
     def __init__(
         self,
-        container: PtychoDataContainer,  # the groups; `self.container` has its targets changed by `across_folds`
-        settings: EstimateSettings | None = None,  # None: chosen by the patterns of the other fold
-        seed: int = 0,  # deals the patterns out to the folds
+        container: PtychoDataContainer,  # the groups; `self.container` has its targets changed by `across_halves`
+        settings: EstimateSettings | None = None,  # None: chosen by the patterns of the other half
+        seed: int = 0,  # deals the patterns out
     ):
-        self.container, fold, self._feeding = across_folds(container, seed)
-        layouts = [scan_layout(self.container, np.flatnonzero(fold == side)) for side in (0, 1)]
-        self._origin = layouts[0][1]
-        (first, _), (second, _) = layouts
-        self.settings = choose_settings(self.container, first, second) if settings is None else settings
-        self._features = [estimate_features(self.container, layout, self.settings, cores())[0] for layout, _ in layouts]
+        self.container, halves, self._feeding = across_halves(container, seed=seed)
+        used = np.concatenate(halves[:2])
+        layouts, origins = zip(*(scan_layout(self.container, half, used) for half in halves), strict=True)
+        self._origin = origins[0]
+        self.settings = choose_settings(self.container, *layouts[:2]) if settings is None else settings
+        self._features = [estimate_features(self.container, layout, self.settings, cores())[0] for layout in layouts]
 
     def __call__(
         self,

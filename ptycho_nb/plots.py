@@ -6,7 +6,7 @@
 __all__ = ['Picture', 'save_figure', 'plot_object', 'plot_diffraction', 'plot_scan', 'plot_comparison', 'plot_frc',
            'plot_training']
 
-# %% ../nbs/51_plots.ipynb #fef9cb8e
+# %% ../nbs/51_plots.ipynb #f3ac4e2d
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -29,7 +29,7 @@ from .probes import probe_diameter_px
 from .rawdata import RawData
 from .reconstruction import Reconstruction, Region, align, aligned_pair, covered_region, crop
 
-# %% ../nbs/51_plots.ipynb #dc32dfd1
+# %% ../nbs/51_plots.ipynb #a8a94fc5
 class Picture(Figure):
     "A Matplotlib figure that a notebook shows when it is the value of a cell."
 
@@ -51,7 +51,7 @@ def save_figure(
         figure.savefig(temporary, dpi=dpi)
     return path
 
-# %% ../nbs/51_plots.ipynb #5b6e3cc6
+# %% ../nbs/51_plots.ipynb #433b5f79
 def _round_length(longest: float) -> float:
     "The largest of 1, 2, 5, 10, 20 … that is not above `longest`."
     power = 10 ** np.floor(np.log10(longest))
@@ -94,7 +94,7 @@ def _panel_size(shape: tuple[int, int], area: float = 6.0) -> tuple[float, float
     wide = float(np.clip(np.sqrt(area * width / height), 1.8, 3.2))
     return wide, wide * height / width
 
-# %% ../nbs/51_plots.ipynb #8be41c49
+# %% ../nbs/51_plots.ipynb #219466d3
 def plot_object(
     image: np.ndarray | Reconstruction,  # (h, w), complex; of a reconstruction the covered region is shown
     title: str = "",
@@ -116,7 +116,7 @@ def plot_object(
     left.set_title(title, loc="left")
     return figure
 
-# %% ../nbs/51_plots.ipynb #905bd9ba
+# %% ../nbs/51_plots.ipynb #ebae957a
 def plot_diffraction(
     amplitude: np.ndarray,  # (N, N) or (m, N, N): diffraction amplitude, square root of photons
     titles: Sequence[str] | None = None,  # one for each pattern
@@ -134,7 +134,7 @@ def plot_diffraction(
     figure.colorbar(drawn, ax=list(panels), label="photons per pixel")
     return figure
 
-# %% ../nbs/51_plots.ipynb #73fcb4fe
+# %% ../nbs/51_plots.ipynb #98e1b5c2
 def plot_scan(
     data: RawData,
     validation: np.ndarray | None = None,  # int (v,): patterns that are kept out of every fit
@@ -167,7 +167,7 @@ def plot_scan(
         axes.set(xlabel="x / px", ylabel="y / px", xlim=extent[:2], ylim=extent[2:], aspect="equal")
     return figure
 
-# %% ../nbs/51_plots.ipynb #d3ed0b5c
+# %% ../nbs/51_plots.ipynb #826e9b83
 _SHOWN = {"ssim": "SSIM {:.3f}", "psnr": "PSNR {:.1f} dB", "frc50": "FRC50 {:.2f}", "mae": "MAE {:.3f}"}
 _SHOWN_FIT = {"r_factor": "R {:.3f}", "nll_per_pixel": "NLL {:.3f}"}
 
@@ -231,7 +231,7 @@ def plot_comparison(
         figure.colorbar(drawn, ax=list(panels), label=part + (" / rad" if part == "phase" else ""))
     return figure
 
-# %% ../nbs/51_plots.ipynb #37697b0a
+# %% ../nbs/51_plots.ipynb #aa2c4c73
 def plot_frc(
     reconstructions: Mapping[str, Reconstruction],  # by method
     truth: np.ndarray,  # (H, W), complex, in the frame of the positions
@@ -258,16 +258,16 @@ def plot_frc(
         axes.legend(title="FRC50", fontsize="small")
     return figure
 
-# %% ../nbs/51_plots.ipynb #48752a3f
+# %% ../nbs/51_plots.ipynb #e57fe4f4
 def plot_training(
-    history: Sequence[Mapping[str, float]],  # one entry for each epoch: train_loss, val_loss, intensity_scale
+    history: Sequence[Mapping[str, float]],  # one entry for each: epoch, train_loss, val_loss, intensity_scale
 ) -> Figure:
     """Training and validation loss and the intensity scale over the epochs; `InputError` for an empty history."""
     if not history:
         raise InputError("history", "no epochs", "at least one", "Train the model first.")
     figure = Picture(figsize=(7.6, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
-    epochs = np.arange(1, len(history) + 1)
+    epochs = [row["epoch"] for row in history]
 
     def values(key: str) -> np.ndarray:
         return np.array([np.nan if row.get(key) is None else row[key] for row in history], float)

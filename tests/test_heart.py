@@ -240,7 +240,8 @@ def test_stitching_keeps_one_region_in_memory():
     lit = coverage > 1e-6
     np.testing.assert_allclose(found[lit], whole[lit], atol=1e-4)
     one_by_one = stitch(whole[None, :N, :N], np.array([[7, 9]]), weights[None], whole.shape)[1]
-    np.testing.assert_array_equal(one_by_one[7 : 7 + N, 9 : 9 + N], weights)
+    counted = np.where(weights < 1e-6 * weights.max(), 0, weights)  # the far tail of a probe counts as dark
+    np.testing.assert_array_equal(one_by_one[7 : 7 + N, 9 : 9 + N], counted)
     with pytest.raises(InputError, match="columns 400 to 528"):
         stitch(whole[None, :N, :N], np.array([[0, 400]]), weights, whole.shape)
 
