@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['save_bundle', 'load_bundle']
 
-# %% ../nbs/43_bundle.ipynb #059abc41
+# %% ../nbs/43_bundle.ipynb #24e7d920
 import hashlib
 import io
 import json
@@ -23,8 +23,9 @@ from .group_estimates import EstimateSettings
 from .model import PtychoModel
 
 _MANIFEST, _WEIGHTS, _PROBE = "manifest.json", "weights.h5", "probe.npy"
+_KEYS = {"model", "training", "estimate", "data_scale", "canvas_px", "subpixel", "precision", "seed", "sha256"}
 
-# %% ../nbs/43_bundle.ipynb #ed19040a
+# %% ../nbs/43_bundle.ipynb #3a8676bb
 def save_bundle(
     path: str | Path,  # the file to write, usually `wts.h5.zip`
     model: PtychoModel,  # trained
@@ -34,7 +35,7 @@ def save_bundle(
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.weights.h5"
         model.save_weights(weights)
-        members = {_WEIGHTS: weights.read_bytes(), _PROBE: _array_bytes(model.probe)}
+        members = {_WEIGHTS: weights.read_bytes(), _PROBE: _array_bytes(model.initial_probe)}
     manifest = {
         "model": model.config, "training": model.training_config, "estimate": model.settings,
         "data_scale": model.data_scale, "intensity_scale": model.intensity_scale, "canvas_px": model.canvas_px,
@@ -44,6 +45,7 @@ def save_bundle(
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in members.items()},
     }
     members = {_MANIFEST: json.dumps(plain_json(manifest), indent=1).encode(), **members}
+    _checksum_path(path).unlink(missing_ok=True)  # a kill between the two files must not leave them at odds
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             # A fixed date: the same model gives the same bytes.
@@ -63,7 +65,7 @@ def _array_bytes(array: np.ndarray) -> bytes:
     np.save(content, array, allow_pickle=False)
     return content.getvalue()
 
-# %% ../nbs/43_bundle.ipynb #55192d19
+# %% ../nbs/43_bundle.ipynb #e8229982
 def _read_members(path: Path) -> tuple[dict, dict[str, bytes]]:
     "Manifest and checked members of a bundle."
     remedy = "Copy the bundle again from where it was made, or train again."
@@ -78,6 +80,9 @@ def _read_members(path: Path) -> tuple[dict, dict[str, bytes]]:
         manifest = json.loads(members.pop(_MANIFEST))
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
         raise InputError(str(path), error, f"a zip file with {_MANIFEST}, {_WEIGHTS} and {_PROBE}", remedy) from error
+    missing = _KEYS - set(manifest if isinstance(manifest, dict) else ())
+    if missing:
+        raise InputError(f"{path}, {_MANIFEST}", f"no {', '.join(sorted(missing))}", "a manifest of this library", remedy)
     for name, content in members.items():
         if hashlib.sha256(content).hexdigest() != manifest["sha256"].get(name):
             raise InputError(f"{path}, {name}", "a checksum that differs", "the one in the manifest", remedy)

@@ -6,7 +6,7 @@
 __all__ = ['LIKELIHOODS', 'SMOOTHING_PX', 'likelihood_residual', 'scan_gradient', 'illumination', 'cores', 'solve',
            'solve_jointly', 'smooth_correction', 'estimate', 'probe_moved']
 
-# %% ../nbs/34_estimate.ipynb #0c3e2730
+# %% ../nbs/34_estimate.ipynb #097b0445
 import os
 import time
 from collections.abc import Callable
@@ -24,9 +24,10 @@ from .reconstruction import Reconstruction
 from .scans import validation_indices
 
 LIKELIHOODS = ("poisson", "amplitude")
+_PARTS = 4  # partial sums over the patterns; a fixed number, so that the result does not depend on the processor
 SMOOTHING_PX = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
-# %% ../nbs/34_estimate.ipynb #a5eb389e
+# %% ../nbs/34_estimate.ipynb #b921cee5
 def likelihood_residual(
     wave: np.ndarray,  # complex64 (m, N, N): FFT2(P·O), zero frequency in the centre; overwritten by the residual
     amplitude: np.ndarray,  # float32 (m, N, N): measured, square root of counts
@@ -44,7 +45,7 @@ def likelihood_residual(
     wave *= factor
     return squared_error
 
-# %% ../nbs/34_estimate.ipynb #2a5dbf69
+# %% ../nbs/34_estimate.ipynb #0ead7e87
 def scan_gradient(
     objects: np.ndarray,  # complex64 (G, H, W): canvases
     probe: np.ndarray,  # complex64 (N, N): scaled to photons
@@ -91,10 +92,13 @@ def illumination(
         weight[g, y : y + N, x : x + N] += power
     return weight
 
-# %% ../nbs/34_estimate.ipynb #f76abb6b
+# %% ../nbs/34_estimate.ipynb #37fceb5b
 def cores() -> int:
-    "Number of threads the solver uses: the processor's share of this process, or `OMP_NUM_THREADS` where it is set."
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    "Number of threads the solver uses: `OMP_NUM_THREADS` where it is set, else the processor's share of this process."
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def solve(
@@ -109,15 +113,15 @@ def solve(
     iterations: int = 20,
     watch: Callable[[int, np.ndarray, float, np.ndarray], bool] | None = None,
     # ^ called with (iteration, objects, Σ(A-Â)² before the step, probe); True stops
-    threads: int | None = None,  # None: `cores()`
+    threads: int | None = None,  # None: all; 1 where the caller spreads its work over threads
 ) -> np.ndarray:  # complex64 (G, H, W)
     "Accelerated, illumination-preconditioned gradient steps on the likelihood; each canvas is a problem of its own."
     weight = illumination(probe, start.shape, canvas[patterns], corners[patterns])
     inverse = 1 / (weight + 0.02 * weight.max(axis=(1, 2), keepdims=True) + np.finfo(np.float32).tiny)
-    parts = np.array_split(patterns, threads or cores())
+    parts = np.array_split(patterns, _PARTS if threads is None else threads)
     previous = point = start
     momentum = 1.0
-    with ThreadPoolExecutor(len(parts)) as pool:
+    with ThreadPoolExecutor(threads or cores()) as pool:
         for iteration in range(1, iterations + 1):
             jobs = [pool.submit(scan_gradient, point, probe, amplitude, k, canvas, corners, remainder, likelihood)
                     for k in parts]
@@ -131,7 +135,7 @@ def solve(
                 break
     return previous
 
-# %% ../nbs/34_estimate.ipynb #90474154
+# %% ../nbs/34_estimate.ipynb #e0106a94
 def solve_jointly(
     start: np.ndarray,  # complex64 (1, H, W): first guess of the object
     probe: np.ndarray,  # complex64 (N, N): first guess, scaled to photons
@@ -157,7 +161,7 @@ def solve_jointly(
             for first in range(0, len(order), batch_size):
                 batch = order[first : first + batch_size]
                 jobs = [pool.submit(scan_gradient, current, probe, amplitude, k, canvas, corners, remainder,
-                                    likelihood, True) for k in np.array_split(batch, cores())]
+                                    likelihood, True) for k in np.array_split(batch, _PARTS)]
                 results = [job.result() for job in jobs]
                 squared_error += sum(result[1] for result in results)
                 weight = illumination(probe, current.shape, canvas[batch], corners[batch])
@@ -181,7 +185,7 @@ def _object_power(objects: np.ndarray, corners: np.ndarray, N: int) -> np.ndarra
     power = np.abs(objects[0]) ** 2
     return sum(power[y : y + N, x : x + N] for y, x in corners)
 
-# %% ../nbs/34_estimate.ipynb #5f13544b
+# %% ../nbs/34_estimate.ipynb #210e052b
 def smooth_correction(
     objects: np.ndarray,  # complex64 (…, H, W)
     start: np.ndarray,  # complex64 (…, H, W): what the solver started from
@@ -249,7 +253,7 @@ class _Validation:
         self.history.append(row | {"seconds": time.perf_counter() - self.began})
         return iteration - self.best["iteration"] >= self.patience
 
-# %% ../nbs/34_estimate.ipynb #a1cd7522
+# %% ../nbs/34_estimate.ipynb #0fa89b03
 def estimate(
     data: RawData,  # the scan
     *,
@@ -278,12 +282,15 @@ def estimate(
                          "give a scan of more patterns or fewer validation patterns")
     origin, corners, remainder, shape = split_positions(data.positions_px, data.N)
     normalised, _ = normalise_probe(data.probe)
-    probe = (normalised * intensity_scale(data.diff3d[fitted])).astype(np.complex64)
-    first = _place_start(start, origin, shape)
+    scale = intensity_scale(data.diff3d, fitted)
+    if not scale > 0:
+        raise InputError(f"{data.source}, diffraction", "no photons in any pattern", "some", "Check the detector.")
+    measured_power = len(fitted) * (scale * data.N / 2) ** 2
+    probe = (normalised * scale).astype(np.complex64)
+    first = _place_start(start, origin, shape, scale)
     keep = _Validation(
         first, probe, data.diff3d[validation], corners[validation],
-        None if remainder is None else remainder[validation], smoothing_px, patience,
-        sum(float(np.vdot(a, a)) for a in data.diff3d[fitted]))
+        None if remainder is None else remainder[validation], smoothing_px, patience, measured_power)
 
     def watch(iteration: int, objects: np.ndarray, squared_error: float, probe: np.ndarray) -> bool:
         stop = keep(iteration, objects, squared_error, probe)
@@ -297,7 +304,7 @@ def estimate(
     else:
         solve(first, probe, data.diff3d, fitted, np.zeros(len(corners), int), corners, remainder, likelihood,
               iterations, watch)
-    coverage = illumination(normalised, (1, *shape), np.zeros(len(corners), int)[fitted], corners[fitted])[0]
+    coverage = illumination(keep.probe / scale, (1, *shape), np.zeros(len(corners), int)[fitted], corners[fitted])[0]
     return Reconstruction(
         object=keep.objects[0], coverage=coverage, origin_px=origin, positions_px=data.positions_px,
         probe=keep.probe, method="no_network" if start is None else "refined",
@@ -306,9 +313,11 @@ def estimate(
               "probe_refined": refine_probe, "probe_moved": probe_moved(probe, keep.probe), "history": keep.history})
 
 
-def _place_start(start: Reconstruction | None, origin: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _place_start(start: Reconstruction | None, origin: np.ndarray, shape: tuple[int, int], scale: float) -> np.ndarray:
     first = np.ones((1, *shape), np.complex64)
     if start is not None:
+        # What the start has put into its probe beyond the photons belongs to its object here.
+        brightness = np.linalg.norm(start.probe) / (start.N / 2) / scale
         # Pixels that no pattern lit are unknown to the start as well; they stay at one.
         offset = np.asarray(start.origin_px, int) - origin
         low = np.maximum(offset, 0)
@@ -320,7 +329,7 @@ def _place_start(start: Reconstruction | None, origin: np.ndarray, shape: tuple[
         inner = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))
         window = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         lit = start.coverage[inner] > 0
-        first[0][window][lit] = start.object[inner][lit]
+        first[0][window][lit] = start.object[inner][lit] * np.float32(brightness)
     return first
 
 

@@ -6,7 +6,7 @@
 __all__ = ['CHANNELS', 'Layout', 'group_layout', 'scan_layout', 'EstimateSettings', 'choose_settings', 'choose_group_settings',
            'estimate_features', 'GroupEstimates', 'across_halves', 'ScanEstimates']
 
-# %% ../nbs/35_group_estimates.ipynb #07e869f8
+# %% ../nbs/35_group_estimates.ipynb #c347ff21
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .photons import poisson_deviance, scan_amplitudes, split_positions
 
 CHANNELS = 7  # see `_features`
 
-# %% ../nbs/35_group_estimates.ipynb #30b92a70
+# %% ../nbs/35_group_estimates.ipynb #ae6c143a
 @dataclass(frozen=True)
 class Layout:
     "Which patterns lie where, on which canvas."
@@ -76,7 +76,7 @@ def _solve(
     solve(np.ones(layout.shape, np.complex64), probe, measured, np.arange(len(measured)), layout.canvas, layout.corners,
           layout.remainder, iterations=iterations, watch=see, threads=threads)
 
-# %% ../nbs/35_group_estimates.ipynb #6c5d9e7c
+# %% ../nbs/35_group_estimates.ipynb #644a87e8
 @dataclass(frozen=True)
 class EstimateSettings(Config):
     "How the estimates are made; part of a trained model."
@@ -138,7 +138,7 @@ def choose_group_settings(
 
     return choose_settings(container, fitted, judged, stitched)
 
-# %% ../nbs/35_group_estimates.ipynb #a863e043
+# %% ../nbs/35_group_estimates.ipynb #769ca009
 def _features(first: np.ndarray, last: np.ndarray, weight: np.ndarray, smoothing_px: float) -> np.ndarray:
     base = smooth_correction(last, np.ones_like(last), smoothing_px)
     parts = [part for objects in (last - 1, first - 1) for part in (objects.real, objects.imag)]
@@ -163,7 +163,7 @@ def estimate_features(
     weight = illumination(container.probe, layout.shape, layout.canvas, layout.corners)
     return _features(steps[1], steps[settings.iterations], weight, settings.smoothing_px)
 
-# %% ../nbs/35_group_estimates.ipynb #4b117f7f
+# %% ../nbs/35_group_estimates.ipynb #39eb0fd2
 class GroupEstimates:
     "The channels of each group's own estimate; called with rows of the container."
 
@@ -171,11 +171,12 @@ class GroupEstimates:
         self,
         container: PtychoDataContainer,  # the groups
         settings: EstimateSettings | None = None,  # None: `choose_group_settings`
+        seed: int = 0,  # draws the patterns that judge, where settings are chosen
         cache_bytes: int = 2**30,  # estimates are kept up to this size, else made again for every batch
         progress: Callable[[int], None] | None = None,  # called with the number of groups just done
     ):
         self.container = container
-        self.settings = choose_group_settings(container) if settings is None else settings
+        self.settings = choose_group_settings(container, seed=seed) if settings is None else settings
         size = len(container) * container.canvas_px**2 * CHANNELS * 4
         self._kept = self._compute(np.arange(len(container)), progress) if size <= cache_bytes else None
 
@@ -200,7 +201,7 @@ class GroupEstimates:
                     progress(done)
         return made
 
-# %% ../nbs/35_group_estimates.ipynb #a514136c
+# %% ../nbs/35_group_estimates.ipynb #359bc783
 def across_halves(
     container: PtychoDataContainer,
     deals: int = 4,  # how often the patterns are dealt out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['covering_groups', 'reconstruct']
 
-# %% ../nbs/44_inference.ipynb #e120a607
+# %% ../nbs/44_inference.ipynb #afd53ec5
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +23,7 @@ from .patches import stitch
 from .rawdata import RawData
 from .reconstruction import Reconstruction
 
-# %% ../nbs/44_inference.ipynb #141cc490
+# %% ../nbs/44_inference.ipynb #5fc758b9
 def _in_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     "Rows of each batch, and how many of them are new."
     for first in range(0, count, batch_size):
@@ -65,7 +65,7 @@ def _by_groups(model: PtychoModel, container: PtychoDataContainer, batch_size: i
     object[coverage == 0] = 1  # vacuum where nobody looked
     return object, coverage, origin
 
-# %% ../nbs/44_inference.ipynb #a896c5f3
+# %% ../nbs/44_inference.ipynb #4744d01f
 def covering_groups(
     inputs: np.ndarray,  # int (B, C): groups
     times: int,  # how often each pattern is to be seen
@@ -79,7 +79,7 @@ def covering_groups(
                 seen[inputs[row]] += 1
     return np.flatnonzero(chosen)
 
-# %% ../nbs/44_inference.ipynb #f35379f9
+# %% ../nbs/44_inference.ipynb #1aea50bb
 _TILE_PX, _HALO_PX = 512, 64
 
 
@@ -106,9 +106,10 @@ def _by_scan(model: PtychoModel, container: PtychoDataContainer) -> tuple[np.nda
     layout, origin = scan_layout(container, np.unique(container.inputs))
     features = estimate_features(container, layout, model.settings, cores())[0]
     coverage = illumination(container.probe, layout.shape, layout.canvas, layout.corners)[0]
-    return _apply_in_tiles(model.object_network, features), coverage, origin
+    object, lit = _apply_in_tiles(model.object_network, features), coverage >= 1e-6 * coverage.max()
+    return np.where(lit, object, 1), np.where(lit, coverage, 0), origin
 
-# %% ../nbs/44_inference.ipynb #245340df
+# %% ../nbs/44_inference.ipynb #0802bf59
 def reconstruct(
     model: PtychoModel | str | Path,  # trained, or the path of its bundle
     data: RawData,  # a scan with patterns of the model's N

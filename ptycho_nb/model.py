@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MergedPatches', 'central_weights', 'PtychoModel']
 
-# %% ../nbs/41_model.ipynb #02ee35a6
+# %% ../nbs/41_model.ipynb #46450ad4
 import math
 
 import keras
@@ -19,7 +19,7 @@ from .losses import amplitude_mae, poisson_nll, realspace_mae, total_variation
 from .optics import as_complex, diffraction_amplitude, shift_probe
 from .patches import extract_patches, merge_patches
 
-# %% ../nbs/41_model.ipynb #67ad179a
+# %% ../nbs/41_model.ipynb #367b98e9
 class MergedPatches(keras.Model):
     "A generator of patches, followed by their overlap-normalised merging on the canvas of the group."
 
@@ -55,7 +55,7 @@ def central_weights(
     inside = np.pad(np.ones((2 * quarter, 2 * quarter), np.float32), quarter)
     return (inside * (power + 0.01 * power.max())).astype(np.float32)
 
-# %% ../nbs/41_model.ipynb #6e09b6ba
+# %% ../nbs/41_model.ipynb #33967183
 class PtychoModel(keras.Model):
     """Generator, merging, forward model and intensity scale in one Keras model.
 
@@ -78,7 +78,7 @@ class PtychoModel(keras.Model):
     ) -> None:
         super().__init__(name="ptycho_model")
         self.config, self.training_config, self.settings = config, training or TrainingConfig(), settings
-        self.data_scale, self.canvas_px = float(intensity_scale), int(canvas_px)
+        self.data_scale, self.canvas_px, self.initial_probe = float(intensity_scale), int(canvas_px), probe
         self.subpixel, self.precision, self.seed = subpixel, precision, seed
         spec = get_generator(config.generator)
         self.input_kind = spec.input_kind
@@ -112,7 +112,7 @@ class PtychoModel(keras.Model):
 
     def untrained(self) -> "PtychoModel":
         "A model of the same make with the weights that training started from."
-        return PtychoModel(self.config, self.probe, self.data_scale, self.canvas_px, training=self.training_config,
+        return PtychoModel(self.config, self.initial_probe, self.data_scale, self.canvas_px, training=self.training_config,
                            settings=self.settings, subpixel=self.subpixel, precision=self.precision, seed=self.seed)
 
     def _network_inputs(self, batch: dict):

@@ -6,13 +6,13 @@
 __all__ = ['split_positions', 'shift_probes', 'checkerboard', 'scan_amplitudes', 'intensity_scale', 'closed_form_intensity_scale',
            'observe_poisson', 'poisson_deviance']
 
-# %% ../nbs/13_photons.ipynb #576e5ff2
+# %% ../nbs/13_photons.ipynb #4ac1371e
 import numpy as np
 from scipy import fft
 
 from .config import InputError
 
-# %% ../nbs/13_photons.ipynb #ca0f3482
+# %% ../nbs/13_photons.ipynb #c6c8c4e7
 def split_positions(
     positions_px: np.ndarray,  # float64 (M, 2): patch centres (y, x), px
     N: int,  # side of a patch, px
@@ -41,7 +41,7 @@ def shift_probes(
     ramps = (ramp_y[:, :, None] * ramp_x[:, None, :]).astype(probe.dtype)
     return fft.ifft2(fft.fft2(probe) * ramps, overwrite_x=True)
 
-# %% ../nbs/13_photons.ipynb #c9ed9566
+# %% ../nbs/13_photons.ipynb #feeb7cb8
 def checkerboard(
     N: int,  # side, px
 ) -> np.ndarray:  # float32 (N, N) of +1 and -1
@@ -75,13 +75,15 @@ def scan_amplitudes(
         np.abs(fft.fft2(patches * lit, overwrite_x=True), out=amplitude[part])
     return amplitude
 
-# %% ../nbs/13_photons.ipynb #42c4f1fe
+# %% ../nbs/13_photons.ipynb #33ac70c9
 def intensity_scale(
     amplitude: np.ndarray,  # float32 (M, N, N): measured, square root of counts
+    patterns: np.ndarray | None = None,  # int (m,): which of them; None: all
 ) -> float:  # s, square root of photons
     "The data's own intensity scale, sqrt(mean photons per pattern)/(N/2)."
-    total = sum(float(np.vdot(pattern, pattern)) for pattern in amplitude)
-    return float(np.sqrt(total / len(amplitude)) / (amplitude.shape[-1] / 2))
+    patterns = np.arange(len(amplitude)) if patterns is None else patterns
+    total = sum(float(np.vdot(amplitude[k], amplitude[k])) for k in patterns)  # without a copy of the scan
+    return float(np.sqrt(total / len(patterns)) / (amplitude.shape[-1] / 2))
 
 
 def closed_form_intensity_scale(
@@ -91,7 +93,7 @@ def closed_form_intensity_scale(
     "The intensity scale of a dose."
     return 2 * float(np.sqrt(nphotons)) / N
 
-# %% ../nbs/13_photons.ipynb #a3f2601e
+# %% ../nbs/13_photons.ipynb #42d268a8
 def observe_poisson(
     rate: np.ndarray,  # float (…): expected photons per pixel
     seed: int | np.random.Generator,  # noise seed, or a generator that is already under way
@@ -105,13 +107,17 @@ def observe_poisson(
         counts[bright] = np.rint(mean + np.sqrt(mean) * rng.standard_normal(mean.shape))
     return np.sqrt(counts).astype(np.float32)
 
-# %% ../nbs/13_photons.ipynb #9b8bf668
+# %% ../nbs/13_photons.ipynb #da6e0d0b
 def poisson_deviance(
     predicted: np.ndarray,  # float32 (m, N, N): predicted amplitude, square root of photons
     measured: np.ndarray,  # float32 (m, N, N): measured amplitude
 ) -> float:  # mean of I - n - n·log(I/n) per pixel, dimensionless
     "Poisson negative log-likelihood per pixel, less its smallest possible value."
-    counts = measured.astype(np.float64) ** 2
-    rate = predicted.astype(np.float64) ** 2 + min(1e-4 * counts.mean(), 0.1)
-    logarithm = np.log(np.divide(counts, rate, out=np.ones_like(rate), where=counts > 0))
-    return float(np.mean(rate - counts + counts * logarithm))
+    mean_counts = intensity_scale(measured) ** 2 / 4
+    total = 0.0
+    for first in range(0, len(measured), 64):
+        counts = measured[first : first + 64].astype(np.float64) ** 2
+        rate = predicted[first : first + 64].astype(np.float64) ** 2 + min(1e-4 * mean_counts, 0.1)
+        logarithm = np.log(np.divide(counts, rate, out=np.ones_like(rate), where=counts > 0))
+        total += float(np.sum(rate - counts + counts * logarithm))
+    return total / measured.size

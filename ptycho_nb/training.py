@@ -6,7 +6,7 @@
 __all__ = ['validation_groups', 'Course', 'training_course', 'judging_course', 'with_object', 'learning_rate_schedule',
            'training_fingerprint', 'is_watched', 'TrainingResult', 'train_cdi_model']
 
-# %% ../nbs/42_training.ipynb #cfab9103
+# %% ../nbs/42_training.ipynb #ee71de9c
 import hashlib
 import json
 import sys
@@ -32,7 +32,7 @@ from .photons import scan_amplitudes, split_positions
 from .rawdata import RawData
 from .scans import validation_indices
 
-# %% ../nbs/42_training.ipynb #2075f802
+# %% ../nbs/42_training.ipynb #b32c6503
 def validation_groups(
     container: PtychoDataContainer,  # the training groups
     fitted: np.ndarray,  # int (f,): patterns that may be inputs
@@ -43,7 +43,7 @@ def validation_groups(
     nearest = cKDTree(positions_px[fitted]).query(positions_px[validation], np.arange(1, members + 1))[1]
     return container.with_groups(fitted[nearest], validation[:, None])
 
-# %% ../nbs/42_training.ipynb #c990ab34
+# %% ../nbs/42_training.ipynb #904992e7
 @dataclass(frozen=True, eq=False)
 class Course:
     "Groups to train on or to be judged by, and the physics estimates that go with them."
@@ -68,10 +68,8 @@ def _scan_windows(container: PtychoDataContainer, features: np.ndarray, origin_p
 
 def training_course(
     train: PtychoDataContainer,  # groups to train on
-    judges: PtychoDataContainer | None,  # groups that judge
     config: ModelConfig,
-    training: TrainingConfig,
-    seed: int = 0,  # deals the patterns out to the halves
+    seed: int = 0,  # deals the patterns out to the halves, and draws those that judge the estimates
 ) -> tuple[Course, EstimateSettings | None]:
     "The training groups with what their generator wants to see, and how the estimates were made."
     if get_generator(config.generator).input_kind == "diffraction":
@@ -79,7 +77,7 @@ def training_course(
     if config.estimate_scope == "scan":
         made = ScanEstimates(train, seed=seed)
         return Course(made.container, made), made.settings
-    made = GroupEstimates(train)
+    made = GroupEstimates(train, seed=seed)
     return Course(train, made), made.settings
 
 
@@ -98,7 +96,7 @@ def judging_course(
     layout, origin_px = scan_layout(judges, fitted)
     return Course(judges, _scan_windows(judges, estimate_features(judges, layout, settings, cores())[0], origin_px))
 
-# %% ../nbs/42_training.ipynb #248d9f60
+# %% ../nbs/42_training.ipynb #b8d4f236
 def with_object(data: RawData, course: Course) -> Course:
     "The course with the known object on the canvases of its groups."
     container, extra = course.container, course.extra
@@ -121,7 +119,7 @@ def with_object(data: RawData, course: Course) -> Course:
 
     return Course(container, windows)
 
-# %% ../nbs/42_training.ipynb #f8d33b4e
+# %% ../nbs/42_training.ipynb #826fb421
 def learning_rate_schedule(
     peak: float,  # largest learning rate
     n_steps: int,  # of the whole training
@@ -131,17 +129,17 @@ def learning_rate_schedule(
     return keras.optimizers.schedules.CosineDecay(
         peak / n_warm, max(1, n_steps - n_warm), alpha=0.0, warmup_target=peak, warmup_steps=n_warm)
 
-# %% ../nbs/42_training.ipynb #cdda003d
+# %% ../nbs/42_training.ipynb #e0d97cca
 _CHECKPOINT = ".checkpoint.npz"
 
 
 def training_fingerprint(
     data: RawData,
-    exclude: np.ndarray,  # int: patterns that are not used
+    validation: np.ndarray,  # int: patterns that only judge
     *configurations: Config,
 ) -> str:  # 16 hexadecimal digits
     "Name a training by everything that decides its result."
-    content = [*(config.to_dict() for config in configurations), data.checksums(), np.sort(exclude).tolist(),
+    content = [*(config.to_dict() for config in configurations), data.checksums(), np.sort(validation).tolist(),
                keras.backend.backend()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -208,7 +206,7 @@ def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, np.ndarray] | No
                          "Choose another output_dir, or start anew with resume=False.")
     return stored
 
-# %% ../nbs/42_training.ipynb #ce2236fa
+# %% ../nbs/42_training.ipynb #f6d19edb
 def is_watched() -> bool:
     "Whether a person is likely to look: standard error is a terminal, or a front end with a keyboard runs this cell."
     if sys.stderr.isatty():
@@ -231,7 +229,7 @@ class _Watch(keras.callbacks.Callback):
             self.nan_count += 1
             self.model.stop_training = True
 
-# %% ../nbs/42_training.ipynb #1397926a
+# %% ../nbs/42_training.ipynb #dec90e8c
 class TrainingResult(NamedTuple):
     "A trained model and how it came about."
 
@@ -250,22 +248,22 @@ class _Plan:
     canvas_px: int
 
 
-def _plan(train: RawData, test: RawData | None, config: ModelConfig, training: TrainingConfig, exclude: np.ndarray,
+def _plan(train: RawData, test: RawData | None, config: ModelConfig, training: TrainingConfig, validation: np.ndarray,
           seeds: dict[str, int]) -> _Plan:
-    def groups_of(data: RawData, ignore: np.ndarray) -> tuple:
-        validation = validation_indices(data.n_patterns, training.validation_fraction, seeds["validation_seed"])
-        fitted = np.setdiff1d(np.arange(data.n_patterns), np.concatenate([validation, ignore]))
-        unused = np.setdiff1d(np.arange(data.n_patterns), fitted)
-        groups = group_data(data, config, training, exclude=unused, seed=seeds["train_seed"])
-        judging = np.setdiff1d(validation, ignore)
-        return groups, validation_groups(groups, fitted, judging) if len(judging) else None, fitted
+    def groups_of(data: RawData, validation: np.ndarray) -> tuple:
+        fitted = np.setdiff1d(np.arange(data.n_patterns), validation)
+        groups = group_data(data, config, training, exclude=validation, seed=seeds["train_seed"])
+        return groups, validation_groups(groups, fitted, validation) if len(validation) else None, fitted
 
-    sets = [groups_of(data, ignore) for data, ignore in ((train, exclude), (test, exclude[:0])) if data is not None]
+    sets = [groups_of(train, validation)]
+    if test is not None:
+        drawn = validation_indices(test.n_patterns, training.validation_fraction, seeds["validation_seed"])
+        sets.append(groups_of(test, drawn))
     # One canvas for all: one compiled graph, and to the cnn the canvas is a part of the model.
     canvas_px = max(part.canvas_px for groups, judges, _ in sets for part in (groups, judges) if part is not None)
     sets = [(replace(groups, canvas_px=canvas_px), judges and replace(judges, canvas_px=canvas_px), fitted)
             for groups, judges, fitted in sets]
-    course, settings = training_course(*sets[0][:2], config, training, seeds["train_seed"])
+    course, settings = training_course(sets[0][0], config, seeds["train_seed"])
     courses = [course, *(judges and judging_course(judges, groups, fitted, config, settings)
                          for groups, judges, fitted in sets)]
     if training.realspace_mae_weight:
@@ -289,7 +287,7 @@ def train_cdi_model(
     model_config: ModelConfig,
     training_config: TrainingConfig,
     *,
-    exclude: np.ndarray | None = None,  # int: patterns of `train` that are not used at all
+    validation: np.ndarray | None = None,  # int: patterns of `train` that only judge; None: drawn by the seed
     output_dir: str | Path | None = None,  # where history.json and, while it trains, the checkpoint go; None: nowhere
     resume: bool = True,  # go on from a checkpoint in `output_dir`, if there is one
     progress: bool = True,  # show a bar, if somebody is watching
@@ -302,14 +300,15 @@ def train_cdi_model(
     """
     began, cpu_began = time.perf_counter(), time.process_time()
     training_config.check_against(model_config)
-    exclude = np.array([], int) if exclude is None else np.asarray(exclude)
     folder = None if output_dir is None else Path(output_dir)
-    about = {"fingerprint": training_fingerprint(train, exclude, model_config, training_config)}
+    seeds = derive_seeds(training_config.seed, train_seed=training_config.train_seed)
+    if validation is None:
+        validation = validation_indices(train.n_patterns, training_config.validation_fraction, seeds["validation_seed"])
+    about = {"fingerprint": training_fingerprint(train, validation, model_config, training_config)}
     stored = _read_checkpoint(folder / _CHECKPOINT, about["fingerprint"]) if folder is not None and resume else None
     # On a busy machine a measurement might decide otherwise the second time: once begun, the precision stays.
     about["precision"] = _about(stored)["precision"] if stored else fastest_precision(training_config.precision)
-    seeds = derive_seeds(training_config.seed, train_seed=training_config.train_seed)
-    plan = _plan(train, test, model_config, training_config, exclude, seeds)
+    plan = _plan(train, test, model_config, training_config, validation, seeds)
     container, size, nepochs = plan.train.container, training_config.batch_size, training_config.nepochs
     model = PtychoModel(
         model_config, container.probe, container.intensity_scale, plan.canvas_px, training=training_config,

@@ -135,14 +135,25 @@ def test_another_scan_is_only_watched(scans, trained):
     assert losses(watched.history)[0] == losses(trained.history)[0]
 
 
-def test_excluded_patterns_have_no_influence(scans):
-    histories, one_epoch = [], replace(TRAINING, nepochs=1)
-    for factor in (0, 9):
-        last = factor * scans[0].diff3d[-1:]
-        changed = replace(scans[0], diff3d=np.concatenate([scans[0].diff3d[:-1], last]))
-        last_index = np.array([changed.n_patterns - 1])
-        histories.append(train_cdi_model(changed, None, MODEL, one_epoch, exclude=last_index).history)
-    assert losses(histories[0]) == losses(histories[1])
+def test_validation_patterns_have_no_influence_on_what_is_learned(scans):
+    learned, one_epoch = [], replace(TRAINING, nepochs=1)
+    for factor in (0.5, 2):
+        changed = replace(scans[0], diff3d=np.concatenate([scans[0].diff3d[:-1], factor * scans[0].diff3d[-1:]]))
+        last = np.array([changed.n_patterns - 1])
+        history = train_cdi_model(changed, None, MODEL, one_epoch, validation=last).history
+        learned.append(history["epochs"][1]["train_loss"])
+        assert history["header"]["n_validation_groups"] == 1
+    assert learned[0] == learned[1]
+
+
+def test_a_learned_probe_survives_the_bundle(scans, tmp_path):
+    model_config = replace(MODEL, probe_trainable=True)
+    model = train_cdi_model(scans[0], None, model_config, replace(TRAINING, nepochs=1)).model
+    model.probe_parts.assign(model.probe_parts * 1.1)
+    save_bundle(tmp_path / "wts.h5.zip", model)
+    again = load_bundle(tmp_path / "wts.h5.zip")
+    assert np.array_equal(again.probe, model.probe) and np.array_equal(again.patch_weights, model.patch_weights)
+    assert np.array_equal(model.untrained().probe, model.initial_probe)
 
 
 def test_models_of_every_size_side_by_side():
