@@ -24,7 +24,7 @@ $(READY): settings.ini setup.py
 dose: $(READY)  ## one arm from simulation to metrics, quick profile (some minutes)
 	@$(BIN)/ptycho-nb run-arm studies_nbs/dose.ipynb runs/dose --again -p profile quick
 
-dose-full: $(READY)  ## two arms in full: 1e9 photons with the plain cnn beside it, and 1e4 with a defocused probe
+dose-full: $(READY)  ## two arms in full, about 10 minutes: 1e9 photons, and 1e4 with a defocused probe; with the cnn
 	@$(BIN)/ptycho-nb run-arm studies_nbs/dose.ipynb runs/dose-full-1e9 --again -p profile full
 	@$(BIN)/ptycho-nb run-arm studies_nbs/dose.ipynb runs/dose-full-1e4 --again -p profile full \
 	    -p nphotons 1e4 -p probe defocused -p estimate_scope scan
