@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EpochWatcher', 'validation_groups', 'Course', 'training_course', 'judging_course', 'with_object',
-           'learning_rate_schedule', 'training_fingerprint', 'is_watched', 'TrainingResult', 'train_cdi_model']
+           'learning_rate_schedule', 'RecordingAdam', 'training_fingerprint', 'is_watched', 'TrainingResult',
+           'train_cdi_model']
 
 # %% ../nbs/42_training.ipynb #ee71de9c
 import hashlib
@@ -129,6 +130,32 @@ def learning_rate_schedule(
     return keras.optimizers.schedules.CosineDecay(
         peak / n_warm, max(1, n_steps - n_warm), alpha=0.0, warmup_target=peak, warmup_steps=n_warm)
 
+# %% ../nbs/42_training.ipynb #e437bb6b
+class RecordingAdam(keras.optimizers.Adam):
+    "Adam that knows how large the gradients were since `forget`, on every backend."
+
+    def build(self, variables) -> None:
+        super().build(variables)
+        self.record = self.add_variable((3,), dtype="float32", name="gradient_record")  # sum, largest, how many
+
+    def apply(self, grads, trainable_variables=None) -> None:
+        norm = keras.ops.sqrt(sum(keras.ops.sum(keras.ops.square(gradient)) for gradient in grads))
+        finite = keras.ops.isfinite(norm)
+        norm = keras.ops.where(finite, norm, 0.0)
+        total, largest, count = self.record[0], self.record[1], self.record[2]
+        self.record.assign(keras.ops.stack([total + norm, keras.ops.maximum(largest, norm),
+                                            count + keras.ops.cast(finite, "float32")]))
+        super().apply(grads, trainable_variables)
+
+    def forget(self) -> None:
+        "Begin anew."
+        self.record.assign(np.zeros(3, np.float32))
+
+    def gradient_norms(self) -> tuple[float | None, float | None, int]:
+        "Mean and largest norm of the finite gradients (None if there were none), and their number."
+        total, largest, count = (float(value) for value in keras.ops.convert_to_numpy(self.record))
+        return (total / count, largest, int(count)) if count else (None, None, 0)
+
 # %% ../nbs/42_training.ipynb #e0d97cca
 _CHECKPOINT = ".checkpoint.npz"
 
@@ -206,7 +233,7 @@ def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, np.ndarray] | No
                          "Choose another output_dir, or start anew with resume=False.")
     return stored
 
-# %% ../nbs/42_training.ipynb #34457172
+# %% ../nbs/42_training.ipynb #e341cda9
 EpochWatcher = Callable[[list[dict[str, Any]], PtychoModel], None]
 
 
@@ -224,15 +251,16 @@ class _Watch(keras.callbacks.Callback):
 
     def __init__(self, bar: tqdm) -> None:
         super().__init__()
-        self.bar, self.nan_count = bar, 0
+        self.bar, self.nan_count, self.batches = bar, 0, 0
 
     def on_train_batch_end(self, batch, logs=None):
         self.bar.update()
+        self.batches += 1
         if not np.isfinite(logs["loss"]):
             self.nan_count += 1
             self.model.stop_training = True
 
-# %% ../nbs/42_training.ipynb #e333572c
+# %% ../nbs/42_training.ipynb #cd0246eb
 class TrainingResult(NamedTuple):
     "A trained model and how it came about."
 
@@ -273,6 +301,18 @@ def _plan(train: RawData, test: RawData | None, config: ModelConfig, training: T
         scans = (train, train, test)
         courses = [part and with_object(data, part) for data, part in zip(scans, courses, strict=False)]
     return _Plan(*courses, *[None] * (3 - len(courses)), settings, canvas_px)
+
+
+def _first_nan(model: PtychoModel, container: PtychoDataContainer, epoch: int, watch: _Watch, order: int,
+               batch_size: int) -> dict[str, Any] | None:
+    "The batch whose gradient was the first of an epoch that was not finite, and its patterns; None if all were."
+    batch = min(model.optimizer.gradient_norms()[2], watch.batches - bool(watch.nan_count))
+    if batch == watch.batches:
+        return None
+    shuffled = np.random.default_rng(order).permutation(len(container))  # the order of `PtychoDataContainer.batches`
+    rows = shuffled[batch * batch_size : (batch + 1) * batch_size]
+    return {"epoch": epoch, "batch": batch, "groups": rows.tolist(), "inputs": container.inputs[rows].tolist(),
+            "targets": container.targets[rows].tolist()}
 
 
 def _loss_of(model: PtychoModel, course: Course | None, batch_size: int) -> float | None:
@@ -319,19 +359,21 @@ def train_cdi_model(
         precision=about["precision"], seed=seeds["train_seed"])
     n_steps = -(-len(container) // size)
     schedule = learning_rate_schedule(training_config.learning_rate, n_steps * nepochs)
-    model.compile(optimizer=keras.optimizers.Adam(schedule, epsilon=1e-8), jit_compile=model.jit_compile)
+    model.compile(optimizer=RecordingAdam(schedule, epsilon=1e-8), jit_compile=model.jit_compile)
     model.optimizer.build(model.trainable_variables)
     header = {"generator": model_config.generator, "precision": about["precision"], "backend": keras.backend.backend(),
               "n_groups": len(container), "n_validation_groups": len(plan.judges.container) if plan.judges else 0,
               "n_weights": int(sum(np.prod(weight.shape) for weight in model.trainable_weights)),
               "canvas_px": plan.canvas_px, "estimate": plan.settings and plan.settings.to_dict(),
-              "kept_epoch": 0, "ended": "still training"}
+              "kept_epoch": 0, "first_nan": None, "ended": "still training"}
     state = _State(model, [], 0, model.get_weights())
 
     def leave(epoch: int, train_loss: float | None, nan_count: int, started: float) -> dict[str, Any]:
         "Judge the model, write down what there is, and say it."
+        mean_norm, largest_norm, _ = model.optimizer.gradient_norms()
         row = {"epoch": epoch, "train_loss": train_loss, "val_loss": _loss_of(model, plan.judges, size),
-               "intensity_scale": _number(model.intensity_scale), "nan_count": nan_count}
+               "intensity_scale": _number(model.intensity_scale), "gradient_norm": mean_norm,
+               "gradient_norm_max": largest_norm, "nan_count": nan_count}
         if plan.watched is not None:
             row["test_loss"] = _loss_of(model, plan.watched, size)
         if plan.judges is not None and row["val_loss"] is None:
@@ -361,7 +403,9 @@ def train_cdi_model(
                 break
             started, watch = time.perf_counter(), _Watch(bar)
             order = int(np.random.SeedSequence([seeds["train_seed"], epoch]).generate_state(1)[0])
+            model.optimizer.forget()
             fit = model.fit(plan.train.batches(size, order), epochs=1, shuffle=False, verbose=0, callbacks=[watch])
+            header["first_nan"] = _first_nan(model, container, epoch, watch, order, size)
             row = leave(epoch, _number(fit.history["loss"][0]), watch.nan_count, started)
             bar.set_postfix(val_loss=row["val_loss"], refresh=False)
     model.set_weights(state.best_weights)
