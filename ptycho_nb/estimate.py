@@ -27,7 +27,7 @@ LIKELIHOODS = ("poisson", "amplitude")
 _PARTS = 4  # partial sums over the patterns; a fixed number, so that the result does not depend on the processor
 SMOOTHING_PX = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
-# %% ../nbs/34_estimate.ipynb #b921cee5
+# %% ../nbs/34_estimate.ipynb #db6bb469
 def likelihood_residual(
     wave: np.ndarray,  # complex64 (m, N, N): FFT2(P·O), zero frequency in the centre; overwritten by the residual
     amplitude: np.ndarray,  # float32 (m, N, N): measured, square root of counts
@@ -37,9 +37,11 @@ def likelihood_residual(
     rate = wave.real**2 + wave.imag**2
     rate *= 1.0 / wave.shape[-1] ** 2
     predicted = np.sqrt(rate)
-    squared_error = float(np.sum((amplitude - predicted) ** 2, dtype=np.float64))
+    difference = (amplitude - predicted).ravel()
+    squared_error = float(np.dot(difference, difference))
     if likelihood == "poisson":
-        factor = 0.5 * (rate - amplitude**2) / (rate + 0.5)
+        factor = rate - amplitude**2
+        factor /= 2 * rate + 1
     else:
         factor = 1 - amplitude / np.maximum(predicted, 1e-6)
     wave *= factor
@@ -253,7 +255,7 @@ class _Validation:
         self.history.append(row | {"seconds": time.perf_counter() - self.began})
         return iteration - self.best["iteration"] >= self.patience
 
-# %% ../nbs/34_estimate.ipynb #0fa89b03
+# %% ../nbs/34_estimate.ipynb #0aa8f6eb
 def estimate(
     data: RawData,  # the scan
     *,
@@ -266,6 +268,8 @@ def estimate(
     smoothing_px: tuple[float, ...] = SMOOTHING_PX,  # widths to choose from, ascending
     seed: int = 0,  # draws the validation patterns and the order of mini-batches
     progress: Callable[[dict], None] | None = None,  # called with each iteration's row of the history
+    on_step: Callable[[int, np.ndarray], None] | None = None,  # called with each iteration and its object, not smoothed
+    at_least: int = 0,  # iterations to make even if the validation patterns have had enough: for `on_step`
 ) -> Reconstruction:  # method "no_network" from ones, "refined" from a start; the history and the choices are in `info`
     """The most likely object under the counts, stopped and smoothed by patterns that were not fitted.
 
@@ -292,11 +296,17 @@ def estimate(
         first, probe, data.diff3d[validation], corners[validation],
         None if remainder is None else remainder[validation], smoothing_px, patience, measured_power)
 
+    settled = False
+
     def watch(iteration: int, objects: np.ndarray, squared_error: float, probe: np.ndarray) -> bool:
-        stop = keep(iteration, objects, squared_error, probe)
-        if progress is not None:
-            progress(keep.history[-1])
-        return stop
+        nonlocal settled
+        if not settled:
+            settled = keep(iteration, objects, squared_error, probe)
+            if progress is not None:
+                progress(keep.history[-1])
+        if on_step is not None:
+            on_step(iteration, objects[0])
+        return settled and iteration >= at_least
 
     if refine_probe:
         solve_jointly(first, probe, data.diff3d, fitted, corners, remainder, likelihood, iterations, seed=seed,
