@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROBE_KINDS', 'normalise_probe', 'disk_probe', 'defocused_probe', 'circular_mask', 'estimated_probe', 'load_probe',
-           'crop_probe_fourier', 'probe_diameter_px', 'probe_fwhm_px', 'make_probe']
+           'crop_probe_fourier', 'probe_diameter_px', 'probe_fwhm_px', 'twin_ambiguity', 'make_probe']
 
 # %% ../nbs/11_probes.ipynb #157906e2
 from pathlib import Path
@@ -138,6 +138,26 @@ def probe_fwhm_px(
     """Diameter of the disk with the area of the pixels whose intensity is at least half the maximum."""
     intensity = np.abs(probe) ** 2
     return float(2 * np.sqrt(np.sum(intensity >= intensity.max() / 2) / np.pi))
+
+# %% ../nbs/11_probes.ipynb #820a2790
+_TWIN_VERDICTS = (
+    (0.95, "ambiguous", "The probe is its own twin: a single pattern cannot tell an object from its conjugated mirror "
+                        "image. Use overlapping patterns (gridsize 2), or a curved probe."),
+    (0.7, "weak", "The probe resembles its twin: single patterns tell an object from its conjugated mirror image only "
+                  "with many photons. Overlapping patterns (gridsize 2) do not have this difficulty."),
+    (0.0, "none", "The probe differs from its twin: a single pattern tells an object from its conjugated mirror image."),
+)
+
+
+def twin_ambiguity(
+    probe: np.ndarray,  # (N, N), complex
+) -> dict[str, float | str]:  # 'correlation' 0 to 1; 'ambiguity' "ambiguous", "weak" or "none"; 'verdict', a sentence
+    """Whether a single pattern can tell an object from its twin; `InputError` for a probe without intensity."""
+    field = np.pad(normalise_probe(probe)[0].astype(complex), (0, len(probe)))  # room for every centre
+    with_itself = np.abs(np.fft.ifft2(np.fft.fft2(field) ** 2))
+    correlation = float(min(with_itself.max() / np.sum(np.abs(field) ** 2), 1.0))
+    _, ambiguity, verdict = next(row for row in _TWIN_VERDICTS if correlation >= row[0])
+    return {"correlation": correlation, "ambiguity": ambiguity, "verdict": verdict}
 
 # %% ../nbs/11_probes.ipynb #2bd1d736
 _PROBES = {"disk": disk_probe, "defocused": defocused_probe}
