@@ -25,6 +25,7 @@ setup(
     packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
     install_requires=settings["requirements"].split(),
     extras_require={key.removesuffix(SUFFIX): settings[key].split() for key in settings if key.endswith(SUFFIX)},
+    package_data={settings["lib_name"]: ["weights/*.npz"]},  # the pretrained network
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,
 )
