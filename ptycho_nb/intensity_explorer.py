@@ -208,7 +208,7 @@ class IntensityPanels(Panels):
             f"{state.best_nll:.4g}", f"{state.best_mae:.4g}", f"{state.nll:.4g}", f"{state.mae:.4g}",
             f"{photons[0]:.4g}", f"{photons[1]:.4g}", f"{photons[1] / max(photons[0], 1):.3g}"]))
 
-# %% ../nbs/73_intensity_explorer.ipynb #4995f7e8
+# %% ../nbs/73_intensity_explorer.ipynb #0605184f
 _REACH = 10**1.2  # factor in the scale, to either side
 
 
@@ -235,16 +235,17 @@ class IntensityExplorer(Explorer):
         own = intensity_scale(predictions.measured)
         if not own > 0:
             raise InputError("diffraction", "no photons in any pattern", "some", "Check the detector.")
-        self.scales = np.geomspace(own / _REACH, own * _REACH, 61)
+        stated = closed_form_intensity_scale(predictions.nphotons, self.N)
+        reach = max(_REACH, 1.5 * stated / own, 1.5 * own / stated)  # a dose far from the counts has its place, too
+        self.scales = np.geomspace(own / reach, own * reach, 61)
         self._curves: dict[str, tuple] = {}
         self._means = {name: radial_mean(np.mean(np.square(x), axis=0)) for name, x in predictions.by_method.items()}
         self._measured_mean = radial_mean(np.mean(np.square(predictions.measured), axis=0))
-        log10_own = 2 * float(np.log10(own * self.N / 2))
-        start = float(np.clip(np.log10(predictions.nphotons), log10_own - 2.4, log10_own + 2.4))
+        start, low, high = (2 * float(np.log10(scale * self.N / 2)) for scale in (stated, *self.scales[[0, -1]]))
         controls = {
             "method": ipywidgets.Dropdown(options=methods, description="prediction of"),
             "pattern": slider("pattern", len(predictions.measured) // 2, 0, len(predictions.measured) - 1, 1),
-            "log10_nphotons": slider("log10 photons", start, log10_own - 2.4, log10_own + 2.4, 0.05),
+            "log10_nphotons": slider("log10 photons", start, low, high, 0.05),
             "scale": slider("intensity scale", own, self.scales[0], self.scales[-1], 0.01, logarithmic=True),
         }
         controls["log10_nphotons"].observe(self._dose_moved, "value")
@@ -260,9 +261,9 @@ class IntensityExplorer(Explorer):
 
     def set(self, **settings: Any) -> None:
         "Move controls; a dose without a scale brings its closed form with it."
-        if "log10_nphotons" in settings and "scale" not in settings and isinstance(settings["log10_nphotons"], float):
-            closed = self._closed_form(settings["log10_nphotons"])
-            settings["scale"] = float(np.clip(closed, 1.0001 * self.scales[0], 0.9999 * self.scales[-1]))
+        if "log10_nphotons" in settings and "scale" not in settings:
+            dose = self.checked("log10_nphotons", settings["log10_nphotons"])
+            settings["scale"] = float(np.clip(self._closed_form(dose), 1.0001 * self.scales[0], 0.9999 * self.scales[-1]))
         super().set(**settings)
 
     def _curves_of(self, method: str) -> tuple[np.ndarray, np.ndarray, float, float]:

@@ -35,7 +35,7 @@ from .simulate import simulate_halves
 __all__ = ['Panels', 'step_above', 'Explorer', 'checked_value', 'slider', 'photon_image', 'show_photons', 'number_table',
            'radial_mean', 'scan_of']
 
-# %% ../nbs/70_widgets.ipynb #3092152a
+# %% ../nbs/70_widgets.ipynb #e14c1546
 class Panels(Picture):
     "A figure that shows a state, and is moved to another state by changing its artists."
 
@@ -46,6 +46,7 @@ class Panels(Picture):
         dpi: float = 90,
     ) -> None:
         super().__init__(figsize=(width, height), dpi=dpi, layout="constrained")
+        self.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
         FigureCanvasAgg(self)
         self._moving: list[Artist] = []
         self._background = None
@@ -102,7 +103,7 @@ def step_above(
     power = 10.0 ** np.floor(np.log10(value))
     return float(power * min(step for step in steps if step * power >= value * (1 - 1e-9)))
 
-# %% ../nbs/70_widgets.ipynb #805c782e
+# %% ../nbs/70_widgets.ipynb #98243ba0
 class Explorer:
     """Controls, and panels that follow them; subclasses say how a state is computed and drawn.
 
@@ -131,8 +132,7 @@ class Explorer:
         self._held = False
         self.state = self.compute(self.settings, preview=False)
         self.panels = self.panels_type(self.state)
-        self.panels.update_to(self.state)
-        self.image = ipywidgets.Image(value=self.panels.png(), format="png", layout={"max_width": "100%"})
+        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
         self._message = ipywidgets.HTML()
         self._copy = ipywidgets.Button(description="copy as parameters", icon="copy", layout={"width": "170px"})
         self._copy.on_click(self._copy_command)
@@ -143,6 +143,7 @@ class Explorer:
         bottom = ipywidgets.HBox([self._copy, self.command_line, self._clipboard])
         self.widget = ipywidgets.VBox([ipywidgets.HBox([column, self.image]), self._message, bottom])
         self.widget.add_class(f"ptycho-nb-{self.prefix}")
+        self.show_state(self.state)
 
     def compute(
         self,
@@ -157,14 +158,24 @@ class Explorer:
         "What the controls say; the state differs where that cannot be used."
         return {name: control.value for name, control in self.controls.items()}
 
+    def checked(
+        self,
+        name: str,  # of a control
+        value: Any,  # wanted for it
+    ) -> Any:  # the value in the control's own type
+        "The value, if there is such a control and it accepts it; `InputError` otherwise."
+        check_choice(f"setting of {type(self).__name__}", name, self.controls)
+        return checked_value(name, self.controls[name], value)
+
     def set(
         self,
         **settings: Any,  # new values of some controls
     ) -> None:
-        "Move controls, all of them before anything is computed; `InputError` for an unknown name or a bad value."
-        for name in settings:
-            check_choice(f"setting of {type(self).__name__}", name, self.controls)
-        checked = {name: checked_value(name, self.controls[name], value) for name, value in settings.items()}
+        """Move controls, all of them before anything is computed.
+
+        `InputError` for an unknown name or a value that a control does not accept; then none has moved.
+        """
+        checked = {name: self.checked(name, value) for name, value in settings.items()}
         before, held, self._held = self.settings, self._held, True
         for name, value in checked.items():
             self.controls[name].value = value
@@ -201,9 +212,9 @@ class Explorer:
         self.show_state(state)
 
     def settle(self) -> None:
-        "Finish what a preview has begun."
+        "Finish what a preview has begun, with the settings of the state."
         if getattr(self.state, "preview", False):
-            self._advance(preview=False)
+            self.show_state(self.compute(self._shown_settings(), preview=False))
 
     def show_state(
         self,
