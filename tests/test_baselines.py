@@ -1,0 +1,120 @@
+"""The baselines: pty-chi's LSQML in the conventions of this library, and the network taught by the truth."""
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ptycho_nb.baselines import lsqml, train_supervised
+from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, TrainingConfig
+from ptycho_nb.estimate import estimate
+from ptycho_nb.objects import make_object
+from ptycho_nb.probes import defocused_probe, disk_probe, twin_ambiguity
+from ptycho_nb.rawdata import RawData
+from ptycho_nb.reconstruction import covered_region, predict_amplitudes
+from ptycho_nb.simulate import generate_simulated_data, simulate_halves
+
+needs_ptychi = pytest.mark.skipif(importlib.util.find_spec("ptychi") is None, reason="pty-chi is not installed")
+
+
+@pytest.fixture(scope="module")
+def scan() -> RawData:
+    """An easy scan between whole pixels, in a frame of its own, with a probe that is not its own twin."""
+    rng = np.random.default_rng(0)
+    config = SimulationConfig(nphotons=1e9)
+    positions = rng.uniform((40, 50), (90, 110), (130, 2))
+    return generate_simulated_data(config, make_object("lines", 160), defocused_probe(64), positions)
+
+
+def likeness(one, other, region) -> float:
+    one, other = (found.crop_to(region).object for found in (one, other))
+    one, other = one - one.mean(), other - other.mean()
+    return abs(np.vdot(one, other)) / (np.linalg.norm(one) * np.linalg.norm(other))
+
+
+@needs_ptychi
+@pytest.mark.parametrize(("noise_model", "at_least"), [("gaussian", 0.998), ("poisson", 0.95)])  # one is slower
+def test_lsqml_has_our_geometry(scan, noise_model, at_least):
+    "Remainders of the wrong sign give the Gaussian model .993; a conjugated probe gives both less than .1."
+    validation = np.arange(0, 130, 10)
+    ours = estimate(scan, validation=validation)
+    theirs = lsqml(scan, epochs=8, noise_model=noise_model, batch_size=20, validation=validation)
+    assert theirs.method == "lsqml" and theirs.info["epochs"] == 8 and theirs.seconds > 0
+    np.testing.assert_allclose(theirs.probe, ours.probe, rtol=1e-5)  # exact, and in photons
+    assert theirs.info["probe_moved"] < 1e-3
+    assert likeness(ours, theirs, covered_region(ours)) > at_least
+    measured, predicted = scan.diff3d[validation], predict_amplitudes(theirs, validation)
+    assert np.sum((measured - predicted) ** 2) < 2e-4 * np.sum(measured**2)  # patterns that it never saw
+
+
+@needs_ptychi
+def test_lsqml_refines_the_probe_of_measured_data(scan):
+    wrong = np.exp(0.4j * np.hypot(*(np.indices((64, 64)) - 32)) / 10) * scan.probe
+    measured = RawData(scan.diff3d, scan.positions_px, wrong)  # no word of a simulation
+    refined = lsqml(measured, epochs=6, noise_model="gaussian", batch_size=20)
+    fixed = lsqml(measured, epochs=6, noise_model="gaussian", batch_size=20, refine_probe=False)
+    assert refined.info["probe_refined"] and refined.info["probe_moved"] > 0.05
+    assert not fixed.info["probe_refined"] and fixed.info["probe_moved"] < 1e-3
+    errors = [np.linalg.norm(scan.diff3d - predict_amplitudes(found)) for found in (refined, fixed)]
+    assert errors[0] < errors[1]
+
+
+@needs_ptychi
+def test_lsqml_can_be_watched_and_stopped(scan):
+    seen = []
+    last = lsqml(scan, epochs=9, batch_size=20, watch=lambda epoch, so_far: seen.append((epoch, so_far)) or epoch == 3)
+    assert [epoch for epoch, _ in seen] == [1, 2, 3] and last.info["epochs"] == 3
+    seconds = [so_far.seconds for _, so_far in seen]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] == last.seconds
+    assert not np.array_equal(seen[0][1].object, seen[1][1].object)  # copies, not one changing array
+
+
+def test_lsqml_refuses_what_it_cannot_use(scan):
+    with pytest.raises(InputError, match="Did you mean 'poisson'"):
+        lsqml(scan, noise_model="poison")
+    with pytest.raises(InputError, match="patterns to fit"):
+        lsqml(scan, validation=np.arange(130))
+
+
+def test_without_ptychi_the_remedy_is_said():
+    code = """
+import sys
+sys.modules["ptychi"] = None  # what Python itself does for a module that cannot be imported
+from ptycho_nb.baselines import lsqml
+from ptycho_nb.config import SimulationConfig
+from ptycho_nb.simulate import simulate_halves
+lsqml(simulate_halves(SimulationConfig(n_train=1, n_test=9))[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode and "[baselines]" in done.stderr and "pip install" in done.stderr
+    assert "InputError" in done.stderr.splitlines()[-1]
+
+
+def test_supervised_training_needs_the_truth(scan):
+    blind = RawData(scan.diff3d, scan.positions_px, scan.probe)
+    with pytest.raises(InputError, match="the true object"):
+        train_supervised(blind, None, ModelConfig(gridsize=1, n_filters=4), TrainingConfig(nepochs=1), progress=False)
+
+
+def test_supervised_training_sees_the_object_and_not_the_photons():
+    train, _ = simulate_halves(SimulationConfig(nphotons=1e4, object_size_px=192, n_train=40, n_test=1))
+    config, training = ModelConfig(gridsize=1, n_filters=4), TrainingConfig(nepochs=2, precision="float32")
+    model, history = train_supervised(train, None, config, training, progress=False)
+    assert np.isclose(model.intensity_scale, model.data_scale)  # photons taught nothing
+    wrong = RawData(train.diff3d, train.positions_px, train.probe, 0.5 * train.object.conj() + 1)
+    _, other = train_supervised(wrong, None, config, training, progress=False)
+    assert history["epochs"][0]["val_loss"] != other["epochs"][0]["val_loss"]
+
+
+def test_twin_of_a_probe_without_light_is_refused():
+    with pytest.raises(InputError, match="total intensity"):
+        twin_ambiguity(np.zeros((64, 64)))
+
+
+@pytest.mark.parametrize("N", [64, 128])
+def test_twins_at_every_size(N):
+    assert twin_ambiguity(disk_probe(N))["correlation"] > 0.999
+    lopsided = disk_probe(N) * (1 + np.arange(N) / N)
+    assert 0.7 < twin_ambiguity(lopsided)["correlation"] < 0.999
+    assert twin_ambiguity(defocused_probe(N))["ambiguity"] == "none"
