@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'expected_deviance', 'excess_error', 'SolverView', 'solver_view', 'build_corrector', 'correct', 'Pretrained',
-           'save_pretrained', 'load_pretrained', 'amortised']
+           'save_pretrained', 'load_pretrained', 'amortised', 'amplitude_deviation']
 
-# %% ../nbs/46_pretrained.ipynb #2d937c29
+# %% ../nbs/46_pretrained.ipynb #fb0931b3
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -24,7 +25,7 @@ from .files import write_arrays
 from .generators import Convolutions, DepthToSpace
 from .photons import poisson_deviance
 from .rawdata import RawData
-from .reconstruction import Reconstruction, predict_amplitudes
+from .reconstruction import Reconstruction, Region, covered_region, predict_amplitudes
 from .scans import validation_indices
 
 STEPS = (1, 2, 4, 8)  # iterations of the solver that the network looks at, beside the chosen one
@@ -215,3 +216,22 @@ def amortised(
             "error_beyond_noise": view.error, "validation_patterns": len(validation), "network": pretrained.about}
     return replace(candidates[fraction], method="amortised", info=info, seconds=time.perf_counter() - wall,
                    cpu_seconds=time.process_time() - cpu)
+
+# %% ../nbs/46_pretrained.ipynb #fce8c37d
+def amplitude_deviation(
+    data: RawData,  # a scan
+    solver: Callable[[RawData], Reconstruction] = amortised,  # what reconstructs a scan; `estimate` works as well
+    deals: int = 4,  # how often the patterns are dealt out
+    seed: int = 0,  # deals them
+) -> tuple[np.ndarray, Region]:  # float32 (h, w): standard deviation of the amplitude; and the region (y0, y1, x0, x1), px
+    "The standard deviation of a reconstruction's amplitude, from reconstructions of random halves of the patterns."
+    rng = np.random.default_rng(seed)
+    halves = [np.sort(half) for _ in range(deals) for half in np.array_split(rng.permutation(data.n_patterns), 2)]
+    found = [solver(data.subset(half)) for half in halves]
+    regions = np.array([covered_region(result) for result in found])
+    y0, _, x0, _ = regions.max(axis=0).tolist()
+    _, y1, _, x1 = regions.min(axis=0).tolist()
+    amplitudes = [np.abs(result.crop_to((y0, y1, x0, x1)).object) for result in found]
+    amplitudes = [amplitude / amplitude.mean() * np.abs(amplitudes[0]).mean() for amplitude in amplitudes]
+    differences = [first - second for first, second in zip(amplitudes[::2], amplitudes[1::2], strict=True)]
+    return np.sqrt(np.mean(np.square(differences), axis=0) / 4).astype(np.float32), (y0, y1, x0, x1)
