@@ -55,7 +55,7 @@ def central_weights(
     inside = np.pad(np.ones((2 * quarter, 2 * quarter), np.float32), quarter)
     return (inside * (power + 0.01 * power.max())).astype(np.float32)
 
-# %% ../nbs/41_model.ipynb #33967183
+# %% ../nbs/41_model.ipynb #4999a181
 class PtychoModel(keras.Model):
     """Generator, merging, forward model and intensity scale in one Keras model.
 
@@ -112,8 +112,23 @@ class PtychoModel(keras.Model):
 
     def untrained(self) -> "PtychoModel":
         "A model of the same make with the weights that training started from."
-        return PtychoModel(self.config, self.initial_probe, self.data_scale, self.canvas_px, training=self.training_config,
-                           settings=self.settings, subpixel=self.subpixel, precision=self.precision, seed=self.seed)
+        fresh = PtychoModel(self.config, self.initial_probe, self.data_scale, self.canvas_px, training=self.training_config,
+                            settings=self.settings, subpixel=self.subpixel, precision=self.precision, seed=self.seed)
+        for ours, theirs in zip(self._adapted_layers(), fresh._adapted_layers(), strict=True):
+            theirs.set_weights(ours.get_weights())
+        return fresh
+
+    def _adapted_layers(self) -> list:
+        network = getattr(self.object_network, "generator", self.object_network)
+        return [layer for layer in network.layers if hasattr(layer, "adapt")]
+
+    def adapt(
+        self,
+        amplitude: np.ndarray,  # float32 (b, N, N, C): patterns of the training scan, divided by its intensity scale
+    ) -> None:
+        "Tell a generator that wants to know what patterns have in common; to be done once, before training."
+        for layer in self._adapted_layers():
+            layer.adapt(amplitude)
 
     def _network_inputs(self, batch: dict):
         if self.input_kind == "estimate":

@@ -260,7 +260,7 @@ class _Watch(keras.callbacks.Callback):
             self.nan_count += 1
             self.model.stop_training = True
 
-# %% ../nbs/42_training.ipynb #cd0246eb
+# %% ../nbs/42_training.ipynb #7c0561a3
 class TrainingResult(NamedTuple):
     "A trained model and how it came about."
 
@@ -357,6 +357,8 @@ def train_cdi_model(
         model_config, container.probe, container.intensity_scale, plan.canvas_px, training=training_config,
         settings=plan.settings, subpixel=any(part.container.subpixel for part in (plan.train, plan.watched) if part),
         precision=about["precision"], seed=seeds["train_seed"])
+    some = np.unique(np.linspace(0, len(container) - 1, 256).astype(int))
+    model.adapt(container.batch(some)["amplitude"])
     n_steps = -(-len(container) // size)
     schedule = learning_rate_schedule(training_config.learning_rate, n_steps * nepochs)
     model.compile(optimizer=RecordingAdam(schedule, epsilon=1e-8), jit_compile=model.jit_compile)
