@@ -91,7 +91,7 @@ def _aligned(scores: pd.DataFrame, folder: Path) -> Aligned:
                 by_dose[row.seed] = (np.abs(image), np.abs(true_part))
     return found
 
-# %% ../nbs/58_arm_images.ipynb #a6e0e15e
+# %% ../nbs/58_arm_images.ipynb #951ceccd
 _SIDE_PX = 128  # of the central square in the six panels
 
 
@@ -137,7 +137,7 @@ def _draw_panels(scores: pd.DataFrame, aligned: Aligned, folder: Path) -> Figure
             row = rows.loc[("no_network", "", nphotons)]
             notes.append(f"{plain_dose(nphotons)} photons: SSIM {row['ssim']:.3f}, PSNR {row['psnr']:.1f} dB, "
                          f"FRC50 {row['frc50']:.2f}")
-    note = f"The same patterns without a network, at {'; at '.join(notes)}." if notes else ""
+    note = "\n".join(["The same patterns without a network:", *notes]) if notes else ""
     return plot_dose_panels(patterns, images, numbers, ranges, note=note)
 
 

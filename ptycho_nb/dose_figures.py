@@ -88,7 +88,7 @@ def _dose_axis(axes: Axes, doses: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(LogLocator(numticks=12))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
-# %% ../nbs/57_dose_figures.ipynb #d8132224
+# %% ../nbs/57_dose_figures.ipynb #c821d2c8
 def plot_dose_panels(
     patterns: Mapping[float, np.ndarray],  # by dose, a row each: amplitude (N, N) of a pattern, square root of photons
     images: Mapping[float, Mapping[str, np.ndarray]],  # by dose and title of the column: amplitude (h, w), gauge fixed
@@ -102,7 +102,7 @@ def plot_dose_panels(
     brightest = max(float(pattern.max()) for pattern in counts.values())
     norm = LogNorm(1.0, max(brightest, 10.0))
     titles = list(next(iter(images.values())))
-    figure = Picture(figsize=(2.25 * (1 + len(titles)) + 1.3, 2.4 * len(patterns) + 0.35), layout="compressed")
+    figure = Picture(figsize=(2.25 * (1 + len(titles)) + 1.4, 2.4 * len(patterns) + 0.45), layout="compressed")
     grid = figure.subplots(len(patterns), 1 + len(titles), squeeze=False)
     for line, nphotons in zip(grid, patterns, strict=True):
         # A pixel without a photon has no logarithm and gets the lowest colour.
@@ -115,7 +115,7 @@ def plot_dose_panels(
         figure.colorbar(drawn, ax=list(line[1:]), label="amplitude", pad=0.02)
     for axes, title in zip(grid[0], ["diffraction", *titles], strict=True):
         axes.set_title(title)
-    figure.colorbar(seen, ax=list(grid[:, 0]), label="photons per pixel", location="left")
+    figure.colorbar(seen, ax=list(grid[:, 0]), label="photons per pixel", location="left", aspect=35, pad=0.02)
     if note:
         figure.supxlabel(note, fontsize="small")
     return figure
@@ -128,7 +128,7 @@ def _write_scores(axes: Axes, scores: Mapping[str, float]) -> None:
     axes.text(0.03, 0.97, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=7,
               bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 2})
 
-# %% ../nbs/57_dose_figures.ipynb #ddf3c6e3
+# %% ../nbs/57_dose_figures.ipynb #f35b18bf
 def plot_dose_frc(
     curves: Mapping[float, Mapping[tuple[str, str], Sequence[dict[str, np.ndarray]]]],  # see below
 ) -> Figure:
@@ -154,7 +154,7 @@ def plot_dose_frc(
             handles.setdefault(method_label(*key), line)
         axes.axhline(0.5, color="0.6", lw=0.7, zorder=0)
         axes.set_title(f"{dose_text(nphotons)} photons", fontsize="medium")
-        axes.set(xlim=(0, 1), ylim=(-0.2, 1.05))
+        axes.set(xlim=(0, 1), ylim=(-0.2, 1.05), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
     for axes in grid.flat[len(curves) :]:
         axes.set_axis_off()
     figure.supxlabel("frequency / Nyquist", fontsize="medium")
@@ -196,11 +196,13 @@ def plot_seed_spread(
         figure.colorbar(drawn, ax=list(line), label="std of amplitude")
     return figure
 
-# %% ../nbs/57_dose_figures.ipynb #91faf590
+# %% ../nbs/57_dose_figures.ipynb #7dca7add
 def plot_trainings(
     trainings: Sequence[Mapping[str, Any]],  # each with `nphotons`, `loss` and `epochs`, the rows of its history
 ) -> Figure:
     """Validation (solid) and training loss (dotted) of many arms over the epochs, and their intensity scales.
+
+    Each is relative to the untrained network, epoch 0. Where that was not validated, losses are relative to the first.
 
     `InputError` if there is none.
     """
@@ -214,14 +216,17 @@ def plot_trainings(
     panels = dict(zip(losses, left, strict=True))
     for training in trainings:
         colour = colours[training["nphotons"]]
-        epochs, val, train, scale = (np.array([np.nan if row.get(key) is None else row[key] for row in training["epochs"]], float)
-                                     for key in ("epoch", "val_loss", "train_loss", "intensity_scale"))
-        axes = panels[training["loss"]]
-        axes.plot(epochs, val, "-", color=colour, lw=1.1)
-        axes.plot(epochs, train, ":", color=colour, lw=1.1)
+        epochs, val, train, scale = (
+            np.array([np.nan if row.get(key) is None else row[key] for row in training["epochs"]], float)
+            for key in ("epoch", "val_loss", "train_loss", "intensity_scale"))
+        axes, start = panels[training["loss"]], next(iter(val[np.isfinite(val)]), np.nan)
+        start = next(iter(train[np.isfinite(train)]), np.nan) if np.isnan(start) else start
+        axes.plot(epochs, val / start, "-", color=colour, lw=1.1)
+        axes.plot(epochs, train / start, ":", color=colour, lw=1.1)
         right.plot(epochs, scale / scale[0], "-", color=colour, lw=1.1)
     for loss, axes in panels.items():
-        axes.set(xlabel="epoch", ylabel=f"{loss.upper()} loss", yscale="log")
+        axes.set(xlabel="epoch", ylabel=f"{loss.upper()} loss / untrained")
+        axes.axhline(1, color="0.6", lw=0.7, zorder=0)
     right.set(xlabel="epoch", ylabel="intensity scale / its start")
     right.ticklabel_format(axis="y", useOffset=False)
     for axes in (*left, right):
