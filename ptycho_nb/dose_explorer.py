@@ -106,7 +106,7 @@ class DosePanels(Panels):
             f"{state.iterations}{' (preview)' * state.preview}", "…" if state.preview else f"{state.smoothing_px:g} px",
             "…" if state.ssim is None else f"{state.ssim:.3f}"]))
 
-# %% ../nbs/74_dose_explorer.ipynb #1398637c
+# %% ../nbs/74_dose_explorer.ipynb #3bd3759b
 class DoseExplorer(Explorer):
     """Turn the dose of a small scan and see its counts and what can be recovered from them.
 
@@ -184,7 +184,7 @@ class DoseExplorer(Explorer):
         truth, image = np.abs(crop(self.object, self._region())), np.abs(image)
         snr = np.sqrt(radial_mean(rate.mean(axis=0)))
         return DoseState(
-            **settings, preview=self._solved["preview"], counts=amplitude[k] ** 2,
+            **settings, preview=self._solved["preview"], counts=np.rint(amplitude[k] ** 2),
             cumulative=_share_above(amplitude), snr=snr, snr_counted=np.sqrt(radial_mean(amplitude[k] ** 2)),
             radius_snr1_px=float(np.flatnonzero(snr >= 1).max(initial=0)), truth=truth,
             image=image * (truth.mean() / image.mean()), ssim=ssim, iterations=iterations, smoothing_px=smoothing_px)

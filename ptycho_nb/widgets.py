@@ -103,7 +103,7 @@ def step_above(
     power = 10.0 ** np.floor(np.log10(value))
     return float(power * min(step for step in steps if step * power >= value * (1 - 1e-9)))
 
-# %% ../nbs/70_widgets.ipynb #98243ba0
+# %% ../nbs/70_widgets.ipynb #c322251f
 class Explorer:
     """Controls, and panels that follow them; subclasses say how a state is computed and drawn.
 
@@ -124,8 +124,8 @@ class Explorer:
         self.controls, self.fixed, self.message = dict(controls), dict(fixed or {}), ""
         self._held, self._timer = True, None
         for name, control in self.controls.items():
-            control.style.description_width = "105px"
-            control.layout.width = "290px"
+            control.style.description_width = "115px"
+            control.layout.width = "300px"
             control.add_class(f"ptycho-nb-{self.prefix}-{name}")
             control.observe(self._changed, "value")
         self.set(**settings)
@@ -139,9 +139,11 @@ class Explorer:
         self.command_line = ipywidgets.Text(placeholder="the papermill command line of what is shown",
                                             layout={"flex": "1 1 auto", "width": "auto"})
         self._clipboard = ipywidgets.Output(layout={"width": "0px", "height": "0px"})
-        column = ipywidgets.VBox(list(self.controls.values()), layout={"flex": "0 0 300px"})
+        column = ipywidgets.VBox(list(self.controls.values()), layout={"flex": "0 0 310px"})
+        # Beside the controls the picture shrinks to the room that is left; it is never cut off.
+        picture = ipywidgets.Box([self.image], layout={"display": "block", "flex": "1 1 0%", "min_width": "0"})
         bottom = ipywidgets.HBox([self._copy, self.command_line, self._clipboard])
-        self.widget = ipywidgets.VBox([ipywidgets.HBox([column, self.image]), self._message, bottom])
+        self.widget = ipywidgets.VBox([ipywidgets.HBox([column, picture]), self._message, bottom])
         self.widget.add_class(f"ptycho-nb-{self.prefix}")
         self.show_state(self.state)
 
@@ -249,7 +251,7 @@ class Explorer:
         words = ["papermill", self.notebook, "out.ipynb"]
         for name, value in self.parameters().items():
             if value not in ("", None):
-                words += ["-p", name, f"{value:.10g}" if isinstance(value, float) else str(value)]
+                words += ["-p", name, repr(float(value)) if isinstance(value, float) else str(value)]
         return shlex.join(words)
 
     def _copy_command(self, button: Any = None) -> None:
