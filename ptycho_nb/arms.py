@@ -72,7 +72,7 @@ def arm_name(
         )
     return "_".join(parts)
 
-# %% ../nbs/60_arms.ipynb #3cf8d4c4
+# %% ../nbs/60_arms.ipynb #e903caa9
 def _refuse_other_configuration(folder: Path, parameters: Mapping[str, Any]) -> None:
     "Raise `InputError` if `folder` holds an arm with other parameters; where the output lies is not one of them."
     results = (_HISTORY, _METRICS, _DONE, "reconstruction.npz", "wts.h5.zip")
@@ -131,14 +131,17 @@ def finish_arm(
 ) -> Path:  # done.json
     """Write `done.json`, the last file of an arm: the checksum of every other one.
 
-    Hidden files and notebooks are no results and left out. `InputError` if `config.json` or `metrics.json` is missing.
+    Hidden files and notebooks are no results and left out, and so are arms inside this one, which vouch for themselves.
+    `InputError` if `config.json` or `metrics.json` is missing.
     """
     folder = Path(output_dir).absolute()
     for name in (_CONFIG, _METRICS):
         if not (folder / name).exists():
             raise InputError(str(folder), f"no {name}", "an arm with its results", f"Write {name} before finishing.")
     (folder / _DONE).unlink(missing_ok=True)
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".ipynb"]
+    inside = {path.parent for path in folder.rglob(_CONFIG)} - {folder}
+    paths = [path for path in sorted(folder.rglob("*"))
+             if path.is_file() and path.suffix != ".ipynb" and inside.isdisjoint(path.parents)]
     names = [path.relative_to(folder) for path in paths]
     files = {name.as_posix(): sha256_of(folder / name) for name in names if not any(p[0] == "." for p in name.parts)}
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

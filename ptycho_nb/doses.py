@@ -130,7 +130,8 @@ def ordered_methods(
 
     return sorted(set(keys), key=place)
 
-# %% ../nbs/54_doses.ipynb #0f993e1f
+# %% ../nbs/54_doses.ipynb #30f1435e
+_LARGEST_STEP = 100  # between neighbouring doses, to interpolate
 _TITLES = {"frc50": "FRC50", "ssim": "SSIM", "psnr": "PSNR / dB", "ms_ssim": "MS-SSIM"}
 
 
@@ -155,7 +156,7 @@ def difference_sentence(
     shown = each if len(each) <= 3 else [f"from {each[rows['mean'].argmin()]} to {each[rows['mean'].argmax()]}"]
     text = f"{names[0]} minus {names[1]} in {_TITLES.get(metric, metric)}: {', '.join(shown)} photons"
     if rows["n"].max() == 1:
-        return f"{text}; one seed shows no spread, so that this may be chance."
+        return f"{text} (one seed: this may be chance)."
     ahead = [_listed(rows["nphotons"][rows["beyond"] & (np.sign(rows["mean"]) == sign)]) for sign in (1, -1)]
     verdicts = [f"{name} is higher at {doses}" for name, doses in zip(names, ahead, strict=True) if doses]
     rest = _listed(rows["nphotons"][~rows["beyond"]])
@@ -164,7 +165,7 @@ def difference_sentence(
     return (f"{text}. Beyond the spread over {rows['n'].max()} seeds, {' and '.join(verdicts)}"
             + (f"; at {rest} nobody can tell." if rest else "."))
 
-# %% ../nbs/54_doses.ipynb #ea9de53c
+# %% ../nbs/54_doses.ipynb #ace2e96d
 def efficiency_sentences(
     scores: pd.DataFrame,  # one row for each method, loss, dose and seed
     reference: tuple[str, str],  # method and loss that set the targets
@@ -175,9 +176,12 @@ def efficiency_sentences(
     names = [f"*{method_label(*key)}*" for key in (reference, other)]
     title = _TITLES.get(metric, metric)
     rows = dose_efficiency(scores, reference, other, metric)
+    doses = _curve(scores, other, metric).index.to_numpy()
+    unknown = f"How many photons {names[1]} needs for the {title} of {names[0]} cannot be said:"
     if not len(rows):
-        return [f"How many photons {names[1]} needs for the {title} of {names[0]} cannot be said: that takes at least "
-                "two doses at which both have finished with the same seeds."]
+        return [f"{unknown} that takes at least two doses at which both have finished with the same seeds."]
+    if (doses[1:] / doses[:-1]).max() > _LARGEST_STEP * (1 + 1e-9):
+        return [f"{unknown} the doses {_listed(doses)} lie too far apart to read one off between them."]
     sentences = []
     for row in rows.itertuples():
         has = f"At {plain_dose(row.nphotons)} photons {names[0]} has {title} {row.target:.3f};"
@@ -205,7 +209,7 @@ def _interval(row) -> str:
     high = "above the highest dose" if np.isinf(row.high) else f"{row.high:.2g}"
     return f"{low} to {high} over {row.n} seeds"
 
-# %% ../nbs/54_doses.ipynb #b1ad26a1
+# %% ../nbs/54_doses.ipynb #5f2f42ba
 def discuss(
     scores: pd.DataFrame,  # one row for each method, loss, dose and seed
 ) -> dict[str, list[str]]:  # sentences by heading; headings without a sentence are left out
@@ -217,6 +221,7 @@ def discuss(
     rivals = [[((method, "nll"), (method, "mae"))] for method in trained]
     earned = [[(("network", loss), ("no_network", "")), (("network", loss), ("untrained", "")),
                (("refined", loss), ("no_network", ""))] for loss in losses]
+    earned.append([(key, ("no_network", "")) for key in keys if not key[1] and key[0] not in ("no_network", "untrained")])
     sections = {
         heading: [difference_sentence(scores, *pair, metric) for group in groups for pair in group for metric in metrics]
         for heading, groups in (("NLL or MAE?", rivals), ("Does the network earn its place?", earned))}
