@@ -35,7 +35,7 @@ from .simulate import simulate_halves
 __all__ = ['Panels', 'step_above', 'Explorer', 'checked_value', 'slider', 'photon_image', 'show_photons', 'number_table',
            'radial_mean', 'scan_of']
 
-# %% ../nbs/70_widgets.ipynb #e14c1546
+# %% ../nbs/70_widgets.ipynb #bb59ee8b
 class Panels(Picture):
     "A figure that shows a state, and is moved to another state by changing its artists."
 
@@ -63,7 +63,8 @@ class Panels(Picture):
         for item in moving:
             if isinstance(item, Axes):
                 still = {item.xaxis, item.yaxis, item.patch, item.title, item._left_title, item._right_title}
-                self._moving += sorted(set(item.get_children()) - still, key=lambda artist: artist.zorder)
+                inside = [child for child in item.get_children() if child not in still]
+                self._moving += sorted(inside, key=lambda artist: artist.zorder)
             else:
                 self._moving.append(item)
 
