@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['results_table', 'settings_of', 'method_scores', 'training_sentences', 'scores_table', 'report']
 
-# %% ../nbs/62_reports.ipynb #66ddf9f0
+# %% ../nbs/62_reports.ipynb #7058325a
 def _natural(name: str) -> list:
     "A key that sorts 1e4 before 1e9 and 9 before 10."
     parts = re.split(r"([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", name)
@@ -103,7 +103,7 @@ def results_table(
         raise InputError(str(folder), what, "a folder whose sub-folders are arms",
                          "Give the `out` of a sweep, or the folder above that of an arm.")
     table = pd.DataFrame([_row(folder / name, entries.get(name, {})) for name in names])
-    for column in table.select_dtypes("object").columns:
+    for column in table.columns[[pd.api.types.is_object_dtype(kind) for kind in table.dtypes]]:
         if len({type(value) for value in table[column].dropna()}) > 1:  # a column of a Parquet file has one type
             table[column] = table[column].map(lambda value: value if value is None else str(value))
     return table
@@ -186,7 +186,7 @@ def training_sentences(
                      "the value that the counted photons give.")
     return sentences
 
-# %% ../nbs/62_reports.ipynb #4ced6cc3
+# %% ../nbs/62_reports.ipynb #987ce1ed
 _COLUMNS = {"ssim": ("SSIM", ".3f"), "psnr": ("PSNR / dB", ".1f"), "ms_ssim": ("MS-SSIM", ".3f"), "frc50": ("FRC50", ".3f"),
             "phase_mae": ("phase MAE / rad", ".4f"), "nll_per_pixel": ("NLL/px", ".4f")}
 
@@ -201,17 +201,17 @@ def scores_table(
     scores: pd.DataFrame,  # what `method_scores` returns
 ) -> str:  # Markdown
     "Mean and standard deviation over the seeds of every method at every dose, highest dose first."
+    scores = scores.fillna({"nphotons": 0.0})  # of a study without doses
     shown = {name: heading for name, heading in _COLUMNS.items() if scores[name].notna().any()}
     found = {name: spread(scores, name).set_index(["method", "loss", "nphotons"]) for name in shown}
-    counts = scores.groupby(["method", "loss", "nphotons"], dropna=False).size()
+    counts = scores.groupby(["method", "loss", "nphotons"]).size()
     lines = [["photons", "method", "seeds", *(heading for heading, _ in shown.values())]]
     for nphotons in sorted(scores["nphotons"].unique(), reverse=True):
-        here = scores[scores["nphotons"].isin([nphotons])]
+        here = scores[scores["nphotons"] == nphotons]
         for key in ordered_methods(list(zip(here["method"], here["loss"], strict=True))):
             cells = [_cell(found[name].loc[(*key, nphotons)], form) if (*key, nphotons) in found[name].index else ""
                      for name, (_, form) in shown.items()]
-            dose = "" if np.isnan(nphotons) else plain_dose(nphotons)
-            lines.append([dose, method_label(*key), str(counts[(*key, nphotons)]), *cells])
+            lines.append([plain_dose(nphotons) if nphotons else "", method_label(*key), str(counts[(*key, nphotons)]), *cells])
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
