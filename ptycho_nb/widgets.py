@@ -33,7 +33,7 @@ from .simulate import simulate_halves
 
 # %% auto #0
 __all__ = ['Panels', 'step_above', 'Explorer', 'checked_value', 'slider', 'photon_image', 'show_photons', 'number_table',
-           'radial_mean', 'scan_of']
+           'radial_mean', 'scan_of', 'scan_parameters', 'dose_of']
 
 # %% ../nbs/70_widgets.ipynb #bb59ee8b
 class Panels(Picture):
@@ -293,20 +293,23 @@ def checked_value(
         raise InputError(name, repr(value), f"{kind} from {low:g} to {high:g}", "Choose a value inside this range.")
     return int(value) if whole else float(value)
 
-# %% ../nbs/70_widgets.ipynb #e05f6c59
+# %% ../nbs/70_widgets.ipynb #cca73a02
 def slider(
     description: str,
     value: float,
     low: float,
     high: float,
     step: float = 0.1,
-    logarithmic: bool = False,  # equal ratios on equal ways; low and high are values, not exponents
+    logarithmic: bool = False,  # equal ratios on equal ways; low and high are values (or a step beyond), not exponents
     tooltip: str = "",
 ) -> ipywidgets.ValueWidget:
     "A slider of numbers, whole if the value is."
     common = {"description": description, "value": value, "tooltip": tooltip or description}
     if logarithmic:
-        bounds = {"min": float(np.log10(low)), "max": float(np.log10(high))}
+        # A browser moves a value to the nearest step from the lower bound, so that the steps have to meet the value.
+        place, ends = float(np.log10(value)), np.log10([low, high])
+        down, up = np.ceil(np.abs(ends - place) / step - 1e-9) * step
+        bounds = {"min": place - float(down), "max": place + float(up)}
         return ipywidgets.FloatLogSlider(**common, **bounds, step=step, readout_format=".3g")
     kind = ipywidgets.IntSlider if isinstance(value, int) else ipywidgets.FloatSlider
     return kind(**common, min=low, max=high, step=step)
@@ -368,3 +371,20 @@ def scan_of(
         config = SimulationConfig(N=N, nphotons=nphotons, object_size_px=6 * N, n_train=100, n_test=1)
         return simulate_halves(config)[0]
     return data if isinstance(data, RawData) else load_data(data)
+
+# %% ../nbs/70_widgets.ipynb #4b09dc88
+def scan_parameters(
+    data: RawData,
+) -> dict[str, Any]:  # parameters of `explore.ipynb`
+    "The parameters that bring back this scan."
+    if Path(data.source).is_file():
+        return {"data_path": data.source}
+    names = ("N", "nphotons", "object_kind", "object_seed")
+    return {name: value for name, value in data.metadata.get("simulation", {}).items() if name in names}
+
+
+def dose_of(
+    data: RawData,
+) -> float:  # photons per pattern: as simulated, or as counted
+    "The dose of a scan."
+    return float(data.metadata.get("simulation", {}).get("nphotons", data.nphotons_mean))
