@@ -64,7 +64,7 @@ def registered_amplitudes(
     aligned, true_part, gauge = aligned_pair(reconstruction, truth, region)
     return np.abs(aligned).astype(float) / gauge["scale"], np.abs(true_part).astype(float)
 
-# %% ../nbs/53_health.ipynb #e05b0c80
+# %% ../nbs/53_health.ipynb #78899b4a
 def bias_report(
     reconstruction: Reconstruction,
     truth: np.ndarray,  # (H, W), complex: the whole true object; its element [0, 0] is the origin of the positions
@@ -109,10 +109,11 @@ def _bias_verdict(report: Mapping[str, Any]) -> dict[str, Any]:
                                 "Look at the data fit and the training; do not rescale."))
     elif needed and explained:
         verdict = f"One constant explains it: multiply the object by {scalar:.3g} ({errors})"
-        severity = "warning" if abs(np.log(scalar)) > np.log(2) else "note"  # absorption alone makes no factor of 2
-        findings.append(Finding(severity, "bias", f"The object is {_times(scalar)}, and otherwise right",
-                                f"factor {scalar:.3g}, {errors}",
-                                "Look for the factor in probe and intensity scale, or use reconstruct(rescale='intensity')."))
+        usual = 0.5 < scalar < 1.05  # absorption makes an object brighter, not darker, and seldom by more
+        remedy = ("Nothing: the probe carries the mean photons, so an object that absorbs comes out brighter." if usual else
+                  "Look for the factor in probe and intensity scale, or use reconstruct(rescale='intensity').")
+        findings.append(Finding("note" if usual else "warning", "bias", f"The object is {_times(scalar)}, and otherwise right",
+                                f"factor {scalar:.3g}, {errors}", remedy))
     elif explained:
         verdict = f"No constant is needed: the factor is {scalar:.3g} and the relative error {before:.3g}"
     else:
@@ -162,7 +163,7 @@ def plot_bias(
     figure.colorbar(drawn, ax=right, label="error after the constant")
     return figure
 
-# %% ../nbs/53_health.ipynb #ce44f762
+# %% ../nbs/53_health.ipynb #2095481c
 def plot_against_truth(
     reconstructions: Mapping[str, Reconstruction],  # by name
     truth: np.ndarray,  # (H, W), complex, in the frame of the positions
@@ -178,8 +179,8 @@ def plot_against_truth(
     low, high = np.percentile(np.abs(true), (0.5, 99.5))
     styles = ({"cmap": "gray", "vmin": low, "vmax": high}, {"cmap": "PiYG", "vmin": -widest, "vmax": widest},
               {"cmap": "PuOr", "vmin": -largest, "vmax": largest})
-    height = 3.3 * true.shape[0] / true.shape[1] + 0.35
-    figure = Picture(figsize=(11.2, height * (len(pairs) + 1) + 0.3), layout="constrained")
+    height = 2.9 * true.shape[0] / true.shape[1] + 0.12
+    figure = Picture(figsize=(11.2, height * (len(pairs) + 1) + 0.4), layout="compressed")
     panels = figure.subplots(len(pairs) + 1, 3)
     rows = [("truth", np.abs(true), relative_phase(true, true)[0], None),
             *((name, np.abs(made), phase, error) for (name, (made, _)), phase, error in
@@ -193,7 +194,7 @@ def plot_against_truth(
         axes[0].set_ylabel(name.replace("_", " "), fontsize="small")
     for column, (part, style) in enumerate(zip(("amplitude", "phase / rad", "error of the amplitude"), styles, strict=True)):
         mappable = ScalarMappable(Normalize(style["vmin"], style["vmax"]), style["cmap"])
-        figure.colorbar(mappable, ax=list(panels[:, column]), label=part, shrink=min(1.0, 3 / len(rows)))
+        figure.colorbar(mappable, ax=list(panels[:, column]), label=part, aspect=30)
     return figure
 
 # %% ../nbs/53_health.ipynb #f67a7ca3
