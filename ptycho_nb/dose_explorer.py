@@ -27,7 +27,7 @@ from .widgets import Explorer, Panels, number_table, photon_image, radial_mean, 
 # %% auto #0
 __all__ = ['DoseState', 'DosePanels', 'DoseExplorer']
 
-# %% ../nbs/74_dose_explorer.ipynb #64c3a363
+# %% ../nbs/74_dose_explorer.ipynb #4ad156de
 @dataclass(frozen=True, eq=False)
 class DoseState:
     "A small scan at a dose, and the object that is recovered from it."
@@ -78,7 +78,7 @@ class DosePanels(Panels):
         self.reach = snr.axvline(0, color="C1", ls="--", lw=1.2, label="SNR = 1")
         snr.set(title="signal to noise", xlabel="distance from the centre / px", ylabel="SNR in a pixel",
                 xlim=(0, len(radius_px)), ylim=(1e-3, 1e4))
-        snr.legend(fontsize="small", frameon=False, loc="upper right")
+        snr.legend(fontsize="small", frameon=False, loc="lower left")
         limits = {"cmap": "gray", "vmin": state.truth.min(), "vmax": state.truth.max()}
         drawn = draw_image(truth, state.truth, **limits)
         self.colorbar(drawn, ax=truth, label="amplitude")

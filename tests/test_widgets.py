@@ -20,6 +20,7 @@ from ptycho_nb.intensity_explorer import IntensityExplorer, best_scales
 from ptycho_nb.photons import closed_form_intensity_scale, scan_amplitudes, split_positions
 from ptycho_nb.probe_explorer import ProbeExplorer
 from ptycho_nb.probes import disk_probe
+from ptycho_nb.rawdata import RawData
 from ptycho_nb.reconstruction import save_reconstructions
 from ptycho_nb.scans import linear_overlap, scan_report
 from ptycho_nb.simulate import simulate_halves
@@ -333,7 +334,6 @@ def test_a_measured_scan_is_explained_by_the_solver(tmp_path, scan):
     assert explorer.state.learned is None and explorer.controls["method"].options == ("no_network",)
     assert len(explorer.predictions.measured) == 30
     assert explorer.state.best_nll == pytest.approx(closed_form_intensity_scale(scan.nphotons_mean, 64), rel=0.05)
-    assert explorer.parameters()["intensity_source_path"] == str(tmp_path / "scan.npz")
 
 
 def test_a_bundle_is_applied_to_its_data(tmp_path, scan):
@@ -466,7 +466,7 @@ def test_the_command_line_brings_the_state_back(explorer, which, arm):
     assert json.dumps(line) in explorer._clipboard.outputs[0]["data"]["application/javascript"]
     assert set(words[3::3]) == {"-p"}
     given = dict(zip(words[4::3], words[5::3], strict=True))
-    assert given.keys() == {name for name, value in explorer.parameters().items() if value != ""}
+    assert given.keys() == {name for name, value in explorer.parameters().items() if value not in ("", None)}
     settings = {}
     for name, control in explorer.controls.items():
         text = given.get(f"{which}_{name}", "")
@@ -480,6 +480,22 @@ def test_the_command_line_brings_the_state_back(explorer, which, arm):
     explorer.settle()
     assert again._shown_settings() == pytest.approx(explorer._shown_settings())
     np.testing.assert_equal(shown(again.panels), shown(explorer.panels))
+
+
+def test_a_copied_command_names_its_scan(tmp_path, scan):
+    assert ProbeExplorer(scan).fixed == {"N": 64, "nphotons": 1e5, "object_kind": "lines", "object_seed": None}
+    assert "object_seed" not in ProbeExplorer(scan).command()
+    path = scan.save(tmp_path / "scan.npz")
+    for given in (path, str(path), RawData.load(path)):
+        assert ProbeExplorer(given).fixed["data_path"] == str(path)
+    assert IntensityExplorer(RawData.load(path), n_patterns=8).fixed == {"data_path": str(path)}
+    assert IntensityExplorer(path, n_patterns=8).fixed == {"intensity_source_path": str(path)}
+
+
+def test_a_dose_has_to_be_one(scan):
+    for nphotons in (0.0, -1.0, np.nan):
+        with pytest.raises(InputError, match="nphotons"):
+            ProbeExplorer(scan, nphotons=nphotons)
 
 
 def test_the_command_line_survives_a_shell(scan):
