@@ -48,7 +48,7 @@ def _line_style(method: str, loss: str, number: int) -> dict[str, Any]:
     face = colour if method in ("network", "no_network") else "white"
     return {"color": colour, "linestyle": line, "marker": marker, "markerfacecolor": face, "ms": 4, "lw": 1.3}
 
-# %% ../nbs/57_dose_figures.ipynb #a247874c
+# %% ../nbs/57_dose_figures.ipynb #85e56ae4
 _METRIC_NAMES = {"frc50": "FRC50 / Nyquist", "ssim": "SSIM", "psnr": "PSNR / dB", "ms_ssim": "MS-SSIM"}
 
 
@@ -70,10 +70,9 @@ def plot_dose_curve(
         summary = spread(scores, metric)
         for number, (method, loss) in enumerate(keys):
             rows = summary[(summary["method"] == method) & (summary["loss"] == loss)]
-            style = _line_style(method, loss, number)
-            axes.plot(rows["nphotons"], rows["mean"], label=method_label(method, loss), **style)
-            low, high = rows["mean"] - rows["std"], rows["mean"] + rows["std"]
-            axes.fill_between(rows["nphotons"], low, high, color=style["color"], alpha=0.15, lw=0)
+            aside = 1.05 ** (number - (len(keys) - 1) / 2)  # so that the bars do not hide each other
+            axes.errorbar(rows["nphotons"] * aside, rows["mean"], rows["std"], label=method_label(method, loss),
+                          elinewidth=0.8, capsize=2, **_line_style(method, loss, number))
         _dose_axis(axes, doses)
         axes.set_ylabel(f"amplitude {_METRIC_NAMES.get(metric, metric)}")
         axes.grid(alpha=0.25, lw=0.5)
@@ -88,7 +87,7 @@ def _dose_axis(axes: Axes, doses: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(LogLocator(numticks=12))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
-# %% ../nbs/57_dose_figures.ipynb #c821d2c8
+# %% ../nbs/57_dose_figures.ipynb #9abc0e66
 def plot_dose_panels(
     patterns: Mapping[float, np.ndarray],  # by dose, a row each: amplitude (N, N) of a pattern, square root of photons
     images: Mapping[float, Mapping[str, np.ndarray]],  # by dose and title of the column: amplitude (h, w), gauge fixed
@@ -115,7 +114,7 @@ def plot_dose_panels(
         figure.colorbar(drawn, ax=list(line[1:]), label="amplitude", pad=0.02)
     for axes, title in zip(grid[0], ["diffraction", *titles], strict=True):
         axes.set_title(title)
-    figure.colorbar(seen, ax=list(grid[:, 0]), label="photons per pixel", location="left", aspect=35, pad=0.02)
+    figure.colorbar(seen, ax=list(grid[:, 0]), label="photons per pixel", location="left", aspect=35, pad=0.04)
     if note:
         figure.supxlabel(note, fontsize="small")
     return figure

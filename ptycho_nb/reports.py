@@ -157,7 +157,7 @@ def method_scores(
     return scores.drop_duplicates(["method", "loss", "nphotons", "seed"], ignore_index=True).astype(
         dict.fromkeys(places, float))
 
-# %% ../nbs/62_reports.ipynb #f03ce367
+# %% ../nbs/62_reports.ipynb #2641dd40
 def _some(names: Sequence[str]) -> str:
     "The first names of a list, and how many there are besides."
     names = list(names)
@@ -176,7 +176,8 @@ def training_sentences(
         judged = trained[trained["training.epochs"] > 1] if key == "train_loss" else trained  # one epoch is no course
         fell = judged[f"training.last_{key}"] < judged[f"training.first_{key}"]
         names = "" if fell.all() else f"; not in {_some(judged['arm'][~fell])}"
-        sentences.append(f"The last {title} loss is below the first in {fell.sum()} of {len(judged)} trainings{names}.")
+        if len(judged):
+            sentences.append(f"The last {title} loss is below the first in {fell.sum()} of {len(judged)} trainings{names}.")
     if "network.training.kept_epoch" in trained and (idle := trained["network.training.kept_epoch"] == 0).any():
         sentences.append(f"In {idle.sum()} of {len(trained)} trainings no epoch predicted the validation patterns better "
                          "than the untrained network, which was kept: there the network returns what it was fed with.")
@@ -186,7 +187,7 @@ def training_sentences(
                      "the value that the counted photons give.")
     return sentences
 
-# %% ../nbs/62_reports.ipynb #987ce1ed
+# %% ../nbs/62_reports.ipynb #68692988
 _COLUMNS = {"ssim": ("SSIM", ".3f"), "psnr": ("PSNR / dB", ".1f"), "ms_ssim": ("MS-SSIM", ".3f"), "frc50": ("FRC50", ".3f"),
             "phase_mae": ("phase MAE / rad", ".4f"), "nll_per_pixel": ("NLL/px", ".4f")}
 
@@ -232,7 +233,8 @@ def _state_lines(table: pd.DataFrame) -> list[str]:
 def _setting_lines(arms: pd.DataFrame) -> list[str]:
     "What all arms share, and a warning if the repetitions are not of one object and scan."
     names = [name for name in arms.columns if "." not in name and name not in ("arm", "state", "error", "seconds")]
-    shared = [f"{name} = {arms[name].iloc[0]}" for name in names if arms[name].nunique() == 1 and str(arms[name].iloc[0])]
+    values = {name: arms[name].iloc[0] for name in names if arms[name].nunique() == 1}
+    shared = [f"{name} = {value}" for name, value in values.items() if str(value) not in ("", "-1")]  # neither given
     lines = [f"The same in all: {', '.join(shared)}."] if len(arms) > 1 else []
     moved = [name for name in _FIXED_SEEDS if f"seeds.{name}" in arms and arms[f"seeds.{name}"].nunique() > 1]
     if moved:
@@ -255,7 +257,7 @@ def report(
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for path in (out / "figures").glob("*.p[nd][gf]"):
         path.unlink()  # of an earlier report, which may have had other arms
-    lines = [f"# {folder.name}", "", *_state_lines(table)]
+    lines = [f"# {(out if out.name != 'report' else folder).name}", "", *_state_lines(table)]
     settings = settings_of(table)
     for setting, arms in settings.items():
         scores = method_scores(arms)
