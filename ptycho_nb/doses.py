@@ -71,7 +71,7 @@ def dose_needed(
     around = [reached[0] - 1, reached[0]]
     return float(10 ** np.interp(target, values[around], np.log10(nphotons[around]))), "="
 
-# %% ../nbs/54_doses.ipynb #a230e17b
+# %% ../nbs/54_doses.ipynb #ec5dcc74
 def dose_efficiency(
     scores: pd.DataFrame,  # one row for each method, loss, dose and seed
     reference: tuple[str, str] = ("network", "nll"),  # method and loss that set the target at each of its doses
@@ -80,8 +80,9 @@ def dose_efficiency(
 ) -> pd.DataFrame:  # a row for each dose on the rise of the reference
     """The dose at which one method reaches what another has, and their ratio.
 
-    Columns: `nphotons` and `target` of the reference; `needed` by the other, `bound` ('=', '<=', '>'); the photon `factor`,
-    and `low` and `high`, its extremes over the `n` seeds (NaN for one seed; 0 or infinite where a seed gives a bound only).
+    Columns: `nphotons` and `target` of the reference; `needed` by the other, `bound` ('=', '<=', '>'); the photon
+    `factor` (NaN for a bound), and `low` and `high`, its extremes over the `n` seeds (NaN for one seed; 0 or infinite
+    where a seed gives a bound only).
     """
     import pandas as pd
 
@@ -98,7 +99,7 @@ def dose_efficiency(
         ends = [{"=": dose / nphotons, "<=": 0.0, ">": np.inf}[sign] for dose, sign in each]
         low, high = (min(ends), max(ends)) if len(seeds) > 1 else (np.nan, np.nan)
         rows.append({"nphotons": nphotons, "target": float(target), "needed": needed, "bound": bound,
-                     "factor": needed / nphotons, "low": low, "high": high, "n": len(seeds)})
+                     "factor": needed / nphotons if bound == "=" else np.nan, "low": low, "high": high, "n": len(seeds)})
     columns = ["nphotons", "target", "needed", "bound", "factor", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 
