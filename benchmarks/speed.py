@@ -1,27 +1,26 @@
-"""How fast is each part? `python benchmarks/speed.py [--out FOLDER]` (some minutes; let nothing else run beside it).
+"""The speed rows: how fast each part is, beside the matrix products and the memory of the same run. Run by `bench.py`.
 
-Prints one table, and writes it as Markdown and JSON with the machine and the versions. Seconds are by the clock, CPU
-seconds of all cores together; each is the best of three. Shared machines are noisy: compare rates within one run, for
-instance with the matrix product of the first row.
+The last column compares a rate with the one that the part's arithmetic and its memory traffic allow: the time that its
+floating-point operations would take at the speed of the matrix product of the same precision, or the bytes that it
+cannot avoid at the speed of a copy, whichever is longer. Transforms count 5 n log2 n, convolutions 2 for each
+multiply-add, a training step three forward passes.
 """
-import argparse
-import os
-import platform
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import keras
 import numpy as np
+from bench import Table, measured
 from keras import ops
+from scaling import peak_mb
 
+from ptycho_nb.bundle import load_bundle, save_bundle
 from ptycho_nb.config import ModelConfig, SimulationConfig, TrainingConfig
 from ptycho_nb.estimate import estimate, scan_gradient
-from ptycho_nb.files import replacing, write_json
-from ptycho_nb.group_estimates import EstimateSettings, GroupEstimates
+from ptycho_nb.group_estimates import EstimateSettings, GroupEstimates, estimate_features, group_layout
 from ptycho_nb.grouping import group_data, group_indices
 from ptycho_nb.inference import reconstruct
 from ptycho_nb.model import PtychoModel
@@ -30,32 +29,52 @@ from ptycho_nb.patches import extract_patches, stitch
 from ptycho_nb.photons import intensity_scale, split_positions
 from ptycho_nb.simulate import simulate_halves
 
+N = 64
+TRANSFORM = 5 * N**2 * np.log2(N**2)  # floating-point operations of one FFT2
+STEP = 2 * TRANSFORM + 40 * N**2, 28 * N**2  # of one pattern in one step of the solver: operations, bytes
 
-class Table:
-    """Rows of measurements, printed as they come."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict] = []
+class Clock:
+    """Adds a row with the rate of the fastest of three calls, and compares it with what the machine allows."""
 
-    def measure(self, what: str, amount: float, unit: str, work: Callable[[], object], times: int = 3) -> float:
-        """Time `work`, which does `amount` of `unit`, after one unmeasured call; the rate of the fastest."""
+    def __init__(self, table: Table, quick: bool) -> None:
+        self.table, self.times = table, 1 if quick else 3
+        self.flops = {}  # by precision, operations per second
+        self.bytes_per_second = np.inf
+
+    def possible(self, operations: float = 0.0, bytes: float = 0.0, precision: str = "float32") -> float:
+        """The least seconds that so much arithmetic and traffic can take here."""
+        return max(operations / self.flops[precision], bytes / self.bytes_per_second)
+
+    def measure(self, method: str, amount: float, unit: str, work: Callable[[], object], possible: float | None = None,
+                case: str = "64²", note: str | None = None) -> float:
+        """Time `work`, which does `amount` of `unit`, after one call that does not count; the rate."""
         work()
-        spent = []
-        for _ in range(times):
-            wall, cpu = time.perf_counter(), time.process_time()
-            work()
-            spent.append((time.perf_counter() - wall, time.process_time() - cpu))
-        seconds, cpu_seconds = min(spent)
-        self.rows.append({"what": what, "rate": amount / seconds, "unit": f"{unit}/s", "seconds": seconds,
-                          "cpu_seconds": cpu_seconds})
-        rate = f"{amount / seconds:10.4g} {unit + '/s':12s}"
-        print(f"{what:58s} {rate} {seconds:8.3f} s {cpu_seconds:8.3f} CPU s", flush=True)
+        _, seconds, cpu_seconds = min((measured(work) for _ in range(self.times)), key=lambda spent: spent[1])
+        fraction = None if possible is None else possible / seconds
+        self.table.add("speed", case, method, seconds, cpu_seconds, rate=amount / seconds, unit=f"{unit}/s",
+                       fraction=fraction, note=note)
         return amount / seconds
 
-    def markdown(self) -> str:
-        lines = ["| what | rate | seconds | CPU seconds |", "| --- | --- | --- | --- |"]
-        return "\n".join(lines + [f"| {row['what']} | {row['rate']:.4g} {row['unit']} | {row['seconds']:.3f} | "
-                                  f"{row['cpu_seconds']:.3f} |" for row in self.rows]) + "\n"
+
+def measure_machine(clock: Clock) -> None:
+    """Matrix products and a copy: what everything else is compared with."""
+    rng, side = np.random.default_rng(0), 2048
+    matrix = rng.normal(size=(side, side)).astype(np.float32)
+    for precision in ("float32", "bfloat16"):
+        operand = ops.convert_to_tensor(matrix, precision)
+        rate = clock.measure(
+            f"{precision} matrix product {side}³", 2 * side**3 / 1e9, "GFLOP", case="machine",
+            work=lambda operand=operand: float(ops.cast(ops.matmul(operand, operand)[0, 0], "float32")))
+        clock.flops[precision] = 1e9 * rate
+    source = np.ones(2**25, np.float32)
+    target = np.empty_like(source)
+    rate = clock.measure("copy of 128 MB, read and written", 2 * source.nbytes / 1e9, "GB", case="machine",
+                         work=lambda: np.copyto(target, source))
+    clock.bytes_per_second = 1e9 * rate
+    importing = [sys.executable, "-c", "import ptycho_nb"]
+    clock.measure("import ptycho_nb, a fresh process", 1, "import", lambda: subprocess.run(importing, check=True),
+                  case="machine")
 
 
 def gradient_by_backend(scan, patterns: np.ndarray) -> Callable[[], object]:
@@ -65,7 +84,7 @@ def gradient_by_backend(scan, patterns: np.ndarray) -> Callable[[], object]:
     _, corners, _, shape = split_positions(scan.positions_px, scan.N)
     side = max(shape)
     probe = (scan.probe * intensity_scale(scan.diff3d)).astype(np.complex64)
-    measured = ops.convert_to_tensor(scan.diff3d[patterns][None])
+    measured_amplitude = ops.convert_to_tensor(scan.diff3d[patterns][None])
     places = ops.convert_to_tensor(corners[patterns][None].astype(np.int32))
     parts = tf.Variable(np.stack([np.ones((1, side, side)), np.zeros((1, side, side))], axis=-1).astype(np.float32))
 
@@ -73,7 +92,7 @@ def gradient_by_backend(scan, patterns: np.ndarray) -> Callable[[], object]:
     def gradient():
         with tf.GradientTape() as tape:
             patches = extract_patches(as_complex(parts[..., 0], parts[..., 1]), places, scan.N)
-            error = ops.sum(ops.square(diffraction_amplitude(patches, probe) - measured))
+            error = ops.sum(ops.square(diffraction_amplitude(patches, probe) - measured_amplitude))
         return tape.gradient(error, parts)
 
     return lambda: gradient().numpy()
@@ -87,61 +106,104 @@ def gradient_by_numpy(scan, patterns: np.ndarray) -> Callable[[], object]:
     return lambda: scan_gradient(blank, probe, scan.diff3d, patterns, canvas, corners, likelihood="amplitude")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="runs/benchmarks", help="folder for speed.md and speed.json")
-    out = Path(parser.parse_args().out)
-    table, rng = Table(), np.random.default_rng(0)
-
-    matrix = rng.normal(size=(2048, 2048)).astype(np.float32)
-    table.measure("float32 matrix product 2048³", 2 * 2048**3 / 1e9, "GFLOP", lambda: matrix @ matrix)
-    importing = [sys.executable, "-c", "import ptycho_nb"]
-    table.measure("import ptycho_nb, a fresh process", 1, "import", lambda: subprocess.run(importing, check=True))
-
-    config = SimulationConfig(nphotons=1e4, n_train=1000, n_test=1000)
-    table.measure("simulate 64² patterns", 2000, "patterns", lambda: simulate_halves(config))
+def measure_solvers(clock: Clock, scan, quick: bool) -> None:
+    """Everything that needs no network."""
+    n, rng = scan.n_patterns, np.random.default_rng(0)
+    config = SimulationConfig(nphotons=1e4, n_train=n // 2, n_test=n - n // 2)
+    clock.measure("simulate", n, "patterns", lambda: simulate_halves(config),
+                  clock.possible(n * TRANSFORM, n * 12 * N**2), note="Poisson draws count as nothing")
     positions = rng.uniform(0, 2000, (10_000, 2))
-    table.measure("group 10 000 patterns by four", 10_000, "patterns", lambda: group_indices(positions, 4))
-    _, scan = simulate_halves(SimulationConfig(n_train=16, n_test=1000))
+    clock.measure("group by four", 10_000, "patterns", lambda: group_indices(positions, 4))
+    steps = 10
+    bound = clock.possible(n * steps * STEP[0], n * steps * STEP[1])
+    clock.measure(f"estimate, {steps} steps, no validation", n * steps, "pattern steps",
+                  lambda: estimate(scan, iterations=steps, validation=np.array([], int)), bound)
+    clock.measure(f"estimate, {steps} steps, validated and smoothed", n * steps, "pattern steps",
+                  lambda: estimate(scan, iterations=steps, patience=steps), bound)
+    start = estimate(scan, iterations=5)
+    clock.measure(f"refine, {steps} steps, validated and smoothed", n * steps, "pattern steps",
+                  lambda: estimate(scan, iterations=steps, patience=steps, start=start), bound)
+    clock.measure(f"estimate with the probe, {steps} epochs", n * steps, "pattern steps",
+                  lambda: estimate(scan, iterations=steps, patience=steps, refine_probe=True), bound)
+    regions, corners = np.ones((n, N, N), np.complex64), rng.integers(0, 300, (n, 2))
+    clock.measure("stitch", n, "patterns", lambda: stitch(regions, corners, np.ones((N, N), np.float32), (364, 364)),
+                  clock.possible(bytes=n * N**2 * (8 + 16 + 8)))
+    if keras.backend.backend() == "tensorflow":
+        some = np.arange(n // 2)
+        bound = clock.possible(len(some) * STEP[0], len(some) * STEP[1])
+        ours = clock.measure("gradient of a scan: NumPy, one thread", len(some), "patterns",
+                             gradient_by_numpy(scan, some), bound)
+        theirs = clock.measure("gradient of a scan: the differentiable optics, all threads", len(some), "patterns",
+                               gradient_by_backend(scan, some), bound)
+        clock.table.rows[-1]["note"] = f"NumPy on one thread is {ours / theirs:.2f} times as fast"
 
-    table.measure("estimate of a scan, 10 steps and validation", 10_000, "patterns",
-                  lambda: estimate(scan, iterations=10, patience=10))
-    some = np.arange(500)
-    ours = table.measure("gradient of a scan: NumPy, one thread", 500, "patterns", gradient_by_numpy(scan, some))
-    theirs = table.measure("gradient of a scan: the differentiable optics, all threads", 500, "patterns",
-                           gradient_by_backend(scan, some))
-    regions = np.ones((1000, 64, 64), np.complex64)
-    corners = rng.integers(0, 300, (1000, 2))
-    table.measure("stitch 64² regions", 1000, "regions",
-                  lambda: stitch(regions, corners, np.ones((64, 64), np.float32), (364, 364)))
 
+def convolution_operations(network: keras.Model, inputs: np.ndarray) -> float:
+    """Floating-point operations of the convolutions of one forward pass of a batch."""
+    kinds = keras.layers.Conv2D, keras.layers.Conv2DTranspose
+    layers = [layer for layer in network.layers if isinstance(layer, kinds)]
+    outputs = keras.Model(network.inputs, [layer.output for layer in layers])([inputs])
+    total = 0.0
+    for layer, output in zip(layers, outputs, strict=True):
+        pixels = np.prod(output.shape[:3])
+        if isinstance(layer, keras.layers.Conv2DTranspose):
+            pixels /= np.prod(layer.strides)
+        total += 2.0 * float(pixels) * np.prod(layer.kernel.shape)
+    return total
+
+
+def measure_network(clock: Clock, scan, config: ModelConfig) -> None:
+    """Training and inference of one generator in both precisions."""
+    container = group_data(scan, config, targets="held_out", n_groups=64)
+    settings, size = EstimateSettings(8, 0.0), 16
+    inputs = batch = container.batch(np.arange(size))
+    if config.generator == "residual_unet":
+        batch = inputs | GroupEstimates(container, settings)(np.arange(size))
+        clock.measure("estimates of groups of four, 8 steps", size * 4 * 8, "pattern steps",
+                      lambda: estimate_features(container, group_layout(
+                          container, np.arange(size), container.inputs[:size]), settings),
+                      clock.possible(size * 4 * 8 * STEP[0], size * 4 * 8 * STEP[1]))
+    for precision in ("float32", "bfloat16"):
+        model = PtychoModel(config, container.probe, container.intensity_scale, container.canvas_px,
+                            training=TrainingConfig(), settings=settings, subpixel=container.subpixel,
+                            precision=precision)
+        model.compile(optimizer=keras.optimizers.Adam(1e-3), jit_compile=model.jit_compile)
+        name = f"{config.generator}, gridsize {config.gridsize}, {precision}"
+        if config.generator == "residual_unet":
+            operations = convolution_operations(model.object_network, batch["estimate"])
+        else:
+            operations = convolution_operations(model.object_network.generator, batch["amplitude"])
+        clock.measure(f"train {name}", size, "groups", lambda model=model: model.train_on_batch(batch),
+                      clock.possible(3 * operations, precision=precision),
+                      note=f"{3 * operations / size / 1e9:.2f} GFLOP a group")
+        with tempfile.TemporaryDirectory() as folder:  # as a user has it: from a bundle
+            save_bundle(Path(folder) / "wts.h5.zip", model)
+            loaded = load_bundle(Path(folder) / "wts.h5.zip")
+        groups = reconstruct(loaded, scan).info["groups"]
+        steps = groups * 4 * settings.iterations * (config.generator == "residual_unet")
+        bound = clock.possible(operations / size * groups, precision=precision) + clock.possible(
+            steps * STEP[0], steps * STEP[1])
+        clock.measure(f"reconstruct with {name}", scan.n_patterns, "patterns",
+                      lambda loaded=loaded: reconstruct(loaded, scan), bound,
+                      note=f"raw patterns to stitched object, {groups} groups")
+
+
+def measure(table: Table, quick: bool) -> None:
+    """All speed rows."""
+    clock = Clock(table, quick)
+    measure_machine(clock)
+    _, scan = simulate_halves(SimulationConfig(nphotons=1e4, n_train=1, n_test=200 if quick else 1000))
+    measure_solvers(clock, scan, quick)
     for generator in ("residual_unet", "cnn"):
-        model_config = ModelConfig(generator=generator)
-        container = group_data(scan, model_config, targets="held_out", n_groups=64)
-        settings = EstimateSettings(8, 0.0)
-        extra = GroupEstimates(container, settings)
-        batch = container.batch(np.arange(16)) | extra(np.arange(16))
-        for precision in ("float32", "bfloat16"):
-            model = PtychoModel(model_config, container.probe, container.intensity_scale, container.canvas_px,
-                                training=TrainingConfig(), settings=settings, subpixel=container.subpixel,
-                                precision=precision)
-            model.compile(optimizer=keras.optimizers.Adam(1e-3), jit_compile=model.jit_compile)
-            table.measure(f"train {generator}, gridsize 2, {precision}", 16, "groups",
-                          lambda model=model, batch=batch: model.train_on_batch(batch))
-        table.measure(f"reconstruct with {generator}, raw patterns to object", 1000, "patterns",
-                      lambda model=model: reconstruct(model, scan), times=1)
-
-    about = {"machine": platform.machine(), "processor": platform.processor(), "cores": len(os.sched_getaffinity(0)),
-             "backend": keras.backend.backend(), "python": platform.python_version(),
-             "versions": {name: version(name) for name in ("ptycho_nb", "numpy", "scipy", "keras", "tensorflow")},
-             "numpy_against_optics_per_pattern": ours / theirs}
-    print(f"\ngradient of a scan: NumPy on one thread is {ours / theirs:.2f} times as fast as the optics on all")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "speed.json", {"about": about, "rows": table.rows})
-    with replacing(out / "speed.md") as temporary:
-        temporary.write_text(table.markdown(), encoding="utf-8")
-    print(f"written to {out}/speed.md and {out}/speed.json")
-
-
-if __name__ == "__main__":
-    main()
+        measure_network(clock, scan, ModelConfig(generator=generator))
+    try:
+        from ptycho_nb.pretrained import amortised, load_pretrained
+    except ImportError:
+        pass
+    else:
+        pretrained = load_pretrained()
+        for orientations in (1, 8):
+            clock.measure(f"amortised, {orientations} orientations", scan.n_patterns, "patterns",
+                          lambda orientations=orientations: amortised(scan, pretrained, orientations=orientations),
+                          note="raw patterns to object, with the choice of the estimate's steps and smoothing")
+    table.add("speed", "machine", "peak memory of this process so far", 0.0, 0.0, peak_mb=peak_mb())

@@ -1,0 +1,161 @@
+"""What the solvers reach and what they cost, in one run and one table: `python benchmarks/bench.py [--quick]`.
+
+quality   every solver on simulated scans with known truth: probes × doses, with overlap and without
+speed     how fast each part is, beside the matrix products of the same run
+scaling   seconds and peak memory against the number and the size of the patterns
+star      the measured Siemens star, if its file is at hand: agreement with a converged LSQML
+
+Let nothing else run beside it: under 25 minutes on two cores (`--quick`: 4 minutes). Writes results.md, results.csv,
+results.json and scaling.png. All choices are made by validation patterns; the truth of the test half only scores.
+"""
+import argparse
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ptycho_nb.config import check_choice
+from ptycho_nb.files import replacing, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("quality", "speed", "scaling", "star")
+STAR_FILE = "siemens-star-small.npz.bz2"
+COLUMNS = {  # name: title and format, in the order of the table
+    "ssim": ("SSIM", ".4f"), "ssim_std": ("±", ".4f"), "psnr": ("PSNR (dB)", ".1f"), "frc50": ("FRC50", ".3f"),
+    "pearson": ("Pearson of the phase", ".4f"), "relative_squared_error": ("relative squared error", ".4f"),
+    "rate": ("rate", ".4g"), "unit": ("unit", "s"), "fraction": ("of the possible", ".3f"),
+    "seconds": ("seconds", ".2f"), "cpu_seconds": ("CPU seconds", ".2f"), "peak_mb": ("peak MB", ".0f"),
+    "note": ("", "s"),
+}
+
+
+class Table:
+    """Rows of measurements, printed as they come. Every row has seconds by the clock and of all cores."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict] = []
+
+    def add(self, part: str, case: str, method: str, seconds: float, cpu_seconds: float, **numbers) -> None:
+        row = {"part": part, "case": case, "method": method, "seconds": seconds, "cpu_seconds": cpu_seconds, **numbers}
+        unknown = set(numbers) - set(COLUMNS)
+        assert not unknown, unknown
+        self.rows.append(row)
+        shown = "  ".join(f"{name} {text}" for name, text in self._texts(row).items() if text)
+        print(f"{part}: {case}: {method}: {shown}", flush=True)
+
+    @staticmethod
+    def _texts(row: dict) -> dict[str, str]:
+        return {name: "" if row.get(name) is None else format(row[name], style)
+                for name, (_, style) in COLUMNS.items() if name in row}
+
+    def markdown(self, about: dict) -> str:
+        lines = ["# Results", "", *(f"- {name}: {value}" for name, value in about.items())]
+        for part in dict.fromkeys(row["part"] for row in self.rows):
+            rows = [row for row in self.rows if row["part"] == part]
+            used = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
+            titles = ["case", "method", *(COLUMNS[name][0] for name in used)]
+            lines += ["", f"## {part}", "", f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+            for row in rows:
+                texts = self._texts(row)
+                lines.append(f"| {' | '.join([row['case'], row['method'], *(texts.get(name, '') for name in used)])} |")
+        return "\n".join(lines) + "\n"
+
+    def write(self, out: Path, about: dict) -> None:
+        import pandas as pd
+
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "results.json", {"about": about, "rows": self.rows})
+        with replacing(out / "results.csv") as temporary:
+            pd.DataFrame(self.rows).to_csv(temporary, index=False)
+        with replacing(out / "results.md") as temporary:
+            temporary.write_text(self.markdown(about), encoding="utf-8")
+
+
+def measured(work: Callable[[], object]) -> tuple[object, float, float]:
+    """What `work` returns, and its seconds by the clock and of all cores."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def about_this_run(profile: str) -> dict:
+    """The machine, the versions and the state of the code."""
+    changed = " with changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    names = ("ptycho_nb", "numpy", "scipy", "keras", "tensorflow", "jax", "ptychi", "torch")
+    return {
+        "profile": profile, "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": (_git("rev-parse", "HEAD") or "unknown") + changed, "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": f"{memory:.0f} GiB", "load at the start": f"{os.getloadavg()[0]:.1f}",
+        "backend": os.environ.get("KERAS_BACKEND", "tensorflow"), "python": platform.python_version(),
+        "versions": ", ".join(f"{name} {_version(name)}" for name in names),
+    }
+
+
+def find_star() -> Path | None:
+    """The measured scan, where it lies in `data/` of this checkout or in a folder beside it."""
+    places = [ROOT / "data", *sorted(ROOT.parent.glob("data")), *sorted(ROOT.parent.glob("*/data"))]
+    return next((place / STAR_FILE for place in places if (place / STAR_FILE).is_file()), None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it work?")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--out", default="runs/benchmarks", help="folder for the results")
+    parser.add_argument("--star", help=f"the measured scan; default: {STAR_FILE} in data/ here or beside this folder")
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        check_choice("--parts", part, PARTS)
+    out, star = Path(arguments.out), Path(arguments.star) if arguments.star else find_star()
+    out.mkdir(parents=True, exist_ok=True)
+    about, table, began = about_this_run("quick" if arguments.quick else "full"), Table(), time.perf_counter()
+    about["measured scan"] = star.name if star else "not at hand: a defocused probe in place of the measured one"
+    for part in arguments.parts:
+        if part == "quality":
+            import quality
+
+            quality.measure(table, arguments.quick, star)
+        elif part == "speed":
+            import speed
+
+            speed.measure(table, arguments.quick)
+        elif part == "scaling":
+            import scaling
+
+            scaling.measure(table, arguments.quick, out)
+        elif star is not None:
+            import star as measured_star
+
+            measured_star.measure(table, arguments.quick, star)
+        about["minutes"] = round((time.perf_counter() - began) / 60, 1)
+        table.write(out, about)
+    print(f"{about.get('minutes')} minutes; written to {out}/results.md, .csv and .json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""The quality rows: every solver on one simulated scan after the other. Run by `bench.py`."""
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from bench import Table
+from skimage.metrics import structural_similarity
+
+from ptycho_nb.baselines import lsqml, train_supervised
+from ptycho_nb.config import ModelConfig, SimulationConfig, TrainingConfig, loss_weights
+from ptycho_nb.estimate import estimate
+from ptycho_nb.formats import load_data
+from ptycho_nb.inference import reconstruct
+from ptycho_nb.metrics import compare
+from ptycho_nb.objects import make_object
+from ptycho_nb.probes import crop_probe_fourier, make_probe, probe_diameter_px, twin_ambiguity
+from ptycho_nb.rawdata import RawData
+from ptycho_nb.reconstruction import Reconstruction, aligned_pair
+from ptycho_nb.scans import half_regions, validation_indices
+from ptycho_nb.simulate import generate_simulated_data, simulate_halves
+from ptycho_nb.training import train_cdi_model
+
+try:
+    from ptycho_nb.pretrained import amortised
+except ImportError:
+    amortised = None
+
+N = 64
+HAS_PTYCHI = importlib.util.find_spec("ptychi") is not None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is run, and for how long."""
+
+    doses: tuple[float, ...] = (1e3, 1e4, 1e5, 1e9)  # photons per pattern
+    noise_seeds: tuple[int, ...] = (1, 2, 3)  # of the fast rows below 1e6 photons; the slow rows take the first
+    n_train: int = 512
+    n_test: int = 957
+    nepochs: int = 5
+    cnn_epochs: int = 3
+    lsqml_epochs: tuple[int, ...] = (5, 20, 100)
+    overlap_free_doses: tuple[float, ...] = (1e4, 1e9)
+    overlap_free_size_px: int = 784
+    n_probes: int = 2
+    converged: int = 100  # most LSQML epochs on the way to SSIM .999
+    repeats: int = 3  # of the runs to SSIM .999
+    every_network: bool = True
+
+
+QUICK = Profile(doses=(1e4,), noise_seeds=(1,), n_train=48, n_test=240, nepochs=1, cnn_epochs=1, lsqml_epochs=(2,),
+                overlap_free_doses=(1e9,), overlap_free_size_px=392, n_probes=1, converged=8,
+                repeats=1, every_network=False)
+
+Score = Callable[[Reconstruction], dict[str, float]]
+
+
+def amplitude_score(scan: RawData) -> Score:
+    """SSIM, PSNR and FRC50 of the amplitude on the bounding box of the patch centres."""
+    return lambda result: {name: compare(result, scan.truth)["amplitude"][name] for name in ("ssim", "psnr", "frc50")}
+
+
+def lit_score(scan: RawData, coverage: Reconstruction) -> Score:
+    """SSIM and PSNR of the amplitude where light fell, for scans that leave gaps."""
+    part = coverage.crop_to(aligned_region(coverage, scan))
+    lit = part.coverage > 0.1 * part.coverage.max()
+
+    def score(result: Reconstruction) -> dict[str, float]:
+        aligned, truth, _ = aligned_pair(result, scan.truth, part.region)
+        image, truth = np.abs(aligned).astype(float), np.abs(truth).astype(float)
+        similarity = structural_similarity(truth, image, data_range=np.ptp(truth), full=True)[1]
+        squared_error = np.mean((image - truth)[lit] ** 2)
+        return {"ssim": float(similarity[lit].mean()), "psnr": float(10 * np.log10(np.ptp(truth) ** 2 / squared_error))}
+
+    return score
+
+
+def aligned_region(result: Reconstruction, scan: RawData) -> tuple[int, int, int, int]:
+    """The bounding box of the patch centres."""
+    low, high = scan.positions_px.min(axis=0).astype(int), scan.positions_px.max(axis=0).astype(int) + 1
+    return low[0], high[0], low[1], high[1]
+
+
+def add(table: Table, case: str, method: str, results: list[Reconstruction], scores: list[dict], **more) -> None:
+    """A row: means over the noise seeds, and the spread of the SSIM."""
+    means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+    spread = {"ssim_std": float(np.std([score["ssim"] for score in scores]))} if len(scores) > 1 else {}
+    table.add("quality", case, method, *(float(np.mean([getattr(result, name) for result in results]))
+                                         for name in ("seconds", "cpu_seconds")), **means, **spread, **more)
+
+
+def fast_methods(overlap: bool) -> dict[str, Callable[[RawData, np.ndarray], Reconstruction]]:
+    """Rows without any training on this scan, by name; called with a scan and its validation patterns."""
+    if not overlap:  # patterns that overlap with no other say nothing about how well the others were fitted
+        methods = {"estimate, 20 steps": lambda scan, _: estimate(scan, validation=np.array([], int), iterations=20)}
+    else:
+        methods = {
+            "estimate, not smoothed": lambda scan, v: estimate(scan, validation=v, smoothing_px=(0.0,)),
+            "estimate": lambda scan, v: estimate(scan, validation=v),
+            "estimate, amplitude": lambda scan, v: estimate(scan, validation=v, likelihood="amplitude"),
+        }
+    if amortised is not None:
+        methods["amortised"] = lambda scan, v: amortised(scan, validation=v)
+    return methods
+
+
+def networks(profile: Profile, case: str, overlap: bool) -> Iterator[tuple[str, ModelConfig, TrainingConfig, Callable]]:
+    """The networks that are trained on the other half of this object: name, configurations, and what trains them."""
+    training = TrainingConfig(nepochs=profile.nepochs, targets="held_out" if overlap else "input")
+    cnn = replace(training, nepochs=profile.cnn_epochs)
+    unet, plain = ModelConfig(N=N), ModelConfig(N=N, generator="cnn")
+    alone, mae = replace(unet, gridsize=1), loss_weights("mae")
+    yield "residual_unet, gridsize 1, NLL", alone, training, train_cdi_model
+    if not overlap:
+        yield "cnn, gridsize 1, NLL", replace(plain, gridsize=1), cnn, train_cdi_model
+        yield "supervised residual_unet, gridsize 1", alone, training, train_supervised
+        return
+    yield "residual_unet, gridsize 2, NLL", unet, training, train_cdi_model
+    yield "residual_unet, scan, NLL", replace(unet, estimate_scope="scan"), training, train_cdi_model
+    if not profile.every_network:
+        return
+    if "1e+04" in case:
+        yield "residual_unet, gridsize 1, MAE", alone, replace(training, **mae), train_cdi_model
+        yield "residual_unet, gridsize 2, MAE", unet, replace(training, **mae), train_cdi_model
+        yield "supervised residual_unet, gridsize 2", unet, training, train_supervised
+    if case in ("disk, 1e+09", "experimental, 1e+04"):  # each takes minutes
+        yield "cnn, gridsize 1, NLL", replace(plain, gridsize=1), cnn, train_cdi_model
+        yield "cnn, gridsize 2, NLL", plain, cnn, train_cdi_model
+
+
+def measure_case(table: Table, profile: Profile, case: str, halves: Callable[[int], tuple[RawData, RawData]],
+                 nphotons: float, overlap: bool = True) -> None:
+    """All rows of one probe and dose. `halves` makes the training and the test half with a noise seed."""
+    seeds = profile.noise_seeds if nphotons < 1e6 else profile.noise_seeds[:1]
+    methods, found, scores = fast_methods(overlap), {}, {}
+    for seed in seeds:
+        scan = halves(seed)[1]
+        validation = validation_indices(scan.n_patterns, seed=seed)
+        for name, method in methods.items():
+            result = method(scan, validation)
+            if name == next(iter(methods)):
+                score = amplitude_score(scan) if overlap else lit_score(scan, result)
+            found.setdefault(name, []).append(result)
+            scores.setdefault(name, []).append(score(result))
+    for name in methods:
+        add(table, case, name, found[name], scores[name])
+
+    train, test = halves(seeds[0])
+    validation = validation_indices(test.n_patterns, seed=seeds[0])
+    score = amplitude_score(test) if overlap else lit_score(test, next(iter(found.values()))[0])
+
+    def with_refinement(name: str, result: Reconstruction, **more) -> None:
+        add(table, case, name, [result], [score(result)], **more)
+        if overlap:
+            refined = estimate(test, validation=validation, start=result)
+            add(table, case, f"{name} + refine", [refined], [score(refined)], note="seconds of the refinement alone")
+
+    if "amortised" in found and overlap:
+        refined = estimate(test, validation=validation, start=found["amortised"][0])
+        add(table, case, "amortised + refine", [refined], [score(refined)], note="seconds of the refinement alone")
+    if nphotons == 1e3:
+        return  # only the rows that the doses between 1e3 and 1e9 are asked of
+    for name, model_config, training_config, train_with in networks(profile, case, overlap):
+        model, history = train_with(train, None, model_config, training_config, progress=False)
+        if name in ("residual_unet, gridsize 1, NLL", "residual_unet, gridsize 2, NLL"):
+            group = reconstruct(model.untrained(), test, exclude=validation)
+            add(table, case, f"no network, gridsize {model_config.gridsize}", [group], [score(group)],
+                note="each group's own estimate, stitched")
+        header, image = history["header"], reconstruct(model, test, exclude=validation)
+        with_refinement(name, replace(image, seconds=image.seconds + header["seconds"],
+                                      cpu_seconds=image.cpu_seconds + header["cpu_seconds"]),
+                        note=f"{header['seconds']:.0f} s of them training")
+    if HAS_PTYCHI:
+        measure_lsqml(table, profile, case, test, validation, score)
+
+
+def measure_lsqml(table: Table, profile: Profile, case: str, scan: RawData, validation: np.ndarray,
+                  score: Score) -> None:
+    """LSQML after several numbers of epochs, from one run for each noise model."""
+    long = "disk" in case and ("1e+04" in case or "1e+09" in case)
+    wanted = profile.lsqml_epochs if long else profile.lsqml_epochs[:2]
+    for noise_model in ("poisson", "gaussian"):
+        kept = {}
+
+        def keep(epoch: int, so_far: Reconstruction, kept=kept) -> None:
+            if epoch in wanted:
+                kept[epoch] = so_far
+
+        lsqml(scan, epochs=wanted[-1], noise_model=noise_model, validation=validation, watch=keep)
+        for epoch, result in kept.items():
+            add(table, case, f"LSQML {noise_model}, {epoch} epochs", [result], [score(result)])
+
+
+def time_to_999(table: Table, profile: Profile, case: str, scan: RawData) -> None:
+    """Seconds to an SSIM of .999, each method the best of some runs, everything but scoring included."""
+    validation = validation_indices(scan.n_patterns, seed=1)
+    score = amplitude_score(scan)
+
+    objects = []
+    course = estimate(scan, validation=validation, on_step=lambda _, object: objects.append(object.copy()))
+    iterations = next((k for k, object in enumerate(objects, start=1)
+                       if score(replace(course, object=object))["ssim"] >= 0.999), len(objects))
+
+    def ours() -> Reconstruction:
+        return estimate(scan, validation=validation, iterations=iterations)
+
+    def theirs(noise_model: str) -> Reconstruction:
+        return lsqml(scan, epochs=profile.converged, noise_model=noise_model, validation=validation,
+                     watch=lambda _, so_far: score(so_far)["ssim"] >= 0.999)
+
+    methods = {"estimate to SSIM .999": ours}
+    if HAS_PTYCHI:
+        methods |= {f"LSQML {name} to SSIM .999": partial(theirs, name) for name in ("poisson", "gaussian")}
+    for name, method in methods.items():
+        best = min((method() for _ in range(profile.repeats)), key=lambda result: result.seconds)
+        steps = best.info["epochs"] if "epochs" in best.info else len(best.info["history"])
+        reached = score(best)
+        note = f"{steps} passes over the patterns" + ("" if reached["ssim"] >= 0.999 else "; not reached")
+        add(table, case, name, [best], [reached], note=note)
+
+
+def overlap_free_halves(config: SimulationConfig, probe: np.ndarray) -> tuple[RawData, RawData]:
+    """Two halves whose patterns lie farther apart than the probe's diameter, on a square grid of whole pixels."""
+    step = int(np.ceil(1.02 * probe_diameter_px(probe)))
+    sample = make_object(config.object_kind, config.object_size_px, config.seeds()["object_seed"])
+    scans = []
+    for half, (y0, y1, x0, x1) in zip(("train", "test"), half_regions(config.object_size_px, N), strict=True):
+        positions = np.stack(np.meshgrid(np.arange(y0, y1 + 1, step), np.arange(x0, x1 + 1, step), indexing="ij"), -1)
+        scans.append(generate_simulated_data(config, sample, probe, positions.reshape(-1, 2).astype(float), half))
+    return tuple(scans)
+
+
+def measure(table: Table, quick: bool, star: Path | None) -> None:
+    """All quality rows."""
+    profile = QUICK if quick else Profile()
+    second = crop_probe_fourier(load_data(star).probe, N) if star else make_probe("defocused", N)
+    probes = {"disk": make_probe("disk", N), "experimental" if star else "defocused": second}
+    for kind, probe in list(probes.items())[: profile.n_probes]:
+
+        def halves(seed: int, nphotons: float, probe=probe) -> tuple[RawData, RawData]:
+            return simulate_halves(SimulationConfig(nphotons=nphotons, n_train=profile.n_train, n_test=profile.n_test,
+                                                    noise_seed=seed), probe)
+
+        def apart(seed: int, nphotons: float, probe=probe) -> tuple[RawData, RawData]:
+            return overlap_free_halves(SimulationConfig(
+                nphotons=nphotons, object_size_px=profile.overlap_free_size_px, noise_seed=seed), probe)
+
+        for nphotons in profile.doses:
+            measure_case(table, profile, f"{kind}, {nphotons:.0e}", partial(halves, nphotons=nphotons), nphotons)
+        time_to_999(table, profile, f"{kind}, 1e+09", halves(1, 1e9)[1])
+        twin = f"twin correlation {twin_ambiguity(probe)['correlation']:.2f}"
+        for nphotons in profile.overlap_free_doses:
+            measure_case(table, profile, f"{kind}, {nphotons:.0e}, overlap-free, {twin}",
+                         partial(apart, nphotons=nphotons), nphotons, overlap=False)
