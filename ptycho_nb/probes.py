@@ -6,8 +6,9 @@
 __all__ = ['PROBE_KINDS', 'normalise_probe', 'disk_probe', 'defocused_probe', 'circular_mask', 'estimated_probe', 'load_probe',
            'crop_probe_fourier', 'probe_diameter_px', 'probe_fwhm_px', 'twin_ambiguity', 'make_probe']
 
-# %% ../nbs/11_probes.ipynb #157906e2
+# %% ../nbs/11_probes.ipynb #c06257cb
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.special import erfc
@@ -81,7 +82,7 @@ def estimated_probe(
     field = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(mean_amplitude)))
     return normalise_probe(field * circular_mask(field.shape[-1]))[0]
 
-# %% ../nbs/11_probes.ipynb #93796f7a
+# %% ../nbs/11_probes.ipynb #83189a04
 def load_probe(
     path: str | Path,  # .npy, or .npz with `probeGuess` or `probe`
 ) -> np.ndarray:  # (N, N), complex64, normalised
@@ -97,7 +98,7 @@ def load_probe(
                 if not keys:
                     raise InputError(str(path), f"the keys {stored.files}", "probeGuess or probe", "Rename the key.")
                 stored = stored[keys[0]]
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, BadZipFile) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(str(path), "a damaged file, or one of Python objects", "a NumPy file of plain arrays",
