@@ -52,7 +52,7 @@ class BrowserState:
     remark: str  # what should be known about the two
     preview: bool  # the gauge is fixed roughly, and the exact one is to follow
 
-# %% ../nbs/71_browsers.ipynb #2638f38e
+# %% ../nbs/71_browsers.ipynb #8508d8dd
 _METRICS = {"SSIM": "ssim", "PSNR / dB": "psnr", "MS-SSIM": "ms_ssim", "FRC50": "frc50", "MAE": "mae"}
 _FITS = {"R factor": "r_factor", "NLL / px": "nll_per_pixel", "rel. sq. error": "relative_squared_error"}
 
@@ -110,8 +110,8 @@ class BrowserPanels(Panels):
                         ylim=(-0.15, 1.05))
         self.legend_of_lines = correlation.legend(self.lines, ["", ""], title="FRC50", fontsize="small", loc="lower left")
         numbers.set_axis_off()
-        self.numbers = numbers.text(0, 1, "", transform=numbers.transAxes, va="top", family="monospace", fontsize=8.5)
-        self.follow(left, right, difference, truth, correlation, numbers)
+        self.numbers = numbers.text(0, 1, "", transform=numbers.transAxes, va="top", family="monospace", fontsize=8)
+        self.follow(left, right, difference, truth, correlation, self.numbers)
 
     def _title(self, name: str, text: str) -> None:
         "Write above an image; where the text changes, everything is drawn again."
@@ -174,18 +174,18 @@ def _numbers(state: BrowserState) -> str:
     "What the arms state about their two reconstructions, and what is seen."
     def column(side: str, key: str) -> str:
         value = state.metrics[side].get(key)
-        return f"{'-' if value is None else format(value, '.4g'):>10}"
+        return f"{'-' if value is None else format(value, '.3g'):>9}"
 
-    lines = [f"{state.quantity:<15}{'left':>10}{'right':>10}"]
-    lines += [f"{name:<15}{column('left', key)}{column('right', key)}" for name, key in _METRICS.items()]
-    lines += ["", f"{'data fit':<15}"]
-    lines += [f"{name:<15}{column('left', key)}{column('right', key)}" for name, key in _FITS.items()]
+    lines = [f"{state.quantity:<14}{'left':>9}{'right':>9}"]
+    lines += [f"{name:<14}{column('left', key)}{column('right', key)}" for name, key in _METRICS.items()]
+    lines += ["", f"{'data fit':<14}"]
+    lines += [f"{name:<14}{column('left', key)}{column('right', key)}" for name, key in _FITS.items()]
     y0, y1, x0, x1 = state.view
     lines += ["", f"in view: y {y0 + 0.5:.0f}-{y1 - 0.5:.0f}, x {x0 + 0.5:.0f}-{x1 - 0.5:.0f} px",
-              f"mean |{state.difference}|  {state.difference_in_view:.4g}"]
+              f"mean |{state.difference}|  {state.difference_in_view:.3g}"]
     return "\n".join(lines)
 
-# %% ../nbs/71_browsers.ipynb #dcf4a92b
+# %% ../nbs/71_browsers.ipynb #eaf83a09
 class ReconstructionBrowser(Explorer):
     """Put two arms of a sweep side by side.
 
@@ -226,7 +226,6 @@ class ReconstructionBrowser(Explorer):
             "middle_x": slider("middle, across", 0.5, 0.0, 1.0, 0.02),
         }
         super().__init__(controls, settings, fixed={"sweep_dir": str(self.folder)})
-        self._remark()
 
     def _remark(self) -> None:
         "Say what should be known about the two arms, and which arms are left out."

@@ -56,7 +56,7 @@ class MonitorState:
         "One number of each epoch."
         return np.array([np.nan if row.get(key) is None else row[key] for row in self.rows], float)
 
-# %% ../nbs/75_monitor.ipynb #5f37a01d
+# %% ../nbs/75_monitor.ipynb #27fe74c3
 def _span(values: np.ndarray, logarithmic: bool) -> tuple[float, float] | None:
     "Limits with room around the finite values; None if there are none."
     finite = values[np.isfinite(values) & ((values > 0) | (not logarithmic))]
@@ -93,11 +93,12 @@ class MonitorPanels(Panels):
         self.colours = self.colorbar(self.shown["latest"], ax=list(thumbnails))
         for axes in (self.losses, self.scales):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        self.follow(self.losses, self.scales, numbers, *thumbnails)
+        self.follow(self.losses, self.scales, self.numbers, *thumbnails)
 
     def update_to(self, state: MonitorState) -> None:
         "Show a training as far as it is known."
         self._background = None  # axes grow with every epoch, and epochs take longer than a drawing
+        self.set_layout_engine("constrained")
         epochs, logarithmic = state.values("epoch"), state.loss_scale == "logarithmic"
         for key, line in self.curves.items():
             line.set_data(epochs, state.values(key))
@@ -105,6 +106,7 @@ class MonitorPanels(Panels):
         for key, handle, text in parts:
             handle.set_visible(known := bool(np.isfinite(state.values(key)).any()))
             text.set_visible(known)
+        self.legend_of_losses.set_visible(bool(state.rows))
         scales, losses = state.values("intensity_scale"), np.concatenate([state.values(key) for key in _LOSSES])
         self.losses.set_yscale("log" if logarithmic else "linear")
         for axes, span in ((self.losses, _span(losses, logarithmic)), (self.scales, _span(scales, False))):
