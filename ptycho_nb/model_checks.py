@@ -70,7 +70,7 @@ def probe_paths(
                       "largest_count_difference": float(np.abs(a - b).max() / b.max()),
                       "counts_if_mixed": photons * mean_ratio**2}
 
-# %% ../nbs/55_model_checks.ipynb #9c8de625
+# %% ../nbs/55_model_checks.ipynb #f49889d0
 def probe_strength(
     probe: np.ndarray,  # complex (N, N): as given
     nphotons: float,  # photons per pattern
@@ -79,8 +79,9 @@ def probe_strength(
     amplitude = np.abs(probe.astype(np.complex128))
     norm = float(np.linalg.norm(amplitude))
     N = probe.shape[-1]
-    if not norm > 0:
-        raise InputError("probe", "no light", "an amplitude above 0 somewhere", "Give another probe.")
+    if not (norm > 0 and nphotons > 0):
+        raise InputError("probe and photons", f"L2 norm {norm:g}, {nphotons:g} photons", "both above 0",
+                         "Give another probe, or patterns with light in them.")
     too_weak = {"photons": float(np.sqrt(nphotons) / norm), "normalised": N / 2 / norm, "energy 1": 1 / norm,
                 "maximum 1": 1 / float(amplitude.max())}
     fitting = [name for name, factor in too_weak.items() if abs(np.log(factor)) < (0.3 if name == "photons" else 0.01)]
@@ -90,6 +91,7 @@ def probe_strength(
 def probe_findings(
     strength: Mapping[str, Any],  # from `probe_strength`
     paths: Sequence[Mapping[str, Any]] = (),  # from `probe_paths`
+    severity: str = "warning",  # of a probe in units of its own
 ) -> list[Finding]:
     "A probe in units of its own, and paths of normalisation that are not one."
     found = []
@@ -97,7 +99,7 @@ def probe_findings(
         factor, photons = strength["too_weak"]["normalised"], strength["too_weak"]["photons"]
         times = f"{factor:.1f} times too weak" if factor > 1 else f"{1 / factor:.1f} times too strong"
         found.append(Finding(
-            "warning", "probe", f"The probe as given is {times}: it is in units of its own",
+            severity, "probe", f"The probe as given is {times}: it is in units of its own",
             f"amplitude x {factor:.3g} to be normalised, x {photons:.3g} to carry the photons",
             f"Nothing to do here, it is scaled on entry; for programs that do not, multiply it by {photons:.3g}."))
     for path in paths:
@@ -229,12 +231,17 @@ def canvas_findings(
     return [Finding("error", "canvas", f"A canvas of {report['used_px']} px is too small for the {name}", number,
                     "Take the canvas from the offsets of the groups (patches.canvas_size), never from a constant.")]
 
-# %% ../nbs/55_model_checks.ipynb #dd0aec5c
+# %% ../nbs/55_model_checks.ipynb #ff05855d
 def _stage(values: np.ndarray) -> dict[str, float]:
     "Mean and percentiles."
     low, middle, high, top = np.percentile(values, (1, 50, 99, 99.9))
     return {"mean": float(values.mean(dtype=np.float64)), "p1": float(low), "p50": float(middle), "p99": float(high),
             "p99.9": float(top), "max": float(values.max())}
+
+
+def _some(n: int, at_most: int = 200) -> np.ndarray:
+    "Numbers spread over a scan."
+    return np.unique(np.linspace(0, n - 1, min(n, at_most)).astype(int))
 
 
 def prediction_report(
@@ -261,26 +268,27 @@ def intensity_report(
     recorded_scale: float | None = None,  # s that a model was given, square root of photons
     learned_scale: float | None = None,  # s that it learned
     reconstruction: Reconstruction | None = None,
-    patterns: np.ndarray | None = None,  # int: the patterns to look at; None: up to 200 of them
+    part: RawData | None = None,  # what the reconstruction was made from, if that is a part of the scan
+    patterns: np.ndarray | None = None,  # int: the patterns to predict; None: up to 200 of them
 ) -> dict[str, Any]:  # 'stages', 'scales' and, with a reconstruction, 'prediction'
     "Mean and percentiles of the signal at every stage, and the intensity scales beside each other."
-    M = data.n_patterns
-    patterns = np.unique(np.linspace(0, M - 1, min(M, 200)).astype(int)) if patterns is None else np.asarray(patterns)
-    raw, own = data.diff3d[patterns], intensity_scale(data.diff3d)
+    raw, own = data.diff3d[_some(data.n_patterns)], intensity_scale(data.diff3d)
     s = recorded_scale or own
     stages = {"raw counts": _stage(raw**2), "raw amplitude": _stage(raw)}
     if groups is not None:
-        grouped = data.diff3d[groups[np.isin(groups, patterns).any(axis=1)][:200].ravel()]
+        grouped = data.diff3d[groups[_some(len(groups), 100)].ravel()]
         stages |= {"grouped amplitude": _stage(grouped), "network input": _stage(grouped / np.float32(s))}
     scales = {"own": own, "closed_form_of_own_photons": closed_form_intensity_scale(data.nphotons_mean, data.N),
               "recorded": recorded_scale, "learned": learned_scale,
               "closed_form_of_stated_photons": stated_nphotons and closed_form_intensity_scale(stated_nphotons, data.N)}
     report = {"stages": stages, "scales": {key: value for key, value in scales.items() if value},
-              "stated_nphotons": stated_nphotons, "own_nphotons": data.nphotons_mean, "n_patterns": len(patterns)}
+              "stated_nphotons": stated_nphotons, "own_nphotons": data.nphotons_mean}
     if reconstruction is not None:
+        measured = data if part is None else part
+        patterns = _some(measured.n_patterns) if patterns is None else np.asarray(patterns)
         predicted = predict_amplitudes(reconstruction, patterns)
         stages |= {"predicted amplitude": _stage(predicted), "predicted counts": _stage(predicted**2)}
-        report["prediction"] = prediction_report(reconstruction, data, patterns) | {"method": reconstruction.method}
+        report["prediction"] = prediction_report(reconstruction, measured, patterns) | {"method": reconstruction.method}
     return report
 
 

@@ -88,53 +88,34 @@ def position_findings(
                              "Check that this was meant."))
     return found
 
-# %% ../nbs/52_scan_checks.ipynb #ead384ae
-_POWERS = {"fourth root of counts": 4, "amplitude": 2, "counts": 1}
+# %% ../nbs/52_scan_checks.ipynb #7a1e5cb7
+_POWERS = {"counts": 1, "amplitude": 2, "fourth root of counts": 4}  # the power of the stored values that is a count
 
 
 def _whole_share(values: np.ndarray, power: int) -> float:
-    "Share of whole numbers among values**power, in units of 1 or of the smallest value."
-    raised = values.astype(np.float64) ** power
-    units = (1.0, float(raised.min()))
+    "Share of whole numbers among the values**power, in units of 1 or of each pixel's smallest value above 0."
+    lit = values > 0
+    smallest = np.where(lit, values, np.inf).min(axis=0)
+    sometimes_dark = np.isfinite(smallest) & (np.mean(lit, axis=0) <= 0.9)
     shares = []
-    for unit in units:
-        levels = raised[(raised > 1.5 * unit) & (raised < 1e4 * unit)] / unit
-        shares.append(float(np.mean(np.abs(levels - np.rint(levels)) < 1e-3)) if len(levels) >= 100 else 0.0)
+    for unit, chosen in ((1.0, lit), (np.where(sometimes_dark, smallest, 1.0), lit & sometimes_dark)):
+        levels = ((values / unit) ** power)[chosen]
+        levels = levels[(levels > 1.5) & (levels < 100)]
+        shares.append(float(np.mean(np.abs(levels / np.rint(levels) - 1) < 1e-4)) if len(levels) >= 100 else 0.0)
     return max(shares)
-
-
-def _noise_spreads(patterns: np.ndarray) -> dict[str, float]:
-    "How much the logarithm of the noise's variance ('amplitude') and of variance over mean ('counts') varies."
-    left, middle, right = patterns[..., :-2], patterns[..., 1:-1], patterns[..., 2:]
-    mean, square = (left + middle + right) / 3, (left - 2 * middle + right) ** 2 / 6
-    bright = mean[(left > 0) & (middle > 0) & (right > 0)]
-    if len(bright) < 2000:
-        return {}
-    edges = np.quantile(bright, np.linspace(0.05, 0.55, 9))  # the dimmer half: there noise hides the structure
-    level = np.digitize(mean, edges)
-    rows = [(mean[level == k].mean(), square[level == k].mean()) for k in range(1, 9) if np.any(level == k)]
-    means, variances = np.array(rows).T
-    if means.max() < 2 * means.min() or variances.min() <= 0:
-        return {}
-    return {"amplitude": float(np.std(np.log(variances))), "counts": float(np.std(np.log(variances / means)))}
 
 
 def stored_quantity(
     diff3d: np.ndarray,  # float32 (M, N, N): what a file holds as amplitudes
-    n_patterns: int = 100,  # patterns to look at
-) -> dict[str, Any]:  # 'quantity': 'amplitude', 'counts', 'fourth root of counts' or 'unknown'; the numbers behind it
-    "What the stored patterns seem to be, by whole numbers first and by their noise where there are none."
-    chosen = diff3d[np.linspace(0, len(diff3d) - 1, min(n_patterns, len(diff3d))).astype(int)]
-    values = chosen[chosen > 0]
-    shares = {name: _whole_share(values, power) if len(values) else 0.0 for name, power in _POWERS.items()}
-    likeliest = [name for name in ("counts", "amplitude", "fourth root of counts") if shares[name] > 0.8]
-    spreads = {} if likeliest else _noise_spreads(chosen.astype(np.float64))
-    quantity, evidence = (likeliest[0], "whole numbers") if likeliest else ("unknown", "none")
-    if spreads and min(spreads.values()) < 0.3 < 0.5 * max(spreads.values()):
-        quantity, evidence = min(spreads, key=spreads.get), "noise"
-    return {"quantity": quantity, "evidence": evidence, "whole_number_share": shares, "noise_spread": spreads}
+    n_patterns: int = 200,  # patterns to look at
+) -> dict[str, Any]:  # 'quantity': 'counts', 'amplitude', 'fourth root of counts' or 'unknown'; the shares behind it
+    "What the stored patterns are, by the power that makes them whole numbers of photons."
+    chosen = diff3d[np.linspace(0, len(diff3d) - 1, min(n_patterns, len(diff3d))).astype(int)].astype(np.float64)
+    shares = {name: _whole_share(chosen, power) for name, power in _POWERS.items()}
+    whole = [name for name, share in shares.items() if share > 0.8]  # powers of whole numbers are whole: the lowest
+    return {"quantity": whole[0] if whole else "unknown", "whole_number_share": shares}
 
-# %% ../nbs/52_scan_checks.ipynb #aaf09534
+# %% ../nbs/52_scan_checks.ipynb #5beac02e
 _REMEDIES = {
     "counts": ("Counts are stored as intensity where amplitudes are expected",
                'Store their square root, or say "diff3d_quantity": "intensity" in the metadata.'),
@@ -145,15 +126,19 @@ _REMEDIES = {
 
 def _quantity_findings(measured: Mapping[str, Any]) -> list[Finding]:
     "What is wrong with the stored quantity."
-    if measured["quantity"] not in _REMEDIES:
+    quantity = measured["quantity"]
+    if quantity == "amplitude":
         return []
-    sure = measured["evidence"] == "whole numbers"
-    what, remedy = _REMEDIES[measured["quantity"]]
-    share = measured["whole_number_share"][measured["quantity"]]
-    number = f"{share:.0%} of the values are whole numbers" if sure else "their noise grows with the signal"
-    return [Finding("error" if sure else "warning", "patterns", what, number, remedy)]
+    if quantity == "unknown":
+        best = max(measured["whole_number_share"].values())
+        return [Finding("note", "patterns", "Whether amplitudes or counts are stored cannot be told",
+                        f"at most {best:.0%} of the values are whole numbers of photons",
+                        "Check it: they must be square roots of counts. A background or interpolation hides it.")]
+    what, remedy = _REMEDIES[quantity]
+    share = measured["whole_number_share"][quantity]
+    return [Finding("error", "patterns", what, f"{share:.0%} of the values are whole numbers", remedy)]
 
-# %% ../nbs/52_scan_checks.ipynb #2191b7b3
+# %% ../nbs/52_scan_checks.ipynb #52979980
 def _centre(power: np.ndarray) -> dict[str, Any]:
     "Share of the light in the central half of the pattern and in the corners, and where its centre of mass lies."
     N, total = power.shape[-1], power.sum()
@@ -182,14 +167,16 @@ def pattern_findings(
     diff3d: np.ndarray,  # float32 (M, N, N): what a file holds as amplitudes
 ) -> tuple[dict[str, Any], list[Finding]]:  # what was measured, and what is wrong
     "Faults of the patterns themselves: another quantity, a zero frequency elsewhere, dark patterns."
-    measured = stored_quantity(diff3d)
-    found = _quantity_findings(measured)
     dark = int(np.count_nonzero(~diff3d.any(axis=(1, 2))))
-    if dark:
-        found.append(Finding("error" if dark == len(diff3d) else "warning", "patterns", "Patterns without a photon",
-                             f"{dark} of {len(diff3d)}", "Drop them and their positions; check shutter and detector."))
+    found = [] if not dark else [
+        Finding("error" if dark == len(diff3d) else "warning", "patterns", "Patterns without a photon",
+                f"{dark} of {len(diff3d)}", "Drop them and their positions; check shutter and detector.")]
+    if dark == len(diff3d):
+        return {"n_dark": dark}, found
+    measured = stored_quantity(diff3d)
     power = np.mean(np.square(diff3d, dtype=np.float64), axis=0)
-    return (measured, found) if dark == len(diff3d) else (measured | _centre(power), found + _centre_findings(power))
+    return (measured | _centre(power) | {"n_dark": dark},
+            found + _quantity_findings(measured) + _centre_findings(power))
 
 # %% ../nbs/52_scan_checks.ipynb #f056a71d
 def exposure_maps(
