@@ -187,7 +187,7 @@ def training_sentences(
                      "the value that the counted photons give.")
     return sentences
 
-# %% ../nbs/62_reports.ipynb #68692988
+# %% ../nbs/62_reports.ipynb #863c930e
 _COLUMNS = {"ssim": ("SSIM", ".3f"), "psnr": ("PSNR / dB", ".1f"), "ms_ssim": ("MS-SSIM", ".3f"), "frc50": ("FRC50", ".3f"),
             "phase_mae": ("phase MAE / rad", ".4f"), "nll_per_pixel": ("NLL/px", ".4f")}
 
@@ -257,7 +257,8 @@ def report(
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for path in (out / "figures").glob("*.p[nd][gf]"):
         path.unlink()  # of an earlier report, which may have had other arms
-    lines = [f"# {(out if out.name != 'report' else folder).name}", "", *_state_lines(table)]
+    title = folder.parent.name if folder.name == "arms" else folder.name  # where a study keeps its arms
+    lines = [f"# {title}", "", *_state_lines(table)]
     settings = settings_of(table)
     for setting, arms in settings.items():
         scores = method_scores(arms)
