@@ -152,15 +152,13 @@ def measure_case(table: Table, profile: Profile, case: str, halves: Callable[[in
     validation = validation_indices(test.n_patterns, seed=seeds[0])
     score = amplitude_score(test) if overlap else lit_score(test, next(iter(found.values()))[0])
 
-    def with_refinement(name: str, result: Reconstruction, **more) -> None:
-        add(table, case, name, [result], [score(result)], **more)
+    def refine(name: str, result: Reconstruction) -> None:
         if overlap:
             refined = estimate(test, validation=validation, start=result)
             add(table, case, f"{name} + refine", [refined], [score(refined)], note="seconds of the refinement alone")
 
-    if "amortised" in found and overlap:
-        refined = estimate(test, validation=validation, start=found["amortised"][0])
-        add(table, case, "amortised + refine", [refined], [score(refined)], note="seconds of the refinement alone")
+    if "amortised" in found:
+        refine("amortised", found["amortised"][0])
     if nphotons == 1e3:
         return  # only the rows that the doses between 1e3 and 1e9 are asked of
     for name, model_config, training_config, train_with in networks(profile, case, overlap):
@@ -170,9 +168,10 @@ def measure_case(table: Table, profile: Profile, case: str, halves: Callable[[in
             add(table, case, f"no network, gridsize {model_config.gridsize}", [group], [score(group)],
                 note="each group's own estimate, stitched")
         header, image = history["header"], reconstruct(model, test, exclude=validation)
-        with_refinement(name, replace(image, seconds=image.seconds + header["seconds"],
-                                      cpu_seconds=image.cpu_seconds + header["cpu_seconds"]),
-                        note=f"{header['seconds']:.0f} s of them training")
+        image = replace(image, seconds=image.seconds + header["seconds"],
+                        cpu_seconds=image.cpu_seconds + header["cpu_seconds"])
+        add(table, case, name, [image], [score(image)], note=f"{header['seconds']:.0f} s of them training")
+        refine(name, image)
     if HAS_PTYCHI:
         measure_lsqml(table, profile, case, test, validation, score)
 
@@ -180,7 +179,7 @@ def measure_case(table: Table, profile: Profile, case: str, halves: Callable[[in
 def measure_lsqml(table: Table, profile: Profile, case: str, scan: RawData, validation: np.ndarray,
                   score: Score) -> None:
     """LSQML after several numbers of epochs, from one run for each noise model."""
-    long = "disk" in case and ("1e+04" in case or "1e+09" in case)
+    long = case in ("disk, 1e+04", "disk, 1e+09")
     wanted = profile.lsqml_epochs if long else profile.lsqml_epochs[:2]
     for noise_model in ("poisson", "gaussian"):
         kept = {}
