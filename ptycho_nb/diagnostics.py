@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ptycho_nb.grouping import PtychoDataContainer
 
 # %% auto #0
-__all__ = ['Examination', 'examine', 'report_text', 'write_report', 'diagnose']
+__all__ = ['Examination', 'examine', 'findings_text', 'section_text', 'report_text', 'write_report', 'diagnose']
 
 # %% ../nbs/58_diagnostics.ipynb #8e181318
 @dataclass
@@ -216,7 +216,7 @@ def examine(
     seen.findings = sort_findings(seen.findings)
     return seen
 
-# %% ../nbs/58_diagnostics.ipynb #a174921c
+# %% ../nbs/58_diagnostics.ipynb #d436c116
 _HEADLINES = {  # key in the section 'scan': what it is called, and how it is written
     "n_patterns": ("patterns", "{:.0f}"), "probe_diameter_px": ("probe diameter, 90 % of the light", "{:.1f} px"),
     "probe_fwhm_px": ("probe FWHM", "{:.1f} px"), "step_mean_px": ("mean step (nearest neighbour)", "{:.2f} px"),
@@ -275,22 +275,37 @@ _PICTURES = {"scan": ("scan", "exposures"), "probe": ("probe",), "grouping": ("g
              "intensity": ("quick_estimate", "intensity"), "bias": ("bias",), "training": ("training",)}
 
 
+def findings_text(
+    report: Mapping[str, Any],  # the content of report.json
+) -> str:  # Markdown
+    "The findings as a table, errors first."
+    columns = ("severity", "section", "what", "number", "remedy")
+    found = [tuple(item[key] for key in columns) for item in report["findings"]]
+    return _table(found, *columns) if found else "Nothing was found."
+
+
+def section_text(
+    report: Mapping[str, Any],  # the content of report.json
+    name: str,  # of a section
+) -> str:  # Markdown; empty if the report has no such section
+    "The numbers of a section as tables."
+    section = report["sections"].get(name, {})
+    if name == "scan":
+        return _table([(label, form.format(section[key])) for key, (label, form) in _HEADLINES.items()
+                       if section.get(key) is not None], "quantity", "value")
+    return "\n\n".join(_tables(section))
+
+
 def report_text(
     report: Mapping[str, Any],  # the content of report.json
 ) -> str:  # Markdown
     "The report as text."
-    columns = ("severity", "section", "what", "number", "remedy")
-    found = [tuple(item[key] for key in columns) for item in report["findings"]]
     parts = [f"# Diagnosis of {report['path']}", f"**Verdict:** {report['verdict']}", "## Findings",
-             _table(found, *columns) if found else "Nothing was found."]
-    scan = report["sections"].get("scan", {})
-    for name, section in report["sections"].items():
-        tables = _tables(section)
-        if name == "scan":
-            tables = [_table([(label, form.format(scan[key])) for key, (label, form) in _HEADLINES.items()
-                              if scan.get(key) is not None], "quantity", "value")]
+             findings_text(report)]
+    for name in report["sections"]:
         drawn = [key for key in _PICTURES.get(name, ()) if key in report["figures"]]
-        parts += [f"## {name.capitalize()}", *tables, *(f"![{key}]({report['figures'][key]})" for key in drawn)]
+        parts += [f"## {name.capitalize()}", section_text(report, name),
+                  *(f"![{key}]({report['figures'][key]})" for key in drawn)]
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/58_diagnostics.ipynb #0be9ac79

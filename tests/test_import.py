@@ -7,8 +7,9 @@ import pytest
 HEAVY = {"tensorflow", "keras", "jax", "torch", "matplotlib", "papermill"}
 LIGHT_ROOMS = (
     "config", "files", "objects", "probes", "scans", "photons", "reconstruction", "rawdata", "formats", "simulate",
-    "estimate", "metrics", "arms", "cli",
+    "estimate", "metrics", "scan_checks", "model_checks", "subjects", "arms", "cli",
 )
+DRAWING_ROOMS = ("check_figures", "diagnostics")  # matplotlib besides
 
 
 def modules_after(code: str) -> set[str]:
@@ -31,3 +32,8 @@ def test_the_package_imports_at_once():
 @pytest.mark.parametrize("room", LIGHT_ROOMS)
 def test_a_light_room_loads_no_framework(room):
     assert not modules_after(f"import ptycho_nb.{room}") & HEAVY
+
+
+@pytest.mark.parametrize("room", DRAWING_ROOMS)
+def test_a_room_that_draws_loads_nothing_heavy_but_matplotlib(room):
+    assert modules_after(f"import ptycho_nb.{room}") & HEAVY == {"matplotlib"}
