@@ -67,7 +67,7 @@ def _lsqml_options(api: ModuleType, N: int, noise_model: str, refine_probe: bool
     sample.position_origin_coords = [(N - 1) / 2, (N - 1) / 2]  # so that positions are corners
     return options
 
-# %% ../nbs/45_baselines.ipynb #06646108
+# %% ../nbs/45_baselines.ipynb #55ac4925
 def lsqml(
     data: RawData,  # the scan
     *,
@@ -75,7 +75,7 @@ def lsqml(
     noise_model: str = "poisson",  # "poisson" or "gaussian"
     refine_probe: bool | None = None,  # None: yes for measured data, no for simulated data, whose probe is exact
     validation: np.ndarray | None = None,  # int (v,): patterns not to be fitted; None: 10 %, drawn by the seed
-    batch_size: int = 50,  # patterns per step: the best of 20, 50 and 100 on the simulated lines
+    batch_size: int = 50,  # patterns per step
     seed: int = 0,  # draws the validation patterns, and the noise that pty-chi adds to its Poisson step lengths
     watch: Callable[[int, Reconstruction], bool | None] | None = None,  # called after each epoch; True stops
 ) -> Reconstruction:  # method "lsqml"
