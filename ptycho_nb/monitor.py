@@ -186,7 +186,7 @@ def middle_of(
 
 
 
-# %% ../nbs/75_monitor.ipynb #bda52e49
+# %% ../nbs/75_monitor.ipynb #b7c095e3
 class TrainingMonitor(Explorer):
     """Watch a training: give it as `progress` to `train_cdi_model`, or follow the history that another process writes.
 
@@ -234,13 +234,14 @@ class TrainingMonitor(Explorer):
         model: Any = None,  # a PtychoModel as it is after the last of them; None: no picture
     ) -> None:
         "Show another epoch; `train_cdi_model` calls this."
-        self.rows = list(rows)
-        if model is not None and self.part is not None:
-            try:
-                self._take_picture(model)
-            except InputError as error:
-                self._remark = f"no picture: {error}"
-        self._advance(preview=False)
+        with self.lock:
+            self.rows = list(rows)
+            if model is not None and self.part is not None:
+                try:
+                    self._take_picture(model)
+                except InputError as error:
+                    self._remark = f"no picture: {error}"
+            self._advance(preview=False)
 
     def show_state(self, state: MonitorState) -> None:
         "Draw the state, and say why there is no picture."
@@ -272,10 +273,11 @@ class TrainingMonitor(Explorer):
         content = read_json(path)
         if not isinstance(content, Mapping) or not isinstance(content.get("epochs"), list) or "header" not in content:
             raise InputError(str(path), "something else", "the history that train_cdi_model writes", "Give the folder of an arm.")
-        self._seen, self.rows = changed_ns, content["epochs"]
-        ended = content["header"].get("ended", "")
-        self.ended = "" if ended == "still training" else ended
-        self._advance(preview=False)
+        with self.lock:
+            self._seen, self.rows = changed_ns, content["epochs"]
+            ended = content["header"].get("ended", "")
+            self.ended = "" if ended == "still training" else ended
+            self._advance(preview=False)
         return True
 
     def start(

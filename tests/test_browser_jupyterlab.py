@@ -158,7 +158,7 @@ def walk_through(page, address: str) -> None:
     seen, deadline = set(), time.monotonic() + PATIENCE_MS / 1000
     while finished.count() == errors.count() == 0:
         seen.add(monitor.pixels().tobytes())
-        page.wait_for_timeout(250)
+        page.wait_for_timeout(500)
         assert time.monotonic() < deadline, "the notebook does not come to its end"
     assert errors.count() == 0, errors.first.inner_text()
     assert len(seen) > 1, "the monitor showed nothing new while the cell below it was training"

@@ -2,6 +2,7 @@
 import asyncio
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -308,6 +309,27 @@ def test_the_static_twin_stays_when_the_browser_moves_on(browser):
     assert limits == browser.panels.axes_of["left"].get_xlim()
     browser.set(zoom=8.0)
     assert twin.axes_of["left"].get_xlim() == limits != browser.panels.axes_of["left"].get_xlim()
+
+
+# --- two threads, as in JupyterLab ---
+
+
+def test_a_full_computation_in_one_thread_does_not_mix_with_events_in_another():
+    """JupyterLab sends the first event to the thread of the cells and the others to one of their own."""
+    explorer, values = DoseExplorer(), np.linspace(6.0, 2.5, 15)
+
+    def drag():
+        for value in values:
+            explorer.controls["log10_nphotons"].value = float(value)
+
+    dragging = threading.Thread(target=drag)
+    dragging.start()
+    while dragging.is_alive():
+        explorer.settle()
+    explorer.settle()
+    fresh = DoseExplorer(log10_nphotons=float(values[-1]))
+    assert repr(explorer) == repr(fresh) and not explorer.state.preview
+    assert bytes(explorer.image.value) == fresh.panels.png()
 
 
 # --- the study that shows them ---
