@@ -172,7 +172,7 @@ class _Manifest:
                 self.checksums[path] = sha256_of(path)
         return {path: self.checksums[path] for path in paths if path in self.checksums}
 
-# %% ../nbs/61_sweep.ipynb #04373a4e
+# %% ../nbs/61_sweep.ipynb #8e46667d
 _THREADS = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
 )
@@ -205,8 +205,8 @@ def _run_one(notebook: str, folder: str, parameters: dict[str, Any], limits: dic
     from distributed import get_worker
 
     began = time.perf_counter()
-    try:
-        with _environment(limits.get(get_worker().address) or limits[""]):
+    try:  # a worker that came since then is careful
+        with _environment(limits.get(get_worker().address) or thread_limits(1)):
             run_arm(notebook, folder, parameters)
     except ArmBusy:
         return {"state": "busy"}
@@ -221,7 +221,7 @@ def _place(folder: str, dask_worker: Any = None) -> dict[str, Any]:
     return {"shared": (socket.gethostname(), *cores), "cores": len(cores), "threads": dask_worker.state.nthreads,
             "sees": Path(folder).is_dir()}
 
-# %% ../nbs/61_sweep.ipynb #32dc6474
+# %% ../nbs/61_sweep.ipynb #4ff350ed
 def default_workers(
     n_arms: int,  # to be run
 ) -> int:  # at least 1
@@ -233,24 +233,42 @@ def default_workers(
 
 
 @contextmanager
-def _local_workers(n_workers: int) -> Iterator[tuple[Any, dict[str, dict[str, str]]]]:
-    "A client of workers on this machine, and the limits of each."
+def _local_workers(n_workers: int) -> Iterator[tuple[Any, Callable]]:
+    "A client of workers on this machine, and what tells the limits of each by its address."
+    import dask
     from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
 
-    with (
-        LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
-            memory_limit=0, silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client, {"": thread_limits(max(1, CPU_COUNT // n_workers))}
+    limits = thread_limits(max(1, CPU_COUNT // n_workers))
+    with ExitStack() as stack:
+        # dask would set OMP_NUM_THREADS=1 for its workers, by changing the environment of this process.
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
+            cluster = stack.enter_context(LocalCluster(
+                n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1",
+                dashboard_address="127.0.0.1:0", memory_limit=0, silence_logs=logging.CRITICAL,
+            ))
+        client = stack.enter_context(Client(cluster, set_as_default=False))
+        yield client, lambda: dict.fromkeys(client.nthreads(), limits)
+
+
+def _limits_there(client: Any, folder: Path) -> dict[str, dict[str, str]]:
+    "The limits of each worker of a running scheduler; `InputError` for one that cannot run arms."
+    places = client.run(_place, str(folder), on_error="ignore")  # one that has just left has no answer
+    for address, place in places.items():
+        if place["threads"] != 1:
+            found, remedy = f"{place['threads']} threads", "Start workers with: dask worker --nthreads 1 ADDRESS"
+            raise InputError(f"worker {address}", found, "1: one arm at a time", remedy)
+        if not place["sees"]:
+            remedy = "Use a folder on a file system that all workers share."
+            raise InputError(f"worker {address}", f"no folder {folder}", "the folder of the sweep", remedy)
+    shared = [place["shared"] for place in places.values()]
+    return {address: thread_limits(max(1, place["cores"] // shared.count(place["shared"])))
+            for address, place in places.items()}
 
 
 @contextmanager
-def _workers_of(scheduler: str, folder: Path) -> Iterator[tuple[Any, dict[str, dict[str, str]]]]:
-    "A client of a running scheduler, and the limits of each of its workers."
+def _workers_of(scheduler: str, folder: Path) -> Iterator[tuple[Any, Callable]]:
+    "A client of a running scheduler, and what tells the limits of each of its workers by its address."
     from distributed import Client
 
     try:
@@ -262,29 +280,23 @@ def _workers_of(scheduler: str, folder: Path) -> Iterator[tuple[Any, dict[str, d
         if not client.nthreads():
             _logger.warning("scheduler %s has no workers yet; waiting for the first", scheduler)
             client.wait_for_workers(1)
-        places = client.run(_place, str(folder))
-        for address, place in places.items():
-            if place["threads"] != 1:
-                found, remedy = f"{place['threads']} threads", "Start workers with: dask worker --nthreads 1 ADDRESS"
-                raise InputError(f"worker {address}", found, "1: one arm at a time", remedy)
-            if not place["sees"]:
-                remedy = "Use a folder on a file system that all workers share."
-                raise InputError(f"worker {address}", f"no folder {folder}", "the folder of the sweep", remedy)
-        shared = [place["shared"] for place in places.values()]
-        shares = {address: max(1, place["cores"] // shared.count(place["shared"])) for address, place in places.items()}
-        # Workers that come later get the smallest share.
-        yield client, {address: thread_limits(share) for address, share in {**shares, "": min(shares.values())}.items()}
+        yield client, lambda: _limits_there(client, folder)
 
-# %% ../nbs/61_sweep.ipynb #a15c921f
-def _run_all(client: Any, limits: dict, notebook: Path, arms: Sequence[ArmState], changed: Callable, show: Callable) -> None:
+# %% ../nbs/61_sweep.ipynb #5d67e6cf
+def _run_all(
+    client: Any, limits_now: Callable, notebook: Path, arms: Sequence[ArmState], changed: Callable, show: Callable,
+) -> None:
     "Run arms on workers until all are done or failed; `changed` is called with an arm, `show` about once a second."
-    waiting, running, shown, slots = deque(arms), {}, 0.0, 1
+    waiting, running, shown, slots, limits = deque(arms), {}, -1.0, 1, {}
     while waiting or running:
         if client.status != "running":
             remedy = "Start it and the sweep again: what is done stays done."
             raise InputError("scheduler", "the connection was lost", "a running scheduler", remedy)
         if time.monotonic() - shown > 1:
-            slots, shown = max(1, len(client.nthreads())), time.monotonic()
+            workers = client.nthreads()
+            if workers.keys() != limits.keys():  # some came or went: the shares are others now
+                limits = limits_now()
+            slots, shown = max(1, len(workers)), time.monotonic()
             show(slots)
         while waiting and len(running) < slots:
             arm = waiting.popleft()
@@ -315,7 +327,7 @@ def _outcome(future: Any, arm: ArmState) -> dict[str, Any]:
     (arm.folder / "error.txt").write_text(error + "\n", encoding="utf-8")
     return {"state": "failed", "error": error, "seconds": None}
 
-# %% ../nbs/61_sweep.ipynb #0fabb9b0
+# %% ../nbs/61_sweep.ipynb #c37e598f
 @dataclass(frozen=True)
 class SweepResult:
     "What has become of a sweep."
@@ -377,10 +389,10 @@ def sweep(
     with ExitStack() as stack:
         if missing:
             workers = _workers_of(scheduler, out) if scheduler else _local_workers(n_workers or default_workers(len(missing)))
-            client, limits = stack.enter_context(workers)
+            client, limits_now = stack.enter_context(workers)
             show = stack.enter_context(showing(plan, audience(progress)))
             try:
-                _run_all(client, limits, notebook, missing, lambda arm: manifest.write([arm]), show)
+                _run_all(client, limits_now, notebook, missing, lambda arm: manifest.write([arm]), show)
             finally:  # also when somebody stops the sweep: nobody is running its arms any more
                 for arm in plan:
                     if arm.state == "running":
