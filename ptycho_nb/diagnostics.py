@@ -216,7 +216,7 @@ def examine(
     seen.findings = sort_findings(seen.findings)
     return seen
 
-# %% ../nbs/58_diagnostics.ipynb #d436c116
+# %% ../nbs/58_diagnostics.ipynb #8798b272
 _HEADLINES = {  # key in the section 'scan': what it is called, and how it is written
     "n_patterns": ("patterns", "{:.0f}"), "probe_diameter_px": ("probe diameter, 90 % of the light", "{:.1f} px"),
     "probe_fwhm_px": ("probe FWHM", "{:.1f} px"), "step_mean_px": ("mean step (nearest neighbour)", "{:.2f} px"),
@@ -229,7 +229,7 @@ _HEADLINES = {  # key in the section 'scan': what it is called, and how it is wr
     "photons_per_object_pixel_median": ("photons per object pixel, whole scan (median)", "{:.4g}"),
     "counts_per_pixel_max": ("brightest detector pixel", "{:.0f} photons"),
     "nyquist_period_px": ("finest period by sampling (Nyquist)", "{:.1f} px"),
-    "finest_period_px": ("finest period by photons (no reconstruction can do better)", "{:.1f} px"),
+    "finest_period_px": ("finest period by photons (a lower bound)", "{:.1f} px"),
 }
 
 

@@ -51,7 +51,7 @@ def sort_findings(
     "Findings in the order in which they should be read."
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
-# %% ../nbs/52_scan_checks.ipynb #4b1b7624
+# %% ../nbs/52_scan_checks.ipynb #3670cfc8
 _LARGEST_CANVAS_PX = 2e8  # pixels of the object: 1.6 GB as complex64, and the solver needs several of them
 _PIXEL_SIZE = "the pixel size on the sample, wavelength x distance / (N x detector pixel)"
 
@@ -79,7 +79,10 @@ def position_findings(
         number = f"{extent_px[0]:.3g} x {extent_px[1]:.3g} px, an object of {8e-9 * canvas_px:.3g} GB"
         return [Finding("error", "scan", what, number, f"Convert them to metres and divide by {_PIXEL_SIZE}.")]
     found = []
-    if extent_px.min() < 1:
+    if extent_px.max() < N / 16 and len(positions_px) >= 10:
+        found.append(Finding("warning", "scan", "The scan hardly moves: positions may be in micrometres",
+                             f"extent {extent_px.max():.3g} px, patterns of {N} px", f"Divide by {_PIXEL_SIZE}."))
+    elif extent_px.min() < 1:
         found.append(Finding("warning", "scan", "The scan is a line: across it nothing overlaps",
                              f"{extent_px.min():.2g} px wide", "Check that the other axis was recorded."))
     if distinct < 0.95 * len(positions_px):
@@ -309,7 +312,7 @@ def scan_verdict(
             f"{numbers['photons_per_object_pixel_median']:.3g} photons per object pixel: nothing stands against a "
             f"reconstruction; photons reach {numbers['photon_reach']:.0%} of Nyquist")
 
-# %% ../nbs/52_scan_checks.ipynb #4f6eea3d
+# %% ../nbs/52_scan_checks.ipynb #4d2a9cdf
 AXIS_ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "as given": lambda positions_px: positions_px,
     "x and y exchanged": lambda positions_px: positions_px[:, ::-1],
@@ -361,7 +364,7 @@ def axis_order_findings(
     nll, best = numbers["nll_per_pixel"], numbers["best"]
     if best == "as given" or numbers["lead_standard_errors"] < 3 or nll[best] > 0.97 * nll["as given"]:
         return []
-    remedy = {"x and y exchanged": "Exchange xcoords and ycoords (positions are (y, x): row, column).",
+    remedy = {"x and y exchanged": "Exchange xcoords (columns) and ycoords (rows), or transpose every pattern.",
               "x mirrored": "Reverse the sign of xcoords (or of ycoords: the twin image cannot tell the two apart).",
               "exchanged and mirrored": "Exchange xcoords and ycoords, and reverse the sign of one of them."}[best]
     what = "x and y are swapped" if best == "x and y exchanged" else f"The axes of the positions are wrong: {best}"

@@ -123,7 +123,7 @@ def test_swapped_axes(arrays, tmp_path):
     swapped = {"xcoords": arrays["ycoords"], "ycoords": arrays["xcoords"], "xcoords_start": None, "ycoords_start": None,
                "objectGuess": None}
     report = diagnosed(arrays, tmp_path, **swapped)
-    assert "x and y are swapped" in named(report, "error") and "Exchange xcoords and ycoords" in named(report, "error")
+    assert "x and y are swapped" in named(report, "error") and "Exchange xcoords" in named(report, "error")
 
 
 def test_swapped_axes_whose_patches_leave_the_object(arrays, tmp_path):
@@ -161,6 +161,12 @@ def test_positions_in_metres(arrays, tmp_path):
     report = diagnosed(arrays, tmp_path, **scaled)
     assert "positions look like metres" in named(report, "error") and "pixel size" in named(report, "error")
     assert "metres" in report["verdict"]
+
+
+def test_positions_in_micrometres(arrays, tmp_path):
+    scaled = {key: arrays[key] * 9e-3 for key in ("xcoords", "ycoords", "xcoords_start", "ycoords_start")}
+    report = diagnosed(arrays, tmp_path, objectGuess=None, **scaled)
+    assert "micrometres" in named(report) or "in another unit" in named(report)
 
 
 def test_positions_in_nanometres_do_not_fill_the_memory(arrays, tmp_path):
