@@ -6,10 +6,10 @@ READY  := $(VENV)/.installed
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dose dose-full star test bench export readme clean
+.PHONY: help venv dose dose-full star study-dose study-dose-curve pretrained test bench bench-quick export readme clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(READY)  ## make .venv with the development extras (PYTHON=python3.12 chooses another Python)
 
@@ -33,12 +33,24 @@ star: $(READY)  ## reconstruct a measured scan: make star DATA=path/to/scan.npz
 	@test -n "$(DATA)" || { echo "make star needs a file: make star DATA=path/to/scan.npz"; exit 2; }
 	@$(BIN)/ptycho-nb run-arm studies_nbs/reconstruct.ipynb runs/star --again -p data_path "$(DATA)"
 
+study-dose: $(READY)  ## two doses, two losses, side by side (about 10 minutes); goes on where it was stopped
+	@$(BIN)/ptycho-nb run-arm studies_nbs/dose_comparison.ipynb runs/study-dose -p profile full
+
+study-dose-curve: $(READY)  ## eight doses, two losses, three seeds (about 40 minutes); goes on where it was stopped
+	@$(BIN)/ptycho-nb run-arm studies_nbs/dose_curve.ipynb runs/study-dose-curve -p profile full
+
+pretrained: $(READY)  ## train the network that comes with the package anew (about half an hour)
+	@$(BIN)/ptycho-nb run-arm studies_nbs/pretrain.ipynb runs/pretrained --again -p profile full
+	@cp runs/pretrained/amortised.npz ptycho_nb/weights/amortised.npz
+
 test: $(READY)  ## every check and every test (under 15 minutes on 2 cores)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh
 
-bench: $(READY)  ## how good the estimates and how fast the parts are (some minutes, nothing beside it)
-	@$(BIN)/python benchmarks/estimates.py
-	@$(BIN)/python benchmarks/speed.py
+bench: $(READY)  ## quality, speed and scaling in one table, runs/bench (25 minutes, nothing beside it)
+	@$(BIN)/python benchmarks/bench.py --out runs/bench
+
+bench-quick: $(READY)  ## the same, small (4 minutes)
+	@$(BIN)/python benchmarks/bench.py --quick --out runs/bench-quick
 
 export: $(READY)  ## notebooks to modules: run it after editing a notebook
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
