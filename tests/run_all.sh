@@ -28,7 +28,7 @@ step "rooms import from lower floors only"        lint-imports
 step "ruff"                                       ruff check ptycho_nb tests benchmarks setup.py
 step "library notebooks run (nbdev_test)"         nbdev_test --n_workers 2
 step "study notebooks run, quick profile"         nbdev_test --path studies_nbs --n_workers 2
-step "pytest"                                     python -m pytest
+step "pytest"                                   python -m pytest -n 2 --dist loadfile
 
 if [ "$failed" -gt 0 ]; then
     echo "$failed of 8 steps failed after $SECONDS s"
