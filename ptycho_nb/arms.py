@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['arm_name', 'start_arm', 'finish_arm', 'Arm', 'read_arm', 'metrics_table', 'check_parameters', 'literal', 'ArmError',
-           'check_arm', 'ArmBusy', 'locked', 'run_arm']
+           'check_arm', 'ArmBusy', 'locked', 'standard_error_to', 'run_arm']
 
 # %% ../nbs/60_arms.ipynb #68418635
 _NAME_LENGTH = 200  # most file systems end a name at 255 bytes
@@ -288,7 +288,7 @@ def check_arm(
     _refuse_other_configuration(folder, defaults | given)
     return given
 
-# %% ../nbs/60_arms.ipynb #fc69b7b1
+# %% ../nbs/60_arms.ipynb #8833dc81
 class ArmBusy(InputError):
     "An arm that another process is running at this moment."
 
@@ -338,8 +338,10 @@ def _alone_in(folder: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _standard_error_to(file: BinaryIO) -> Iterator[None]:
-    "Child processes write their standard error to a file: TensorFlow greets there at length in every kernel."
+def standard_error_to(
+    file: BinaryIO,  # an open file
+) -> Iterator[None]:
+    "Send to a file what child processes and libraries write to standard error: TensorFlow greets there at length."
     ours = os.dup(2)
     try:
         os.dup2(file.fileno(), 2)
@@ -354,14 +356,14 @@ def _tied_to_this_process() -> str:
     death_signal = "import ctypes; ctypes.CDLL(None).prctl(1, 9)\n" if sys.platform == "linux" else ""
     return f"exec({death_signal + f'import os; os.getppid() == {os.getpid()} or os._exit(1)'!r}, {{}})"
 
-# %% ../nbs/60_arms.ipynb #c50c1e4d
+# %% ../nbs/60_arms.ipynb #9be0c955
 def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any], said: BinaryIO) -> None:
     "Run the notebook in its own folder; `ArmError` if a cell fails or the kernel dies."
     import papermill
     from nbclient.exceptions import DeadKernelError
 
     try:
-        with _standard_error_to(said):
+        with standard_error_to(said):
             papermill.execute_notebook(
                 str(notebook), str(output), dict(parameters), cwd=str(notebook.parent), progress_bar=False,
                 start_timeout=300,  # a machine whose cores are all busy takes its time

@@ -172,7 +172,7 @@ class _Manifest:
                 self.checksums[path] = sha256_of(path)
         return {path: self.checksums[path] for path in paths if path in self.checksums}
 
-# %% ../nbs/61_sweep.ipynb #8e46667d
+# %% ../nbs/61_sweep.ipynb #158fa220
 _THREADS = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
 )
@@ -180,9 +180,10 @@ _THREADS = (
 
 def thread_limits(
     threads: int,  # the share of one worker
-) -> dict[str, str]:  # environment variables; those that are set already keep their value
+) -> dict[str, str]:  # environment variables; what is set already stays, and `OMP_NUM_THREADS` then holds for the others
     "How many threads a kernel may use, as TensorFlow, BLAS and this library read it."
-    return {name: os.environ.get(name) or str(threads) for name in _THREADS}
+    threads = os.environ.get("OMP_NUM_THREADS") or str(threads)
+    return {name: os.environ.get(name) or threads for name in _THREADS}
 
 
 @contextmanager

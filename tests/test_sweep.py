@@ -20,7 +20,7 @@ from ptycho_nb.arms import ArmBusy, locked, read_arm, run_arm, start_arm
 from ptycho_nb.cli import main
 from ptycho_nb.config import InputError
 from ptycho_nb.files import read_json, sha256_of, write_json
-from ptycho_nb.sweep import read_arms_table, sweep
+from ptycho_nb.sweep import read_arms_table, sweep, thread_limits
 
 PROGRAM = Path(sys.executable).with_name("ptycho-nb")
 DASK = Path(sys.executable).with_name("dask")
@@ -246,7 +246,7 @@ def test_workers_share_the_cores_unless_told_otherwise(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert sweep(study, tmp_path / "many", grid={"dose": [1]}, n_workers=2 * cores).ok
     metrics = read_arm(tmp_path / "many" / "dose=1").metrics
-    assert metrics["limits"] == dict.fromkeys(names, "1") | {"OMP_NUM_THREADS": "3"} and metrics["cores"] == 3
+    assert metrics["limits"] == dict.fromkeys(names, "3") and metrics["cores"] == 3
     assert os.environ["OMP_NUM_THREADS"] == "3" and "TF_NUM_INTRAOP_THREADS" not in os.environ
 
 
@@ -271,13 +271,13 @@ def scheduler(tmp_path):
         for _ in range(n):
             start("worker", "--nthreads", str(threads))
         with Client(address, set_as_default=False) as client:
-            client.wait_for_workers(n, timeout=120)
+            client.wait_for_workers(len(processes) - 1, timeout=120)
 
     start("scheduler", "--port", "0")
     address = wait_for(lambda: file.exists() and json.loads(file.read_text())["address"])
     yield address, workers
-    for process in reversed(processes):
-        process.terminate()
+    for process in processes:
+        process.kill()
     for process in processes:
         process.wait(30)
 
@@ -295,13 +295,10 @@ def test_arms_run_on_the_workers_of_a_scheduler(scheduler, tmp_path):
     assert metrics["limits"]["TF_NUM_INTRAOP_THREADS"] == os.environ.get(
         "TF_NUM_INTRAOP_THREADS", str(max(1, len(os.sched_getaffinity(0)) // 2)))
 
-
-def test_a_worker_for_several_arms_at_once_is_refused(scheduler, tmp_path):
-    address, start_workers = scheduler
     start_workers(1, threads=2)
     with pytest.raises(InputError, match=r"worker tcp.*found 2 threads.*dask worker --nthreads 1"):
-        sweep(make_study(tmp_path), tmp_path / "out", grid=GRID, scheduler=address)
-    assert not (tmp_path / "out" / "dose=1").exists()
+        sweep(study, tmp_path / "other", grid=GRID, scheduler=address)
+    assert not (tmp_path / "other" / "dose=1").exists()
 
 
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path):
@@ -332,7 +329,7 @@ def test_an_arm_that_somebody_runs_is_not_run_beside(tmp_path):
     assert run_arm(study, tmp_path / "arm", {"dose": 1}).done
 
 
-@pytest.mark.parametrize("moment_s", [0.2, 1.5, 4.0])
+@pytest.mark.parametrize("moment_s", [0.2, 3.0])
 def test_killed_at_any_moment_it_leaves_nobody_behind_and_goes_on(moment_s, tmp_path):
     study, out = make_study(tmp_path, "time.sleep(1)"), tmp_path / "out"
     command = [PROGRAM, "sweep", study, "--set", "dose=1,2", "--out", out, "--workers", "2"]
@@ -352,9 +349,11 @@ def test_killed_in_training_it_goes_on_to_the_same_metrics(tmp_path, request):
     settings = {"n_train": 64, "n_test": 64, "nepochs": 6, "object_kind": "random_field", "precision": "float32"}
     words = [word for name, value in settings.items() for word in ("-p", name, str(value))]
     command = [PROGRAM, "sweep", DOSE, "--set", "loss=nll,mae", "--out", tmp_path / "out", "--workers", "1", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment)
+    environment = os.environ | thread_limits(1)
+    alone = [PROGRAM, "run-arm", DOSE, tmp_path / "undisturbed", "-p", "loss", "mae", *words]
+    process, other = (subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL) for words in (command, alone))
     request.addfinalizer(process.kill)
+    request.addfinalizer(other.kill)
     first, second = tmp_path / "out" / "loss=nll", tmp_path / "out" / "loss=mae"
     history = second / "history.json"
     before = wait_for(lambda: history.exists() and len(rows := read_json(history)["epochs"]) > 2 and rows, 400)
@@ -371,11 +370,11 @@ def test_killed_in_training_it_goes_on_to_the_same_metrics(tmp_path, request):
     assert "2 of 2 arms done, 1 of them before" in again.stdout
     assert (first / "done.json").stat().st_mtime_ns == done, "no arm is run twice"
     resumed = read_arm(second)
-    assert resumed.history["epochs"][: len(before)] == before, "epochs that were done are not trained again"
+    kept = len(before) - 1  # the last one may have been killed between its history and its checkpoint
+    assert resumed.history["epochs"][:kept] == before[:kept], "epochs that were done are not trained again"
     assert resumed.history["epochs"][-1]["epoch"] == 6
 
-    alone = [PROGRAM, "run-arm", DOSE, tmp_path / "undisturbed", "-p", "loss", "mae", *words]
-    subprocess.run(alone, env=environment, check=True, capture_output=True)
+    assert other.wait(400) == 0
     undisturbed = read_arm(tmp_path / "undisturbed")
     assert without_timings(resumed.metrics) == without_timings(undisturbed.metrics)
     checksums = [(arm.folder / "wts.h5.zip.sha256").read_text().split()[0] for arm in (resumed, undisturbed)]
