@@ -48,7 +48,7 @@ def _line_style(method: str, loss: str, number: int) -> dict[str, Any]:
     face = colour if method in ("network", "no_network") else "white"
     return {"color": colour, "linestyle": line, "marker": marker, "markerfacecolor": face, "ms": 4, "lw": 1.3}
 
-# %% ../nbs/63_dose_figures.ipynb #85e56ae4
+# %% ../nbs/63_dose_figures.ipynb #a51bb7d9
 _METRIC_NAMES = {"frc50": "FRC50 / Nyquist", "ssim": "SSIM", "psnr": "PSNR / dB", "ms_ssim": "MS-SSIM"}
 
 
@@ -64,6 +64,7 @@ def plot_dose_curve(
     if len(doses) < 2:
         raise InputError("doses of the scores", f"{len(doses)}", "at least 2", "Run arms at other doses as well.")
     keys = ordered_methods(list(zip(scores["method"], scores["loss"], strict=True)))
+    near = np.max(np.divide(doses[1:], doses[:-1])) <= 100 * (1 + 1e-9)  # a line across more would claim to know
     figure = Picture(figsize=(3.5 * len(metrics) + 0.1, 3.5), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
@@ -71,8 +72,9 @@ def plot_dose_curve(
         for number, (method, loss) in enumerate(keys):
             rows = summary[(summary["method"] == method) & (summary["loss"] == loss)]
             aside = 1.05 ** (number - (len(keys) - 1) / 2)  # so that the bars do not hide each other
+            style = _line_style(method, loss, number) | ({} if near else {"linestyle": "none"})
             axes.errorbar(rows["nphotons"] * aside, rows["mean"], rows["std"], label=method_label(method, loss),
-                          elinewidth=0.8, capsize=2, **_line_style(method, loss, number))
+                          elinewidth=0.8, capsize=2, **style)
         _dose_axis(axes, doses)
         axes.set_ylabel(f"amplitude {_METRIC_NAMES.get(metric, metric)}")
         axes.grid(alpha=0.25, lw=0.5)
@@ -127,7 +129,7 @@ def _write_scores(axes: Axes, scores: Mapping[str, float]) -> None:
     axes.text(0.03, 0.97, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=7,
               bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 2})
 
-# %% ../nbs/63_dose_figures.ipynb #f35b18bf
+# %% ../nbs/63_dose_figures.ipynb #b45ed286
 def plot_dose_frc(
     curves: Mapping[float, Mapping[tuple[str, str], Sequence[dict[str, np.ndarray]]]],  # see below
 ) -> Figure:
@@ -137,7 +139,7 @@ def plot_dose_frc(
     """
     n_columns = min(len(curves), 4)
     n_rows = -(-len(curves) // n_columns)
-    figure = Picture(figsize=(max(2.2 * n_columns, 3.4) + 0.4, 2.1 * n_rows + 0.5), layout="constrained")
+    figure = Picture(figsize=(max(2.2 * n_columns, 5.6) + 0.4, 2.1 * n_rows + 0.5), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     handles = {}
     for axes, (nphotons, of_methods) in zip(grid.flat, sorted(curves.items()), strict=False):
@@ -158,7 +160,7 @@ def plot_dose_frc(
         axes.set_axis_off()
     figure.supxlabel("frequency / Nyquist", fontsize="medium")
     figure.supylabel("FRC with the truth", fontsize="medium")
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False,
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(n_columns + 1, 4), frameon=False,
                   fontsize="small")
     return figure
 
