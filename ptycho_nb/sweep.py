@@ -85,8 +85,13 @@ def _refuse_other_study(out: Path, notebook: Path) -> None:
             remedy = "Choose another folder."
             raise InputError(str(out), f"a sweep of {Path(there).name}", f"one of {notebook.name}", remedy)
 
-# %% ../nbs/61_sweep.ipynb #cf4e18c1
+# %% ../nbs/61_sweep.ipynb #367d68b5
 _SPARE_BYTES = 100e6  # kept free in any case
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    remedy = "Make room or change its permissions, and start the sweep again; or choose another folder."
+    return InputError(str(error.filename or path), error.strerror or error, "a place that can be written to", remedy)
 
 
 def _check_disk(out: Path, arms: Sequence[ArmState]) -> None:
@@ -99,9 +104,7 @@ def _check_disk(out: Path, arms: Sequence[ArmState]) -> None:
         if blocked:
             raise PermissionError(13, "Permission denied", str(blocked[0]))
     except OSError as error:
-        where, reason = error.filename or out, error.strerror or error
-        remedy = "Choose another folder, or its permissions."
-        raise InputError(str(where), reason, "a folder that can be written to", remedy) from error
+        raise _unwritable(out, error) from error
     sizes = [sum(path.stat().st_size for path in arm.folder.rglob("*") if path.is_file())
              for arm in arms if arm.state == "done"]
     needed = _SPARE_BYTES + sum(arm.state != "done" for arm in arms) * (sum(sizes) / len(sizes) if sizes else 0)
@@ -110,7 +113,7 @@ def _check_disk(out: Path, arms: Sequence[ArmState]) -> None:
         found, expected = f"{free / 1e6:.0f} MB free", f"{needed / 1e6:.0f} MB for the arms that are still to run"
         raise InputError(str(out), found, expected, "Make room on this disk, or choose another folder.")
 
-# %% ../nbs/61_sweep.ipynb #d35b0ecd
+# %% ../nbs/61_sweep.ipynb #934f26b5
 _PACKAGES = ("ptycho_nb", "numpy", "scipy", "tensorflow", "keras", "scikit-image", "papermill", "distributed")
 
 
@@ -147,12 +150,15 @@ class _Manifest:
 
     def write(self, arms: Iterable[ArmState]) -> None:
         "Enter these arms as they are now; the lines of all others stay."
-        with locked(self.out / ".lock", patience_s=60):
-            path = self.out / _MANIFEST
-            lines = {line["name"]: line for line in read_json(path)["arms"]} if path.exists() else {}
-            lines |= {arm.name: self._line(arm, lines.get(arm.name, {})) for arm in arms}
-            content = {"notebook": str(self.notebook), "arms": list(lines.values()), "versions": self.versions}
-            write_json(path, content)
+        path = self.out / _MANIFEST
+        try:
+            with locked(self.out / ".lock", patience_s=60):
+                lines = {line["name"]: line for line in read_json(path)["arms"]} if path.exists() else {}
+                lines |= {arm.name: self._line(arm, lines.get(arm.name, {})) for arm in arms}
+                content = {"notebook": str(self.notebook), "arms": list(lines.values()), "versions": self.versions}
+                write_json(path, content)
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     def _line(self, arm: ArmState, before: Mapping[str, Any]) -> dict[str, Any]:
         "What the manifest says of an arm."
@@ -222,7 +228,7 @@ def _place(folder: str, dask_worker: Any = None) -> dict[str, Any]:
     return {"shared": (socket.gethostname(), *cores), "cores": len(cores), "threads": dask_worker.state.nthreads,
             "sees": Path(folder).is_dir()}
 
-# %% ../nbs/61_sweep.ipynb #4ff350ed
+# %% ../nbs/61_sweep.ipynb #277fe9cd
 def default_workers(
     n_arms: int,  # to be run
 ) -> int:  # at least 1
@@ -271,19 +277,26 @@ def _limits_there(client: Any, folder: Path) -> dict[str, dict[str, str]]:
 def _workers_of(scheduler: str, folder: Path) -> Iterator[tuple[Any, Callable]]:
     "A client of a running scheduler, and what tells the limits of each of its workers by its address."
     from distributed import Client
+    from distributed.utils import silence_logging_cmgr
 
-    try:
-        client = Client(scheduler, timeout=10, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        remedy = "Start one with: dask scheduler"
-        raise InputError(f"scheduler {scheduler}", error, "the address of a running one", remedy) from error
-    with client:
+    with ExitStack() as stack:
+        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what is lost is said here, in one sentence
+        try:
+            client = stack.enter_context(Client(scheduler, timeout=10, set_as_default=False))
+        except (OSError, TimeoutError, ValueError) as error:
+            remedy = "Start one with: dask scheduler"
+            raise InputError(f"scheduler {scheduler}", error, "the address of a running one", remedy) from error
         if not client.nthreads():
             _logger.warning("scheduler %s has no workers yet; waiting for the first", scheduler)
             client.wait_for_workers(1)
         yield client, lambda: _limits_there(client, folder)
 
-# %% ../nbs/61_sweep.ipynb #5d67e6cf
+# %% ../nbs/61_sweep.ipynb #8f7104f1
+def _connection_lost() -> InputError:
+    remedy = "Start it and the sweep again: what is done stays done."
+    return InputError("scheduler", "the connection was lost", "a running scheduler", remedy)
+
+
 def _run_all(
     client: Any, limits_now: Callable, notebook: Path, arms: Sequence[ArmState], changed: Callable, show: Callable,
 ) -> None:
@@ -291,8 +304,7 @@ def _run_all(
     waiting, running, shown, slots, limits = deque(arms), {}, -1.0, 1, {}
     while waiting or running:
         if client.status != "running":
-            remedy = "Start it and the sweep again: what is done stays done."
-            raise InputError("scheduler", "the connection was lost", "a running scheduler", remedy)
+            raise _connection_lost()
         if time.monotonic() - shown > 1:
             workers = client.nthreads()
             if workers.keys() != limits.keys():  # some came or went: the shares are others now
@@ -323,9 +335,13 @@ def _outcome(future: Any, arm: ArmState) -> dict[str, Any]:
     "What came of an arm that was handed out."
     if future.status == "finished":
         return future.result()
-    error = f"its worker was lost: {future.exception() if future.status == 'error' else future.status}"
+    if future.status == "cancelled":
+        raise _connection_lost()
+    exception = future.exception()
+    died = type(exception).__name__ == "KilledWorker"
+    error = "each worker that ran it died, as they do when memory runs out" if died else str(exception)
     arm.folder.mkdir(exist_ok=True)
-    (arm.folder / "error.txt").write_text(error + "\n", encoding="utf-8")
+    (arm.folder / "error.txt").write_text(f"{error}\n\n{exception!r}\n", encoding="utf-8")
     return {"state": "failed", "error": error, "seconds": None}
 
 # %% ../nbs/61_sweep.ipynb #c37e598f

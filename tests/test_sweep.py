@@ -132,7 +132,7 @@ def test_another_configuration_or_study_is_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_one_clear_error(tmp_path, capsys):
     study = make_study(tmp_path)
-    with pytest.raises(InputError, match="expected a folder that can be written to"):
+    with pytest.raises(InputError, match="expected a place that can be written to"):
         sweep(study, "/proc/sweep", grid=GRID)
     assert main(["sweep", str(study), "--set", "dose=1", "--out", str(study / "inside")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
