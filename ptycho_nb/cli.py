@@ -140,7 +140,7 @@ def _print_arm(folder: str) -> None:
     state = "done" if arm.done else "altered since: " + ", ".join(arm.altered) if arm.altered else "not finished"
     print(f"{folder}: {state}")
 
-# %% ../nbs/90_cli.ipynb #0e26a6ce
+# %% ../nbs/90_cli.ipynb #d0c186d3
 def read_grid(
     words: Sequence[str],  # 'name=value,value', one for each parameter
 ) -> dict[str, list[Any]]:  # the values of each parameter
@@ -174,6 +174,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _diagnose(arguments: argparse.Namespace) -> None:
+    _load_keras()
     from ptycho_nb.diagnostics import diagnose
 
     diagnose(arguments.path, arguments.out)
