@@ -1,7 +1,7 @@
 """Eight small arms on two workers of one thread each, against one such worker: how much faster, with nothing beside it?
 
-`python benchmarks/workers.py` prints the two times and their ratio, and exits 1 if the ratio is below 1.6. It exits 2 if
-something else was running: the two sweeps come one after the other, and a load that changes between them is in the ratio.
+`python benchmarks/workers.py` prints the two times and their ratio, and exits 1 if the ratio is below 1.6. It exits 2
+if something else was running: the sweeps come one after the other, and a load that changes meanwhile is in the ratio.
 """
 import argparse
 import os
