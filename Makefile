@@ -6,7 +6,7 @@ READY  := $(VENV)/.installed
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dose dose-full star study-dose study-dose-curve pretrained test bench bench-quick export readme clean
+.PHONY: help venv dose dose-full star study-dose study-dose-curve pretrained test bench bench-quick bench-workers export readme clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,9 +52,12 @@ bench: $(READY)  ## quality, speed and scaling in one table, runs/bench (25 minu
 bench-quick: $(READY)  ## the same, small (4 minutes)
 	@$(BIN)/python benchmarks/bench.py --quick --out runs/bench-quick
 
+bench-workers: $(READY)  ## is a sweep on two workers 1.6 times as fast as on one? (nothing beside it)
+	@$(BIN)/python benchmarks/workers.py
+
 export: $(READY)  ## notebooks to modules: run it after editing a notebook
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
-	@$(BIN)/nbdev_clean && $(BIN)/nbdev_clean --fname studies_nbs
+	@$(BIN)/python tests/in_step.py clean --write
 
 readme: $(READY)  ## nbs/index.ipynb to README.md
 	@$(BIN)/python tests/in_step.py readme --write

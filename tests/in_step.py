@@ -1,9 +1,10 @@
 """Are modules, notebooks and README in step? `python tests/in_step.py modules|clean|readme`.
 
 Everything is made anew in a scratch copy and compared, so that a check never changes the working tree.
-`readme --write` writes README.md from nbs/index.ipynb instead of comparing.
+`clean --write` cleans the notebooks and `readme --write` writes README.md from nbs/index.ipynb, instead of comparing.
 """
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -51,14 +52,35 @@ def check_modules() -> list[str]:
     return [f"ptycho_nb/{name} is not what its notebook exports: make export" for name in names]
 
 
+def superfluous_metadata(notebook: dict) -> list[str]:
+    """What the metadata hold besides the kernel: executing saves the state of widgets there, and nbdev_clean keeps it."""
+    return sorted(notebook["metadata"].keys() - {"kernelspec"})
+
+
+def clean(root: Path) -> None:
+    """Strip the notebooks of what changes from run to run."""
+    for name in NOTEBOOK_FOLDERS:
+        nbdev("nbdev_clean", "--fname", name, cwd=root)
+        for path in (root / name).glob("*.ipynb"):
+            notebook = json.loads(path.read_text(encoding="utf-8"))
+            if names := superfluous_metadata(notebook):
+                for key in names:
+                    del notebook["metadata"][key]
+                text = json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False)  # as nbdev_clean writes it
+                path.write_text(text + "\n", encoding="utf-8")
+
+
 def check_clean() -> list[str]:
     faults = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = scratch_copy(folder)
+        clean(scratch)
         for name in NOTEBOOK_FOLDERS:
-            nbdev("nbdev_clean", "--fname", name, cwd=scratch)
-            names = differing(read_tree(ROOT / name, ".ipynb"), read_tree(scratch / name, ".ipynb"))
-            faults += [f"{name}/{notebook} is not clean: make export" for notebook in names]
+            found = read_tree(ROOT / name, ".ipynb")
+            for notebook in differing(found, read_tree(scratch / name, ".ipynb")):
+                keys = superfluous_metadata(json.loads(found[notebook]))
+                why = f"its metadata hold more than the kernel ({', '.join(keys)})" if keys else "it is not clean"
+                faults.append(f"{name}/{notebook}: {why}: make export")
     return faults
 
 
@@ -75,6 +97,10 @@ def readme_text() -> str:
     return body.replace("](../", "](").replace('src="../', 'src="').strip() + "\n"
 
 
+def write_readme() -> None:
+    (ROOT / "README.md").write_text(readme_text(), encoding="utf-8")
+
+
 def check_readme() -> list[str]:
     if (ROOT / "README.md").read_text(encoding="utf-8") == readme_text():
         return []
@@ -85,10 +111,12 @@ def main() -> int:
     checks = {"modules": check_modules, "clean": check_clean, "readme": check_readme}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("check", choices=checks)
-    parser.add_argument("--write", action="store_true", help="with readme: write README.md")
+    parser.add_argument("--write", action="store_true", help="with clean or readme: put right instead of comparing")
     arguments = parser.parse_args()
     if arguments.write:
-        (ROOT / "README.md").write_text(readme_text(), encoding="utf-8")
+        if arguments.check == "modules":
+            parser.error("modules are written by nbdev_export")
+        clean(ROOT) if arguments.check == "clean" else write_readme()
         return 0
     faults = checks[arguments.check]()
     print("\n".join(faults))
