@@ -53,7 +53,7 @@ def check_modules() -> list[str]:
 
 
 def superfluous_metadata(notebook: dict) -> list[str]:
-    """What the metadata hold besides the kernel: executing saves the state of widgets there, which nbdev_clean keeps."""
+    """What the metadata hold besides the kernel: executing saves the state of widgets there; nbdev_clean keeps it."""
     return sorted(notebook["metadata"].keys() - {"kernelspec"})
 
 
