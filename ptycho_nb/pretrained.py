@@ -106,30 +106,33 @@ def solver_view(
                     at_least=STEPS[-1])
     return SolverView(base, tuple(steps[iteration] for iteration in STEPS), excess_error(base, data, validation))
 
-# %% ../nbs/46_pretrained.ipynb #b0331110
+# %% ../nbs/46_pretrained.ipynb #0455d34a
 def build_corrector(
     n_filters: int = 48,  # channels at half resolution
+    depth: int = 2,  # residual blocks at half and at quarter resolution, on the way down and up
     precision: str = "float32",  # of the convolutions, or "bfloat16"
     seed: int = 0,
 ) -> keras.Model:  # (b, H, W, 20) to (b, H, W, 2), real and imaginary correction in units of s; H, W multiples of 8
     "The network that corrects a canvas."
     convolution, n = Convolutions(precision, seed), n_filters
 
-    def block(image, filters: int):
-        inner = convolution(convolution(image, filters), filters, activation=None)
-        return layers.Add(dtype=convolution.policy)([image, inner])
+    def blocks(image, filters: int, count: int = depth):
+        for _ in range(count):
+            inner = convolution(convolution(image, filters), filters, activation=None)
+            image = layers.Add(dtype=convolution.policy)([image, inner])
+        return image
 
     def join(image, other):
         return layers.Concatenate(dtype=convolution.policy)([image, other])
 
     features = layers.Input((None, None, _FEATURES), name="features")
-    half = block(convolution(features, n, 4, 2), n)
-    quarter = block(convolution(half, 2 * n, 2, 2), 2 * n)
-    eighth = block(convolution(quarter, 4 * n, 2, 2), 4 * n)
+    half = blocks(convolution(features, n, 4, 2), n)
+    quarter = blocks(convolution(half, 2 * n, 2, 2), 2 * n)
+    eighth = blocks(convolution(quarter, 4 * n, 2, 2), 4 * n, 1)
     image = join(convolution(eighth, 2 * n, 2, 2, up=True), quarter)
-    image = block(convolution(image, 2 * n), 2 * n)
+    image = blocks(convolution(image, 2 * n), 2 * n)
     image = join(convolution(image, n, 2, 2, up=True), half)
-    image = block(convolution(image, n), n)
+    image = blocks(convolution(image, n), n)
     image = layers.Conv2D(8, 3, padding="same", kernel_initializer="zeros", dtype="float32", name="correction")(image)
     return keras.Model(features, DepthToSpace(name="full_size")(image), name="corrector")
 
@@ -152,13 +155,13 @@ def correct(
     correction = np.where(view.base.coverage > 0, total[..., 0] + 1j * total[..., 1], 0)
     return (view.base.object + correction).astype(np.complex64)
 
-# %% ../nbs/46_pretrained.ipynb #3fa9fc68
+# %% ../nbs/46_pretrained.ipynb #58e22711
 @dataclass(frozen=True)
 class Pretrained:
     "A corrector, and how it was trained."
 
     network: keras.Model
-    about: dict  # JSON can hold it
+    about: dict  # JSON can hold it; `n_filters` and `depth` say how the network is built
 
 
 def save_pretrained(
@@ -182,7 +185,7 @@ def load_pretrained(
         about = json.loads(str(stored["about"])) if "about" in stored.files else None
     if about is None or not arrays:
         raise InputError(str(path), "no weights of a corrector", "a file of save_pretrained()", "Choose another file.")
-    network = build_corrector(arrays["weight_00"].shape[-1])
+    network = build_corrector(about["n_filters"], about["depth"])
     network.set_weights(list(arrays.values()))
     return Pretrained(network, about)
 
