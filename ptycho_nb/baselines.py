@@ -100,7 +100,7 @@ def _run_lsqml(torch: ModuleType, ptychi: ModuleType, data: RawData, epochs: int
                watch: Callable | None) -> Reconstruction:
     "`lsqml` with everything checked and imported."
     wall, cpu = time.perf_counter(), time.process_time()
-    refine_probe = "simulation" not in data.metadata if refine_probe is None else refine_probe
+    refine_probe = not data.is_simulated if refine_probe is None else refine_probe
     N, scale = data.N, intensity_scale(data.diff3d, fitted)
     origin, corners, remainder, shape = split_positions(data.positions_px, N, margin_px=2)
     exact = corners[fitted] if remainder is None else corners[fitted] + remainder[fitted]

@@ -13,11 +13,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .model_checks import lost_share, normalise_by_mask
+from .photons import radial_mean
 from .plots import Picture, draw_image
 from .probes import normalise_probe, probe_diameter_px
 from .rawdata import RawData
 from .reconstruction import Reconstruction, predict_amplitudes
-from .scan_checks import radial_mean
 from .scans import area_overlap
 
 # %% ../nbs/56_check_figures.ipynb #01e59ba3

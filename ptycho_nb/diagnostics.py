@@ -98,7 +98,7 @@ def _probe(seen: Examination) -> None:
             paths[f"{name}, gridsize {gridsize}"] = model_checks.probe_paths(probe, data, chosen, data.truth)
     seen.sections["probe"] = {"strength": strength, "paths": paths}
     # In a simulation the convention is known; in a measurement a probe may be in any units.
-    severity = "warning" if "simulation" in data.metadata else "note"
+    severity = "warning" if data.is_simulated else "note"
     seen.findings += model_checks.probe_findings(strength, list(paths.values()), severity)
     seen.figures["probe"] = plot_probe_paths(data.probe)
 

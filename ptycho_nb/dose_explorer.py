@@ -16,13 +16,13 @@ from .config import SimulationConfig
 from .estimate import cores, estimate, solve
 from .metrics import compare
 from .objects import make_object
-from .photons import closed_form_intensity_scale, observe_poisson, scan_amplitudes, split_positions
+from .photons import closed_form_intensity_scale, observe_poisson, radial_mean, scan_amplitudes, split_positions
 from .plots import draw_image
 from .probes import PROBE_KINDS, make_probe
 from .rawdata import RawData
 from .reconstruction import crop
 from .scans import make_positions
-from .widgets import Explorer, Panels, number_table, photon_image, radial_mean, show_photons, slider
+from .widgets import Explorer, Panels, number_table, photon_image, show_photons, slider
 
 # %% auto #0
 __all__ = ['DoseState', 'DosePanels', 'DoseExplorer']
@@ -39,8 +39,8 @@ class DoseState:
     preview: bool  # only a few steps were made
     counts: np.ndarray  # (N, N): photons of the pattern shown
     cumulative: np.ndarray  # (n,): share of all pixels with at least 1, 10^0.1, 10^0.2, … photons
-    snr: np.ndarray  # (N/2,): expected signal to noise in a pixel by distance from the centre, mean of all patterns
-    snr_counted: np.ndarray  # (N/2,): the same from the counts of the pattern shown
+    snr: np.ndarray  # (N/2 + 1,): expected signal to noise in a pixel by distance from the centre, mean of all patterns
+    snr_counted: np.ndarray  # (N/2 + 1,): the same from the counts of the pattern shown
     radius_snr1_px: float  # distance up to which the SNR is above 1
     truth: np.ndarray  # (h, w): amplitude of the object
     image: np.ndarray  # (h, w): recovered amplitude

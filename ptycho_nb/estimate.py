@@ -277,7 +277,7 @@ def estimate(
     """
     wall, cpu = time.perf_counter(), time.process_time()
     if refine_probe is None:
-        refine_probe = "simulation" not in data.metadata
+        refine_probe = not data.is_simulated
     likelihood = check_choice("likelihood", likelihood or ("amplitude" if refine_probe else "poisson"), LIKELIHOODS)
     validation = validation_indices(len(data.diff3d), 0.1, seed) if validation is None else np.asarray(validation)
     fitted = np.setdiff1d(np.arange(len(data.diff3d)), validation)

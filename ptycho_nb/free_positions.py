@@ -19,7 +19,7 @@ from .estimate import estimate
 from .metrics import compare, data_fit
 from .plots import Picture
 from .rawdata import RawData
-from .reconstruction import Reconstruction, Region, aligned_pair, covered_region
+from .reconstruction import Reconstruction, Region, aligned_pair, common_region
 from .scan_checks import Finding
 from .scans import scan_report, validation_indices
 from .simulate import simulate_halves
@@ -115,7 +115,7 @@ def raster_against_free(
     pairs = pairs or scan_both_ways(config, probe, **options)
     regular, free = pairs
     step_px = raster_step_px(pairs[regular].data.positions_px)
-    region = _common_region(pairs)
+    region = common_region(*(pair.reconstructions["no_network"] for pair in pairs.values()))
     report: dict[str, Any] = {"step_px": list(step_px), "region": list(region)}
     for kind, pair in pairs.items():
         rows = {}
@@ -127,13 +127,6 @@ def raster_against_free(
                           "data_fit": data_fit(made, pair.data, pair.validation)}
         report[kind] = {"scan": scan_report(pair.data.positions_px, pair.data.probe), "methods": rows}
     return report | _why(report, regular, free)
-
-
-def _common_region(pairs: Mapping[str, ScanPair]) -> Region:
-    "The part of the object that all scans cover."
-    regions = np.array([covered_region(next(iter(pair.reconstructions.values()))) for pair in pairs.values()])
-    (y0, _, x0, _), (_, y1, _, x1) = regions.max(axis=0).tolist(), regions.min(axis=0).tolist()
-    return y0, y1, x0, x1
 
 
 def _why(report: Mapping[str, Any], regular: str, free: str) -> dict[str, Any]:
@@ -162,7 +155,7 @@ def plot_raster_against_free(
     "Positions, amplitude and error of both scans, one row each."
     figure = Picture(figsize=(10.4, 4.2), layout="compressed")
     panels = figure.subplots(len(pairs), 3, squeeze=False, width_ratios=(1, 1, 1))
-    y0, y1, x0, x1 = region = _common_region(pairs)
+    y0, y1, x0, x1 = region = common_region(*(pair.reconstructions["no_network"] for pair in pairs.values()))
     extent = (x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5)
     fields = {kind: aligned_pair(pair.reconstructions[method], pair.data.object, region)[:2]
               for kind, pair in pairs.items()}

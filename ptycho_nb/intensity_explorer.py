@@ -18,7 +18,7 @@ from .arms import read_arm
 from .config import InputError, SimulationConfig
 from .estimate import estimate
 from .formats import load_data
-from .photons import closed_form_intensity_scale, intensity_scale, poisson_deviance
+from .photons import closed_form_intensity_scale, intensity_scale, poisson_deviance, radial_mean
 from .probes import load_probe
 from .rawdata import RawData
 from .reconstruction import Reconstruction, load_reconstructions, predict_amplitudes
@@ -134,8 +134,8 @@ class IntensityState:
     scale: float  # the present intensity scale
     measured: np.ndarray  # (N, N): photons per pixel
     predicted: np.ndarray  # (N, N): photons per pixel at the present scale
-    radial_measured: np.ndarray  # (N/2,): photons per pixel, mean over all patterns and over rings
-    radial_predicted: np.ndarray  # (N/2,)
+    radial_measured: np.ndarray  # (N/2 + 1,): photons per pixel, mean over all patterns and over rings
+    radial_predicted: np.ndarray  # (N/2 + 1,)
     scales: np.ndarray  # (n,): abscissa of the two curves
     nll_curve: np.ndarray  # (n,): Poisson negative log-likelihood per pixel
     mae_curve: np.ndarray  # (n,): mean absolute error of the amplitudes, √photon
@@ -238,8 +238,8 @@ class IntensityExplorer(widgets.Explorer):
         reach = max(_REACH, 1.5 * stated / own, 1.5 * own / stated)  # a dose far from the counts has its place, too
         self.scales = np.geomspace(own / reach, own * reach, 61)
         self._curves: dict[str, tuple] = {}
-        self._means = {name: widgets.radial_mean(np.mean(np.square(x), axis=0)) for name, x in predictions.by_method.items()}
-        self._measured_mean = widgets.radial_mean(np.mean(np.square(predictions.measured), axis=0))
+        self._means = {name: radial_mean(np.mean(np.square(x), axis=0)) for name, x in predictions.by_method.items()}
+        self._measured_mean = radial_mean(np.mean(np.square(predictions.measured), axis=0))
         start, low, high = (2 * float(np.log10(scale * self.N / 2)) for scale in (stated, *self.scales[[0, -1]]))
         controls = {
             "method": ipywidgets.Dropdown(options=methods, description="prediction of"),

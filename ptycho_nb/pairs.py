@@ -17,11 +17,11 @@ from .arms import Arm, read_arm
 from .config import InputError, SimulationConfig, check_choice
 from .metrics import frc, relative_phase
 from .objects import make_object
-from .reconstruction import Reconstruction, Region, align, covered_region, crop, load_reconstructions
+from .reconstruction import Reconstruction, Region, align, common_region, crop, load_reconstructions
 
 # %% auto #0
-__all__ = ['QUANTITIES', 'stored_methods', 'find_arms', 'remade_truth', 'Pair', 'shared_region', 'quick_align', 'pair_up',
-           'view_of', 'Shown', 'show_arm', 'remark_on']
+__all__ = ['QUANTITIES', 'stored_methods', 'find_arms', 'remade_truth', 'Pair', 'quick_align', 'pair_up', 'view_of', 'Shown',
+           'show_arm', 'remark_on']
 
 # %% ../nbs/66_pairs.ipynb #5f76454d
 _NEEDED = ("metrics.json", "reconstruction.npz")
@@ -118,23 +118,6 @@ class Pair(NamedTuple):
         return curves
 
 
-_SMALLEST_PX = 16
-
-
-def shared_region(
-    left: Reconstruction,
-    right: Reconstruction,
-) -> Region:  # px in the frame of the positions
-    "The rectangle of patch centres that two reconstructions share; `InputError` if it is smaller than 16 px a side."
-    first, second = np.array(covered_region(left)), np.array(covered_region(right))
-    lows, highs = np.maximum(first, second)[::2], np.minimum(first, second)[1::2]
-    if np.any(highs - lows < _SMALLEST_PX):
-        raise InputError(
-            "the two reconstructions", f"patch centres in (y0, y1, x0, x1) = {tuple(first)} and {tuple(second)}",
-            f"at least {_SMALLEST_PX} px in common", "Choose two arms that scanned the same part of the object.")
-    return int(lows[0]), int(highs[0]), int(lows[1]), int(highs[1])
-
-
 def quick_align(
     field: np.ndarray,  # (h, w), complex
     reference: np.ndarray,  # (h, w), complex
@@ -152,7 +135,7 @@ def pair_up(
     preview: bool = False,  # fix scale and constant phase alone
 ) -> Pair:
     "Two reconstructions after the gauge fix, on the region that they share; `InputError` if there is none."
-    region = shared_region(left, right)
+    region = common_region(left, right, smallest_px=16)
     truths = [None if truth is None else crop(truth, region, what="truth") for truth in (left_truth, right_truth)]
     aligned: list[np.ndarray] = []
     for item, truth in zip((left, right), truths, strict=True):

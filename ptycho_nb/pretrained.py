@@ -23,9 +23,9 @@ from .config import InputError
 from .estimate import estimate
 from .files import write_arrays
 from .generators import Convolutions, DepthToSpace
-from .photons import poisson_deviance
+from .photons import poisson_deviance, rate_floor
 from .rawdata import RawData
-from .reconstruction import Reconstruction, Region, covered_region, predict_amplitudes
+from .reconstruction import Reconstruction, Region, common_region, predict_amplitudes
 from .scans import validation_indices
 
 STEPS = (1, 2, 4, 8)  # iterations of the solver that the network looks at, beside the chosen one
@@ -58,8 +58,8 @@ def excess_error(
     "The error of an estimate that its validation patterns see beyond their noise."
     measured, predicted = data.diff3d[validation], predict_amplitudes(base, validation)
     mean_counts = float(np.mean(np.square(measured)))
-    floor = min(1e-4 * mean_counts, 0.1)  # that of `poisson_deviance`
-    excess = poisson_deviance(predicted, measured) - expected_deviance(np.square(predicted, dtype=np.float64) + floor)
+    rate = np.square(predicted, dtype=np.float64) + rate_floor(mean_counts)
+    excess = poisson_deviance(predicted, measured) - expected_deviance(rate)
     return float(np.sqrt(max(excess, 0.0) / mean_counts))
 
 # %% ../nbs/46_pretrained.ipynb #aef44b57
@@ -205,7 +205,7 @@ def amortised(
     validation = validation_indices(data.n_patterns, 0.1, seed) if validation is None else np.asarray(validation)
     if not len(validation):
         raise InputError("validation", "no patterns", "at least one", "The expected error is read off them.")
-    if "simulation" not in data.metadata if refine_probe is None else refine_probe:
+    if not data.is_simulated if refine_probe is None else refine_probe:
         data = replace(data, probe=estimate(data, validation=validation, refine_probe=True, seed=seed).probe)
     view = solver_view(data, validation)
     correction = correct(view, pretrained.network, orientations) - view.base.object
@@ -231,10 +231,8 @@ def amplitude_deviation(
     rng = np.random.default_rng(seed)
     halves = [np.sort(half) for _ in range(deals) for half in np.array_split(rng.permutation(data.n_patterns), 2)]
     found = [solver(data.subset(half)) for half in halves]
-    regions = np.array([covered_region(result) for result in found])
-    y0, _, x0, _ = regions.max(axis=0).tolist()
-    _, y1, _, x1 = regions.min(axis=0).tolist()
-    amplitudes = [np.abs(result.crop_to((y0, y1, x0, x1)).object) for result in found]
+    region = common_region(*found)
+    amplitudes = [np.abs(result.crop_to(region).object) for result in found]
     amplitudes = [amplitude / amplitude.mean() * np.abs(amplitudes[0]).mean() for amplitude in amplitudes]
     differences = [first - second for first, second in zip(amplitudes[::2], amplitudes[1::2], strict=True)]
-    return np.sqrt(np.mean(np.square(differences), axis=0) / 4).astype(np.float32), (y0, y1, x0, x1)
+    return np.sqrt(np.mean(np.square(differences), axis=0) / 4).astype(np.float32), region

@@ -125,9 +125,14 @@ class RawData:
                 "Shift the positions, enlarge the object, or leave 'objectGuess' out.")
 
     @property
+    def is_simulated(self) -> bool:
+        "Whether the scan was simulated: its probe, and its object if it has one, are then the true ones and no guesses."
+        return "simulation" in self.metadata
+
+    @property
     def truth(self) -> np.ndarray | None:
         "The object where it is known to be the truth, which is in a simulation; a guess is not."
-        return self.object if "simulation" in self.metadata else None
+        return self.object if self.is_simulated else None
 
     @property
     def N(self) -> int:

@@ -22,7 +22,7 @@ from .photons import scan_amplitudes, split_positions
 Region = tuple[int, int, int, int]  # (y0, y1, x0, x1), px in the frame of the positions; y1 and x1 are just outside
 
 # %% auto #0
-__all__ = ['Region', 'Reconstruction', 'crop', 'predict_amplitudes', 'covered_region', 'align', 'aligned_pair',
+__all__ = ['Region', 'Reconstruction', 'crop', 'predict_amplitudes', 'covered_region', 'common_region', 'align', 'aligned_pair',
            'save_reconstructions', 'load_reconstructions']
 
 # %% ../nbs/23_reconstruction.ipynb #3d5ce136
@@ -109,6 +109,20 @@ def covered_region(
     pixels = np.floor(reconstruction.positions_px + 0.5).astype(int)
     (y0, x0), (y1, x1) = pixels.min(axis=0).tolist(), pixels.max(axis=0).tolist()
     return y0, y1 + 1, x0, x1 + 1
+
+
+def common_region(
+    *reconstructions: Reconstruction,  # of the same object
+    smallest_px: int = 1,  # side that the region must have
+) -> Region:  # px in the frame of the positions
+    "The part of the object that all of them cover; `InputError` if it is too small."
+    regions = np.array([covered_region(item) for item in reconstructions])
+    (y0, _, x0, _), (_, y1, _, x1) = regions.max(axis=0).tolist(), regions.min(axis=0).tolist()
+    if min(y1 - y0, x1 - x0) < smallest_px:
+        found = " and ".join(str(tuple(region)) for region in regions.tolist())
+        raise InputError("reconstructions to compare", f"patch centres in (y0, y1, x0, x1) = {found}",
+                         f"at least {smallest_px} px in common", "Choose scans of the same part of the object.")
+    return y0, y1, x0, x1
 
 # %% ../nbs/23_reconstruction.ipynb #9cbc1a5f
 def _tilt(kappa: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

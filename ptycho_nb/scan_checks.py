@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'AXIS_ORDERS', 'Finding', 'sort_findings', 'position_findings', 'stored_quantity', 'pattern_findings',
-           'exposure_maps', 'radial_mean', 'photon_reach', 'scan_and_dose', 'scan_findings', 'scan_verdict',
-           'compact_part', 'axis_order', 'axis_order_findings']
+           'exposure_maps', 'photon_reach', 'scan_and_dose', 'scan_findings', 'scan_verdict', 'compact_part',
+           'axis_order', 'axis_order_findings']
 
 # %% ../nbs/52_scan_checks.ipynb #2876b049
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 
 from .config import check_choice
 from .estimate import estimate
-from .photons import poisson_deviance, split_positions
+from .photons import poisson_deviance, radial_mean, split_positions
 from .rawdata import RawData
 from .reconstruction import Reconstruction, predict_amplitudes
 from .scans import area_overlap, linear_overlap, nearest_spacing_px, scan_report, validation_indices
@@ -196,15 +196,6 @@ def exposure_maps(
     light = power * data.nphotons_mean / power.sum()
     return {"exposures": np.rint(fftconvolve(visits, inside.reshape(power.shape))).clip(0),
             "photons": fftconvolve(visits, light).clip(0), "origin_px": origin}
-
-
-def radial_mean(
-    image: np.ndarray,  # (N, N), zero frequency in the centre
-) -> np.ndarray:  # (N/2 + 1,): mean over rings one pixel wide, from the centre to Nyquist
-    "The mean of an image at each distance from its centre."
-    N = image.shape[-1]
-    ring = np.rint(np.hypot(*(np.indices((N, N)) - N // 2))).astype(int).ravel()
-    return (np.bincount(ring, image.ravel()) / np.bincount(ring))[: N // 2 + 1]
 
 # %% ../nbs/52_scan_checks.ipynb #1884be43
 def photon_reach(

@@ -34,7 +34,7 @@ from .simulate import simulate_halves
 
 # %% auto #0
 __all__ = ['Panels', 'step_above', 'Explorer', 'checked_value', 'slider', 'photon_image', 'show_photons', 'number_table',
-           'radial_mean', 'scan_of', 'scan_parameters', 'dose_of']
+           'scan_of', 'scan_parameters', 'dose_of']
 
 # %% ../nbs/70_widgets.ipynb #bb59ee8b
 class Panels(Picture):
@@ -359,17 +359,6 @@ def number_table(
     style = {"transform": axes.transAxes, "va": "top", "fontsize": 9, "linespacing": 1.6}
     axes.text(0.0, 1.0, "\n".join(labels), **style)
     return axes.text(1.0, 1.0, "", ha="right", **style)
-
-# %% ../nbs/70_widgets.ipynb #0fcd4906
-def radial_mean(
-    images: np.ndarray,  # (N, N) or (m, N, N), zero frequency in the centre
-) -> np.ndarray:  # (N/2,) or (m, N/2): mean over the pixels at a rounded distance of 0, 1, 2, … px from the centre
-    "Mean of images over rings about the centre pixel."
-    N = images.shape[-1]
-    ring = np.rint(np.hypot(*(np.indices((N, N)) - N // 2))).astype(int).ravel()
-    flat = images.reshape(-1, N * N)
-    sums = np.stack([np.bincount(ring, weights=image)[: N // 2] for image in flat])
-    return (sums / np.bincount(ring)[: N // 2]).reshape(*images.shape[:-2], N // 2)
 
 # %% ../nbs/70_widgets.ipynb #15551f5c
 def scan_of(
