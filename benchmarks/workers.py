@@ -10,7 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ptycho_nb.sweep import sweep, thread_limits
+from ptycho_nb.surroundings import thread_limits
+from ptycho_nb.sweep import sweep
 
 DOSE = Path(__file__).resolve().parent.parent / "studies_nbs" / "dose.ipynb"
 ASKED = 1.6

@@ -13,7 +13,7 @@ import ipywidgets
 import numpy as np
 
 from .config import SimulationConfig
-from .estimate import cores, estimate, solve
+from .estimate import estimate, solve
 from .metrics import compare
 from .objects import make_object
 from .photons import closed_form_intensity_scale, observe_poisson, radial_mean, scan_amplitudes, split_positions
@@ -22,6 +22,7 @@ from .probes import PROBE_KINDS, make_probe
 from .rawdata import RawData
 from .reconstruction import crop
 from .scans import make_positions
+from .surroundings import cores
 from .widgets import Explorer, Panels, number_table, photon_image, show_photons, slider
 
 # %% auto #0

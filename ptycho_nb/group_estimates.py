@@ -15,10 +15,11 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from .config import Config, setting
-from .estimate import SMOOTHING_PX, cores, illumination, smooth_correction, solve
+from .estimate import SMOOTHING_PX, illumination, smooth_correction, solve
 from .grouping import PtychoDataContainer, group_indices
 from .patches import stitch
 from .photons import poisson_deviance, scan_amplitudes, split_positions
+from .surroundings import cores
 
 CHANNELS = 7  # see `_features`
 

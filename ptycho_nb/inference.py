@@ -15,13 +15,14 @@ import numpy as np
 
 from .bundle import load_bundle
 from .config import InferenceConfig, InputError, check_choice
-from .estimate import cores, illumination
+from .estimate import illumination
 from .group_estimates import GroupEstimates, estimate_features, group_layout, scan_layout
 from .grouping import PtychoDataContainer, group_data
 from .model import MergedPatches, PtychoModel
 from .patches import stitch
 from .rawdata import RawData
 from .reconstruction import Reconstruction, predict_amplitudes
+from .surroundings import cores
 
 # %% ../nbs/44_inference.ipynb #5fc758b9
 def _in_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -18,7 +18,6 @@ import numpy as np
 from keras import ops
 
 from .config import SimulationConfig
-from .estimate import cores
 from .objects import make_object
 from .photons import scan_amplitudes, split_positions
 from .pretrained import Pretrained, SolverView, build_corrector, solver_view
@@ -26,6 +25,7 @@ from .probes import defocused_probe, disk_probe, normalise_probe
 from .rawdata import RawData
 from .scans import make_positions, validation_indices
 from .simulate import generate_simulated_data
+from .surroundings import cores
 
 # %% ../nbs/47_pretraining.ipynb #89fbd1a5
 _N = 64

@@ -9,29 +9,27 @@ import csv
 import itertools
 import logging
 import os
-import platform
 import shutil
 import socket
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .arms import ArmBusy, arm_name, check_arm, literal, locked, read_arm, run_arm
 from .config import InputError
 from .files import plain_json, read_json, sha256_of, write_json
+from .surroundings import processors, thread_limits, versions
 from .watching import ArmState, audience, showing
 
 _logger = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 
 # %% auto #0
-__all__ = ['expand_grid', 'read_arms_table', 'versions', 'thread_limits', 'default_workers', 'SweepResult', 'sweep']
+__all__ = ['expand_grid', 'read_arms_table', 'default_workers', 'SweepResult', 'sweep']
 
 # %% ../nbs/61_sweep.ipynb #7a18ed08
 def expand_grid(
@@ -113,34 +111,7 @@ def _check_disk(out: Path, arms: Sequence[ArmState]) -> None:
         found, expected = f"{free / 1e6:.0f} MB free", f"{needed / 1e6:.0f} MB for the arms that are still to run"
         raise InputError(str(out), found, expected, "Make room on this disk, or choose another folder.")
 
-# %% ../nbs/61_sweep.ipynb #934f26b5
-_PACKAGES = ("ptycho_nb", "numpy", "scipy", "tensorflow", "keras", "scikit-image", "papermill", "distributed")
-
-
-def versions() -> dict[str, str]:  # by name; 'git' where the package lies in a checkout
-    "What a result depends on besides parameters and data: Python, packages, platform and revision."
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    import ptycho_nb
-
-    here = Path(ptycho_nb.__file__)
-
-    def git(*words: str) -> str | None:
-        command = ["git", "-C", str(here.parent), *words]
-        run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        return run.stdout.strip() if run.returncode == 0 else None
-
-    # Only where the package itself is tracked: an environment may lie inside somebody else's checkout.
-    if shutil.which("git") and git("ls-files", "--error-unmatch", here.name) is not None:
-        altered = git("status", "--porcelain", "--untracked-files=no", ".")
-        found["git"] = f"{git('rev-parse', 'HEAD')}{' with changes' if altered else ''}"
-    return found
-
-
+# %% ../nbs/61_sweep.ipynb #2027f3a1
 class _Manifest:
     "The manifest of a sweep's folder, and the lines of this sweep's arms."
 
@@ -178,20 +149,7 @@ class _Manifest:
                 self.checksums[path] = sha256_of(path)
         return {path: self.checksums[path] for path in paths if path in self.checksums}
 
-# %% ../nbs/61_sweep.ipynb #158fa220
-_THREADS = (
-    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
-)
-
-
-def thread_limits(
-    threads: int,  # the share of one worker
-) -> dict[str, str]:  # environment variables; what is set already stays, and `OMP_NUM_THREADS` then holds for the others
-    "How many threads a kernel may use, as TensorFlow, BLAS and this library read it."
-    threads = os.environ.get("OMP_NUM_THREADS") or str(threads)
-    return {name: os.environ.get(name) or threads for name in _THREADS}
-
-
+# %% ../nbs/61_sweep.ipynb #5611eeb3
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     "Set environment variables for a while; kernels inherit them."
@@ -224,8 +182,8 @@ def _run_one(notebook: str, folder: str, parameters: dict[str, Any], limits: dic
 
 def _place(folder: str, dask_worker: Any = None) -> dict[str, Any]:
     "Where a worker is, what it may use, and whether it sees the sweep's folder."
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    return {"shared": (socket.gethostname(), *cores), "cores": len(cores), "threads": dask_worker.state.nthreads,
+    mine = processors()
+    return {"shared": (socket.gethostname(), *mine), "cores": len(mine), "threads": dask_worker.state.nthreads,
             "sees": Path(folder).is_dir()}
 
 # %% ../nbs/61_sweep.ipynb #277fe9cd

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['EpochWatcher', 'validation_groups', 'Course', 'training_course', 'judging_course', 'with_object',
-           'learning_rate_schedule', 'RecordingAdam', 'training_fingerprint', 'is_watched', 'TrainingResult',
-           'train_cdi_model']
+           'learning_rate_schedule', 'RecordingAdam', 'training_fingerprint', 'TrainingResult', 'train_cdi_model']
 
 # %% ../nbs/42_training.ipynb #ee71de9c
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +21,6 @@ from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
 from .config import Config, InputError, ModelConfig, TrainingConfig, derive_seeds
-from .estimate import cores
 from .files import replacing, write_json
 from .generators import fastest_precision, get_generator
 from .group_estimates import EstimateSettings, GroupEstimates, ScanEstimates, estimate_features, scan_layout
@@ -32,6 +29,7 @@ from .model import PtychoModel
 from .photons import scan_amplitudes, split_positions
 from .rawdata import RawData
 from .scans import validation_indices
+from .surroundings import cores, viewer
 
 # %% ../nbs/42_training.ipynb #b32c6503
 def validation_groups(
@@ -237,15 +235,6 @@ def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, np.ndarray] | No
 EpochWatcher = Callable[[list[dict[str, Any]], PtychoModel], None]
 
 
-def is_watched() -> bool:
-    "Whether a person is likely to look: standard error is a terminal, or a front end with a keyboard runs this cell."
-    if sys.stderr.isatty():
-        return True
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    kernel = getattr(shell, "kernel", None)
-    return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin", False))
-
-
 class _Watch(keras.callbacks.Callback):
     "Moves the progress bar, and stops the training at a loss that is not a number."
 
@@ -399,7 +388,7 @@ def train_cdi_model(
         leave(0, None, 0, time.perf_counter())
     done = state.rows[-1]["epoch"]
     with tqdm(total=n_steps * nepochs, initial=n_steps * done, unit="step",
-              disable=callable(progress) or not (progress and is_watched())) as bar:
+              disable=callable(progress) or not (progress and viewer())) as bar:
         for epoch in range(done + 1, nepochs + 1):
             if state.reason_to_stop(training_config.patience):
                 break

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import html
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_json
+from .surroundings import viewer
 
 # %% auto #0
 __all__ = ['arm_progress', 'duration_text', 'ArmState', 'audience', 'table_html', 'showing']
@@ -91,15 +91,9 @@ def audience(
     progress: bool | None,  # None: shown if somebody looks; True: to a log otherwise; False: never
 ) -> str:  # 'notebook', 'terminal', 'log' or 'nobody'
     "Who is looking."
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    kernel = getattr(shell, "kernel", None)
-    # A front end with a keyboard allows questions; papermill does not.
-    in_notebook = kernel is not None and kernel.get_parent().get("content", {}).get("allow_stdin", False)
     if progress is False:
         return "nobody"
-    if in_notebook or (kernel is None and sys.stderr.isatty()):
-        return "notebook" if in_notebook else "terminal"
-    return "log" if progress else "nobody"
+    return viewer() or ("log" if progress else "nobody")
 
 
 def table_html(

@@ -20,7 +20,8 @@ from ptycho_nb.arms import ArmBusy, locked, read_arm, run_arm, start_arm
 from ptycho_nb.cli import main
 from ptycho_nb.config import InputError
 from ptycho_nb.files import read_json, sha256_of, write_json
-from ptycho_nb.sweep import read_arms_table, sweep, thread_limits
+from ptycho_nb.surroundings import thread_limits
+from ptycho_nb.sweep import read_arms_table, sweep
 
 PROGRAM = Path(sys.executable).with_name("ptycho-nb")
 DASK = Path(sys.executable).with_name("dask")
@@ -31,7 +32,7 @@ WORK = """
 import os, time
 from pathlib import Path
 from ptycho_nb.arms import finish_arm, start_arm, write_json
-from ptycho_nb.estimate import cores
+from ptycho_nb.surroundings import cores
 parameters = dict(dose=dose, loss=loss, seed=seed, log_path=log_path, output_dir=output_dir)
 folder = start_arm(output_dir, parameters, seeds={"noise_seed": seed}, training={"nepochs": 2})
 if log_path:
