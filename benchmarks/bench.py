@@ -11,6 +11,7 @@ results.json and scaling.png. All choices are made by validation patterns; the t
 import argparse
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -90,6 +91,8 @@ def _version(name: str) -> str:
 
 
 def _git(*arguments: str) -> str:
+    if shutil.which("git") is None:
+        return ""
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
     return done.stdout.strip()
 
@@ -99,6 +102,20 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
+
+
+def _accelerator() -> str:
+    """What the network's framework computes on, by name."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return f"{jax.devices()[0].device_kind} ({jax.devices()[0].platform})"
+    import tensorflow as tf
+
+    devices = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(devices[0])["device_name"] if devices else "none"
 
 
 def about_this_run(profile: str) -> dict:
@@ -111,7 +128,8 @@ def about_this_run(profile: str) -> dict:
         "code": (_git("rev-parse", "HEAD") or "unknown") + changed, "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": f"{memory:.0f} GiB", "load at the start": f"{os.getloadavg()[0]:.1f}",
-        "backend": os.environ.get("KERAS_BACKEND", "tensorflow"), "python": platform.python_version(),
+        "backend": os.environ.get("KERAS_BACKEND", "tensorflow"), "accelerator": _accelerator(),
+        "python": platform.python_version(),
         "versions": ", ".join(f"{name} {_version(name)}" for name in names),
     }
 

@@ -2,8 +2,10 @@
 
 The last column compares a rate with the one that the part's arithmetic and its memory traffic allow: the time that its
 floating-point operations would take at the speed of the matrix product of the same precision, or the bytes that it
-cannot avoid at the speed of a copy, whichever is longer. Transforms count 5 n log2 n, convolutions 2 for each
-multiply-add, a training step three forward passes.
+cannot avoid at the speed of a copy, whichever is longer. What NumPy does is compared with NumPy's matrix product, what
+the network's framework does with the framework's, which may run on an accelerator. Transforms count 5 n log2 n,
+convolutions 2 for each multiply-add, a training step three forward passes. An accelerator, which batches of 16 leave
+idle, also gets batches of 256.
 """
 import subprocess
 import sys
@@ -39,10 +41,10 @@ class Clock:
 
     def __init__(self, table: Table, quick: bool) -> None:
         self.table, self.times = table, 1 if quick else 3
-        self.flops = {}  # by precision, operations per second
+        self.flops = {}  # by precision, and of NumPy; operations per second
         self.bytes_per_second = np.inf
 
-    def possible(self, operations: float = 0.0, bytes: float = 0.0, precision: str = "float32") -> float:
+    def possible(self, operations: float = 0.0, bytes: float = 0.0, precision: str = "NumPy") -> float:
         """The least seconds that so much arithmetic and traffic can take here."""
         return max(operations / self.flops[precision], bytes / self.bytes_per_second)
 
@@ -57,15 +59,31 @@ class Clock:
         return amount / seconds
 
 
+def has_accelerator() -> bool:
+    """Whether the framework's arrays live on something else than the processor."""
+    return keras.distribution.list_devices()[0].partition(":")[0] != "cpu"
+
+
 def measure_machine(clock: Clock) -> None:
     """Matrix products and a copy: what everything else is compared with."""
-    rng, side = np.random.default_rng(0), 2048
-    matrix = rng.normal(size=(side, side)).astype(np.float32)
+    side = 2048
+    matrix = np.random.default_rng(0).normal(size=(side, side)).astype(np.float32)
+    rate = clock.measure(f"NumPy's float32 matrix product {side}³", 2 * side**3 / 1e9, "GFLOP", case="machine",
+                         work=lambda: matrix @ matrix)
+    clock.flops["NumPy"] = 1e9 * rate
+    times, copies = (32, 4) if has_accelerator() else (1, 1)  # enough work to hide what a call costs
+    base = np.tile(matrix, (copies, copies)) / (copies * side**0.5)  # its powers neither grow nor vanish
     for precision in ("float32", "bfloat16"):
-        operand = ops.convert_to_tensor(matrix, precision)
-        rate = clock.measure(
-            f"{precision} matrix product {side}³", 2 * side**3 / 1e9, "GFLOP", case="machine",
-            work=lambda operand=operand: float(ops.cast(ops.matmul(operand, operand)[0, 0], "float32")))
+        operand = ops.convert_to_tensor(base, precision)
+
+        def multiply(operand=operand) -> float:
+            product = operand
+            for _ in range(times):
+                product = ops.matmul(product, operand)
+            return float(ops.cast(product[0, 0], "float32"))
+
+        rate = clock.measure(f"{precision} matrix product {operand.shape[0]}³", times * 2 * operand.shape[0]**3 / 1e9,
+                             "GFLOP", work=multiply, case="machine")
         clock.flops[precision] = 1e9 * rate
     source = np.ones(2**25, np.float32)
     target = np.empty_like(source)
@@ -154,15 +172,19 @@ def convolution_operations(network: keras.Model, inputs: np.ndarray) -> float:
 
 def measure_network(clock: Clock, scan, config: ModelConfig) -> None:
     """Training and inference of one generator in both precisions."""
-    container = group_data(scan, config, targets="held_out", n_groups=64)
-    settings, size = EstimateSettings(8, 0.0), 16
-    inputs = batch = container.batch(np.arange(size))
+    sizes = (16, 256) if has_accelerator() else (16,)
+    container = group_data(scan, config, targets="held_out", n_groups=256)
+    settings, batches = EstimateSettings(8, 0.0), {}
+    for size in sizes:
+        rows = np.arange(size)
+        batches[size] = container.batch(rows)
+        if config.generator == "residual_unet":
+            batches[size] |= GroupEstimates(container, settings)(rows)
     if config.generator == "residual_unet":
-        batch = inputs | GroupEstimates(container, settings)(np.arange(size))
-        clock.measure("estimates of groups of four, 8 steps", size * 4 * 8, "pattern steps",
-                      lambda: estimate_features(container, group_layout(
-                          container, np.arange(size), container.inputs[:size]), settings),
-                      clock.possible(size * 4 * 8 * STEP[0], size * 4 * 8 * STEP[1]))
+        layout, amount = group_layout(container, np.arange(16), container.inputs[:16]), 16 * 4 * 8
+        clock.measure("estimates of groups of four, 8 steps", amount, "pattern steps",
+                      lambda: estimate_features(container, layout, settings),
+                      clock.possible(amount * STEP[0], amount * STEP[1]))
     for precision in ("float32", "bfloat16"):
         model = PtychoModel(config, container.probe, container.intensity_scale, container.canvas_px,
                             training=TrainingConfig(), settings=settings, subpixel=container.subpixel,
@@ -170,18 +192,20 @@ def measure_network(clock: Clock, scan, config: ModelConfig) -> None:
         model.compile(optimizer=keras.optimizers.Adam(1e-3), jit_compile=model.jit_compile)
         name = f"{config.generator}, gridsize {config.gridsize}, {precision}"
         if config.generator == "residual_unet":
-            operations = convolution_operations(model.object_network, batch["estimate"])
+            operations = convolution_operations(model.object_network, batches[16]["estimate"]) / 16
         else:
-            operations = convolution_operations(model.object_network.generator, batch["amplitude"])
-        clock.measure(f"train {name}", size, "groups", lambda model=model: model.train_on_batch(batch),
-                      clock.possible(3 * operations, precision=precision),
-                      note=f"{3 * operations / size / 1e9:.2f} GFLOP a group")
+            operations = convolution_operations(model.object_network.generator, batches[16]["amplitude"]) / 16
+        for size, batch in batches.items():
+            clock.measure(f"train {name}" + f", batches of {size}" * (len(sizes) > 1), size, "groups",
+                          lambda model=model, batch=batch: model.train_on_batch(batch),
+                          clock.possible(3 * operations * size, precision=precision),
+                          note=f"{3 * operations / 1e9:.2f} GFLOP a group")
         with tempfile.TemporaryDirectory() as folder:  # as a user has it: from a bundle
             save_bundle(Path(folder) / "wts.h5.zip", model)
             loaded = load_bundle(Path(folder) / "wts.h5.zip")
         groups = reconstruct(loaded, scan).info["groups"]
         steps = groups * 4 * settings.iterations * (config.generator == "residual_unet")
-        bound = clock.possible(operations / size * groups, precision=precision) + clock.possible(
+        bound = clock.possible(operations * groups, precision=precision) + clock.possible(
             steps * STEP[0], steps * STEP[1])
         clock.measure(f"reconstruct with {name}", scan.n_patterns, "patterns",
                       lambda loaded=loaded: reconstruct(loaded, scan), bound,
