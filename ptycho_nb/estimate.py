@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIKELIHOODS', 'SMOOTHING_PX', 'likelihood_residual', 'scan_gradient', 'illumination', 'solve', 'solve_jointly',
-           'smooth_correction', 'estimate', 'probe_moved']
+           'smooth_correction', 'Validation', 'estimate', 'prepare', 'place_start', 'probe_moved']
 
 # %% ../nbs/34_estimate.ipynb #097b0445
 import time
@@ -195,7 +195,7 @@ def smooth_correction(
 
 
 @dataclass
-class _Validation:
+class Validation:
     "Keeps the object, the probe and the smoothing under which the patterns that are never fitted are most likely."
 
     start: np.ndarray  # complex64 (1, H, W)
@@ -271,20 +271,11 @@ def estimate(
     if refine_probe is None:
         refine_probe = not data.is_simulated
     likelihood = check_choice("likelihood", likelihood or ("amplitude" if refine_probe else "poisson"), LIKELIHOODS)
-    validation = validation_indices(len(data.diff3d), 0.1, seed) if validation is None else np.asarray(validation)
-    fitted = np.setdiff1d(np.arange(len(data.diff3d)), validation)
-    if len(fitted) < 2:
-        raise InputError("patterns to fit", len(fitted), "at least 2",
-                         "give a scan of more patterns or fewer validation patterns")
+    validation, fitted, scale, probe = prepare(data, validation, seed)
     origin, corners, remainder, shape = split_positions(data.positions_px, data.N)
-    normalised, _ = normalise_probe(data.probe)
-    scale = intensity_scale(data.diff3d, fitted)
-    if not scale > 0:
-        raise InputError(f"{data.source}, diffraction", "no photons in any pattern", "some", "Check the detector.")
     measured_power = len(fitted) * (scale * data.N / 2) ** 2
-    probe = (normalised * scale).astype(np.complex64)
-    first = _place_start(start, origin, shape, scale)
-    keep = _Validation(
+    first = place_start(start, origin, shape, scale)
+    keep = Validation(
         first, probe, data.diff3d[validation], corners[validation],
         None if remainder is None else remainder[validation], smoothing_px, patience, measured_power)
 
@@ -315,7 +306,30 @@ def estimate(
               "probe_refined": refine_probe, "probe_moved": probe_moved(probe, keep.probe), "history": keep.history})
 
 
-def _place_start(start: Reconstruction | None, origin: np.ndarray, shape: tuple[int, int], scale: float) -> np.ndarray:
+def prepare(
+    data: RawData,
+    validation: np.ndarray | None,  # int (v,): patterns never fitted; None: 10 %
+    seed: int,  # draws them
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:  # validation and fitted patterns, intensity scale, scaled probe
+    "What every fit of a scan starts from; `InputError` for fewer than two patterns to fit, or no photons."
+    validation = validation_indices(len(data.diff3d), 0.1, seed) if validation is None else np.asarray(validation)
+    fitted = np.setdiff1d(np.arange(len(data.diff3d)), validation)
+    if len(fitted) < 2:
+        raise InputError("patterns to fit", len(fitted), "at least 2",
+                         "give a scan of more patterns or fewer validation patterns")
+    scale = intensity_scale(data.diff3d, fitted)
+    if not scale > 0:
+        raise InputError(f"{data.source}, diffraction", "no photons in any pattern", "some", "Check the detector.")
+    return validation, fitted, scale, (normalise_probe(data.probe)[0] * scale).astype(np.complex64)
+
+
+def place_start(
+    start: Reconstruction | None,  # None: ones
+    origin: np.ndarray,  # int (2,): of the canvas, px
+    shape: tuple[int, int],  # of the canvas, px
+    scale: float,  # intensity scale of the data
+) -> np.ndarray:  # complex64 (1, H, W): the object to start from
+    "A start on the canvas of the scan, and ones where it knows nothing; `InputError` if they do not overlap."
     first = np.ones((1, *shape), np.complex64)
     if start is not None:
         # What the start has put into its probe beyond the photons belongs to its object here.
