@@ -29,8 +29,8 @@ _DONE, _NOTEBOOK, _ERROR, _LOCK = "done.json", "notebook.ipynb", "error.txt", ".
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['arm_name', 'start_arm', 'finish_arm', 'Arm', 'read_arm', 'metrics_table', 'check_parameters', 'literal', 'ArmError',
-           'check_arm', 'ArmBusy', 'locked', 'standard_error_to', 'run_arm']
+__all__ = ['arm_name', 'start_arm', 'finish_arm', 'Arm', 'read_arm', 'check_parameters', 'literal', 'ArmError', 'check_arm',
+           'ArmBusy', 'locked', 'standard_error_to', 'run_arm']
 
 # %% ../nbs/60_arms.ipynb #68418635
 _NAME_LENGTH = 200  # most file systems end a name at 255 bytes
@@ -189,35 +189,6 @@ def read_arm(
 def _is_intact(path: Path, digest: str) -> bool:
     "Whether the file is there with this checksum."
     return path.is_file() and sha256_of(path) == digest
-
-# %% ../nbs/60_arms.ipynb #8c2e93f2
-_COLUMNS = {  # heading: where a method's metrics hold it, and how it is written
-    "SSIM": ("amplitude", "ssim", ".4f"), "PSNR dB": ("amplitude", "psnr", ".2f"),
-    "MS-SSIM": ("amplitude", "ms_ssim", ".4f"), "FRC50": ("amplitude", "frc50", ".3f"),
-    "phase MAE": ("phase", "mae", ".4f"), "NLL/px": ("data_fit", "nll_per_pixel", ".4f"),
-    "R factor": ("data_fit", "r_factor", ".4f"), "rel. sq. error": ("data_fit", "relative_squared_error", ".4f"),
-    "seconds": ("time", "seconds", ".1f"),
-}
-
-
-def metrics_table(
-    metrics: Mapping[str, Any],  # the content of metrics.json
-) -> str:  # a table in plain text; SSIM, PSNR, MS-SSIM and FRC50 are those of the amplitude
-    "The metrics of each method, one line a method."
-    fits = metrics.get("data_fit", {})
-    methods = list(dict.fromkeys([name for name in metrics if name != "data_fit"] + list(fits)))
-    rows = [["method", *_COLUMNS]]
-    for method in methods:
-        measured = metrics.get(method, {})
-        values = measured | {"data_fit": fits.get(method, {}), "time": {"seconds": measured.get("seconds")}}
-        found = [(values.get(group, {}).get(key), style) for group, key, style in _COLUMNS.values()]
-        numbers = ["-" if value is None else format(value, style) for value, style in found]
-        rows.append([method.replace("_", " "), *numbers])
-    columns = [column for column in zip(*rows, strict=True) if any(text != "-" for text in column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    styles = ["<", *">" * (len(widths) - 1)]
-    line = "  ".join(f"{{:{style}{width}}}" for style, width in zip(styles, widths, strict=True))
-    return "\n".join(line.format(*row) for row in zip(*columns, strict=True))
 
 # %% ../nbs/60_arms.ipynb #879ece79
 def check_parameters(

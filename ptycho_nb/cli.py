@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .arms import ArmError, literal, metrics_table, read_arm, run_arm, standard_error_to
+from .arms import ArmError, literal, read_arm, run_arm, standard_error_to
 from .config import Config, InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig, check_choice
 from .files import read_json
 
@@ -132,6 +132,8 @@ def _print_sweep(folder: Path) -> None:
 
 def _print_arm(folder: str) -> None:
     "The metrics of an arm, its figures, and whether it is done."
+    from ptycho_nb.metrics import metrics_table
+
     arm = read_arm(folder)
     if arm.metrics:
         print(metrics_table(arm.metrics))
@@ -241,12 +243,17 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(
     words: Sequence[str] | None = None,  # the words of the command line; None: those of this process
-) -> int:  # the exit code: 0, 1 for a notebook that failed, 2 for a wrong input, 130 if interrupted
+) -> int:  # the exit code: 0, 1 for a notebook that failed, 2 for a wrong input, 130 if interrupted, 141 if nobody reads
     "Run one command of `ptycho-nb`."
     arguments = _parser().parse_args(words)
     try:
         arguments.settings = _settings(arguments)
-        return arguments.run(arguments) or 0
+        code = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail as well
+        return 128 + 13  # as the shell calls an end by SIGPIPE
     except InputError as error:
         print(f"ptycho-nb: {error}", file=sys.stderr)
         return 2

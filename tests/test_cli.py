@@ -1,4 +1,5 @@
 """The command line as a shell sees it: exit codes, one-line errors, and a whole experiment."""
+import os
 import subprocess
 import sys
 import time
@@ -81,3 +82,14 @@ def test_a_failing_study_is_exit_code_one(tmp_path, monkeypatch, capsys):
     assert main(["run-arm", "study.ipynb", "arm"]) == 1
     error = capsys.readouterr().err
     assert "KeyError" in error and "arm/notebook.ipynb" in error and error.count("\n") == 1
+
+
+def test_a_reader_who_has_seen_enough_ends_it_quietly(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["simulate", "scans", *SMALL]) == 0
+    program = Path(sys.executable).with_name("ptycho-nb")
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([program, "info", "scans/test.npz"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
