@@ -164,14 +164,15 @@ def plot_dose_frc(
                   fontsize="small")
     return figure
 
-# %% ../nbs/63_dose_figures.ipynb #b5c1ff5c
+# %% ../nbs/63_dose_figures.ipynb #f0512bd6
 def plot_seed_spread(
     images: Mapping[float, Mapping[tuple[str, str], np.ndarray]],  # by dose and (method, loss): (n_seeds, h, w), gauge fixed
     pixel_size_m: float | None = None,  # side of a pixel on the sample; None: the scale is in px
+    halves: Mapping[float, np.ndarray] | None = None,  # by dose: deviation (h, w) from halves of one scan, no network
 ) -> Figure:
     """Standard deviation of each pixel's amplitude over the seeds, a row for each dose and a column for each method.
 
-    `InputError` if a stack holds fewer than two seeds.
+    `halves` gets a last column, with the colours of its row. `InputError` if a stack holds fewer than two seeds.
     """
     for nphotons, of_methods in images.items():
         for key, stack in of_methods.items():
@@ -181,18 +182,20 @@ def plot_seed_spread(
     keys = ordered_methods([key for of_methods in images.values() for key in of_methods])
     height, width = next(iter(next(iter(images.values())).values())).shape[1:]
     panel = 2.3 if width < 1.5 * height else 3.0
-    figure = Picture(figsize=(panel * len(keys) + 1.3, (panel * height / width + 0.4) * len(images)), layout="compressed")
-    grid = figure.subplots(len(images), len(keys), squeeze=False)
+    n_columns = len(keys) + bool(halves)
+    figure = Picture(figsize=(panel * n_columns + 1.3, (panel * height / width + 0.4) * len(images)), layout="compressed")
+    grid = figure.subplots(len(images), n_columns, squeeze=False)
     for line, (nphotons, of_methods) in zip(grid, images.items(), strict=True):
         maps = {key: np.std(stack, axis=0, ddof=1) for key, stack in of_methods.items()}
         norm = Normalize(0, max(np.percentile(deviation, 99.5) for deviation in maps.values()))
-        for axes, key in zip(line, keys, strict=True):
-            if key not in maps:
+        titled = [(method_label(*key), maps.get(key)) for key in keys]
+        titled += [("halves of one scan", halves.get(nphotons))] if halves else []
+        for axes, (title, deviation) in zip(line, titled, strict=True):
+            if deviation is None:
                 axes.set_axis_off()
                 continue
-            drawn = draw_image(axes, maps[key], pixel_size_m, cmap="magma", norm=norm)
-            root_mean_square = np.sqrt(np.mean(maps[key] ** 2))
-            axes.set_title(f"{method_label(*key)}: {root_mean_square:.2g}", fontsize="medium")
+            drawn = draw_image(axes, deviation, pixel_size_m, cmap="magma", norm=norm)
+            axes.set_title(f"{title}: {np.sqrt(np.mean(deviation**2)):.2g}", fontsize="medium")
         line[0].set_ylabel(f"{dose_text(nphotons)} photons")
         figure.colorbar(drawn, ax=list(line), label="std of amplitude")
     return figure

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['spread', 'paired_difference', 'dose_needed', 'dose_efficiency', 'plain_dose', 'method_label', 'ordered_methods',
-           'difference_sentence', 'efficiency_sentences', 'discuss']
+           'difference_sentence', 'expectation_sentence', 'efficiency_sentences', 'discuss']
 
 # %% ../nbs/62_doses.ipynb #909ed470
 _KEYS = ["method", "loss", "nphotons"]
@@ -166,6 +166,28 @@ def difference_sentence(
     return (f"{text}. Beyond the spread over {rows['n'].max()} seeds, {' and '.join(verdicts)}"
             + (f"; at {rest} nobody can tell." if rest else "."))
 
+# %% ../nbs/62_doses.ipynb #823c3b91
+def expectation_sentence(
+    scores: pd.DataFrame,  # one row for each method, loss, dose and seed
+    first: tuple[str, str] = ("network", "nll"),  # method and loss that should not be worse
+    second: tuple[str, str] = ("network", "mae"),  # than this one
+    metric: str = "frc50",  # the column to compare
+    between: tuple[float, float] = (1e3, 1e5),  # doses, both included: so few photons that the loss should matter
+) -> str:  # empty if no such dose was measured with both
+    "At which doses the likelihood is the better loss, as it should be, and at which it is not or nobody can tell."
+    rows = paired_difference(scores, first, second, metric)
+    rows = rows[rows["nphotons"].between(*between)]
+    if not len(rows):
+        return ""
+    found: dict[str, list[str]] = {"confirmed": [], "contradicted": [], "left open": []}
+    for row in rows.itertuples():
+        verdict = "left open" if not row.beyond else "confirmed" if row.mean > 0 else "contradicted"
+        scatter = "one seed" if row.n == 1 else f"± {row.std:.3f}, {row.n} seeds"
+        found[verdict].append(f"{plain_dose(row.nphotons)} ({round(row.mean, 3) + 0.0:+.3f}, {scatter})")
+    verdicts = "; ".join(f"{verdict} at {', '.join(doses)}" for verdict, doses in found.items() if doses)
+    return (f"With few photons, {plain_dose(between[0])} to {plain_dose(between[1])}, *{method_label(*first)}* is expected to "
+            f"have a higher {_TITLES.get(metric, metric)} than *{method_label(*second)}*. Beyond the spread this is {verdicts}.")
+
 # %% ../nbs/62_doses.ipynb #ace2e96d
 def efficiency_sentences(
     scores: pd.DataFrame,  # one row for each method, loss, dose and seed
@@ -210,7 +232,7 @@ def _interval(row) -> str:
     high = "above the highest dose" if np.isinf(row.high) else f"{row.high:.2g}"
     return f"{low} to {high} over {row.n} seeds"
 
-# %% ../nbs/62_doses.ipynb #5f2f42ba
+# %% ../nbs/62_doses.ipynb #0c592564
 def discuss(
     scores: pd.DataFrame,  # one row for each method, loss, dose and seed
 ) -> dict[str, list[str]]:  # sentences by heading; headings without a sentence are left out
@@ -226,6 +248,7 @@ def discuss(
     sections = {
         heading: [difference_sentence(scores, *pair, metric) for group in groups for pair in group for metric in metrics]
         for heading, groups in (("NLL or MAE?", rivals), ("Does the network earn its place?", earned))}
+    sections["NLL or MAE?"] += [expectation_sentence(scores, (method, "nll"), (method, "mae")) for method in trained]
     worth = [((method, "nll"), (method, "mae")) for method in trained if method in ("network", "refined")]
     worth += [(("network", loss), ("no_network", "")) for loss in losses[:1] if ("no_network", "") in keys]
     sections["How many photons is it worth?"] = [
