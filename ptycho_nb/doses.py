@@ -188,7 +188,7 @@ def expectation_sentence(
     return (f"With few photons, {plain_dose(between[0])} to {plain_dose(between[1])}, *{method_label(*first)}* is expected to "
             f"have a higher {_TITLES.get(metric, metric)} than *{method_label(*second)}*. Beyond the spread this is {verdicts}.")
 
-# %% ../nbs/62_doses.ipynb #ace2e96d
+# %% ../nbs/62_doses.ipynb #f7eaf87a
 def efficiency_sentences(
     scores: pd.DataFrame,  # one row for each method, loss, dose and seed
     reference: tuple[str, str],  # method and loss that set the targets
@@ -230,7 +230,8 @@ def _interval(row) -> str:
         return f"above the highest dose for each of {row.n} seeds"
     low = "below the lowest dose" if row.low == 0 else f"{row.low:.2g}"
     high = "above the highest dose" if np.isinf(row.high) else f"{row.high:.2g}"
-    return f"{low} to {high} over {row.n} seeds"
+    chance = ", with 1 among them: this may be chance" if row.low <= 1 <= row.high else ""
+    return f"{low} to {high} over {row.n} seeds{chance}"
 
 # %% ../nbs/62_doses.ipynb #0c592564
 def discuss(
