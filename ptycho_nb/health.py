@@ -383,7 +383,7 @@ def plot_health(
     for axes, name in zip((left, middle, right), names, strict=True):
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes is not right:
+        if axes is not right and axes.lines:
             axes.legend(fontsize="small")
         for row in rows:
             if row.get("nan_count"):

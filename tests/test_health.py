@@ -1,6 +1,7 @@
 """Planted faults are named: wrong factors, flat and dead outputs, batches that make a NaN, rasters."""
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import keras
@@ -240,7 +241,8 @@ def test_an_exploding_training_is_named(scans):
     history = train_cdi_model(scans[0], None, MODEL, replace(TRAINING, learning_rate=1e25)).history
     report = training_health(history)
     assert "not a number" in report["verdict"] and report["first_nan"]["epoch"] == 1
-    assert plot_health(history).axes
+    with warnings.catch_warnings(action="error"):  # a panel without a curve has no legend either
+        assert plot_health(history).axes
 
 
 @pytest.mark.parametrize("fault", ["flat", "texture", "dead"])
