@@ -6,7 +6,7 @@ READY  := $(VENV)/.installed
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dose dose-full star study-dose study-dose-curve pretrained test bench bench-quick bench-workers export readme clean
+.PHONY: help venv dose dose-full star study-dose study-dose-curve pretrained test bench bench-quick publish bench-workers export readme clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ bench-quick: $(READY)  ## the same, small (4 minutes)
 
 bench-workers: $(READY)  ## is a sweep on two workers 1.6 times as fast as on one? (nothing beside it)
 	@$(BIN)/python benchmarks/workers.py
+
+publish: $(READY)  ## the results of `make bench` into benchmarks/RESULTS.md and the README
+	@$(BIN)/python benchmarks/publish.py runs/bench
+	@$(BIN)/python tests/in_step.py readme --write
 
 export: $(READY)  ## notebooks to modules: run it after editing a notebook
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export

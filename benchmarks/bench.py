@@ -5,19 +5,27 @@ speed     how fast each part is, beside the matrix products of the same run
 scaling   seconds and peak memory against the number and the size of the patterns
 star      the measured Siemens star, if its file is at hand: agreement with a converged LSQML
 
-Let nothing else run beside it: under 25 minutes on two cores (`--quick`: 4 minutes). Writes results.md, results.csv,
-results.json and scaling.png. All choices are made by validation patterns; the truth of the test half only scores.
+Let nothing else run beside it: under 25 minutes on two cores (`--quick`: 4 minutes). Writes results.md, results.csv and
+results.json after every row, so that an interrupted run leaves what it has measured, and scaling.png. Exits with 1 if a
+part left no rows, or a row a number that is not finite. All choices are made by validation patterns; the truth of the
+test half only scores. `publish.py` puts the results into the repository. With KERAS_BACKEND=jax the part `speed` needs
+no TensorFlow.
 """
 import argparse
+import csv
+import math
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from summary import key_figures
 
 from ptycho_nb.config import check_choice
 from ptycho_nb.files import replacing, write_json
@@ -35,45 +43,67 @@ COLUMNS = {  # name: title and format, in the order of the table
 
 
 class Table:
-    """Rows of measurements, printed as they come. Every row has seconds by the clock and of all cores."""
+    """Rows of measurements, printed and written as they come. Every row has seconds by the clock and of all cores."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: Path | None = None, about: dict | None = None) -> None:
         self.rows: list[dict] = []
+        self.out, self.about, self.began = out, about or {}, time.perf_counter()
 
     def add(self, part: str, case: str, method: str, seconds: float, cpu_seconds: float, **numbers) -> None:
         row = {"part": part, "case": case, "method": method, "seconds": seconds, "cpu_seconds": cpu_seconds, **numbers}
         unknown = set(numbers) - set(COLUMNS)
         assert not unknown, unknown
         self.rows.append(row)
-        shown = "  ".join(f"{name} {text}" for name, text in self._texts(row).items() if text)
+        shown = "  ".join(f"{name} {text}" for name, text in shown_numbers(row).items() if text)
         print(f"{part}: {case}: {method}: {shown}", flush=True)
+        if self.out is not None:
+            self.about["minutes"] = round((time.perf_counter() - self.began) / 60, 1)
+            write_results(self.out, self.about, self.rows)
 
-    @staticmethod
-    def _texts(row: dict) -> dict[str, str]:
-        return {name: "" if row.get(name) is None else format(row[name], style)
-                for name, (_, style) in COLUMNS.items() if name in row}
+    def faults(self, parts: list[str]) -> list[str]:
+        """What a run of these parts should not leave behind."""
+        missing = [f"{part}: no rows" for part in parts if all(row["part"] != part for row in self.rows)]
+        return missing + [f"{row['part']}: {row['case']}: {row['method']}: {name} is {number}" for row in self.rows
+                          for name, number in row.items() if isinstance(number, float) and not math.isfinite(number)]
 
-    def markdown(self, about: dict) -> str:
-        lines = ["# Results", "", *(f"- {name}: {value}" for name, value in about.items())]
-        for part in dict.fromkeys(row["part"] for row in self.rows):
-            rows = [row for row in self.rows if row["part"] == part]
-            used = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
-            titles = ["case", "method", *(COLUMNS[name][0] for name in used)]
-            lines += ["", f"## {part}", "", f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
-            for row in rows:
-                texts = self._texts(row)
-                lines.append(f"| {' | '.join([row['case'], row['method'], *(texts.get(name, '') for name in used)])} |")
-        return "\n".join(lines) + "\n"
 
-    def write(self, out: Path, about: dict) -> None:
-        import pandas as pd
+def shown_numbers(row: dict) -> dict[str, str]:
+    """The numbers of a row as the table shows them, by column."""
+    return {name: "" if row.get(name) is None else format(row[name], style)
+            for name, (_, style) in COLUMNS.items() if name in row}
 
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "results.json", {"about": about, "rows": self.rows})
-        with replacing(out / "results.csv") as temporary:
-            pd.DataFrame(self.rows).to_csv(temporary, index=False)
-        with replacing(out / "results.md") as temporary:
-            temporary.write_text(self.markdown(about), encoding="utf-8")
+
+def markdown(about: dict, rows: list[dict]) -> str:
+    """The key figures and one table for each part."""
+    lines = ["# Results", "", *(f"- {name}: {value}" for name, value in about.items())]
+    figures = key_figures(rows)
+    if figures:
+        lines += ["", "## in short", "", "| what | measured |", "| --- | --- |"]
+        lines += [f"| {what} | {value} |" for what, value in figures]
+    for part in dict.fromkeys(row["part"] for row in rows):
+        own = [row for row in rows if row["part"] == part]
+        used = [name for name in COLUMNS if any(row.get(name) is not None for row in own)]
+        titles = ["case", "method", *(COLUMNS[name][0] for name in used)]
+        lines += ["", f"## {part}", "", f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+        for row in own:
+            texts = shown_numbers(row)
+            lines.append(f"| {' | '.join([row['case'], row['method'], *(texts.get(name, '') for name in used)])} |")
+        if part == "scaling":
+            lines += ["", "![seconds and memory against number and size of patterns](scaling.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def write_results(out: Path, about: dict, rows: list[dict]) -> None:
+    """results.json, results.csv and results.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", {"about": about, "rows": rows})
+    columns = ["part", "case", "method", *COLUMNS]
+    with replacing(out / "results.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    with replacing(out / "results.md") as temporary:
+        temporary.write_text(markdown(about, rows), encoding="utf-8")
 
 
 def measured(work: Callable[[], object]) -> tuple[object, float, float]:
@@ -149,11 +179,12 @@ def main() -> None:
     arguments = parser.parse_args()
     for part in arguments.parts:
         check_choice("--parts", part, PARTS)
-    out, star = Path(arguments.out), Path(arguments.star) if arguments.star else find_star()
-    out.mkdir(parents=True, exist_ok=True)
-    about, table, began = about_this_run("quick" if arguments.quick else "full"), Table(), time.perf_counter()
+    star = Path(arguments.star) if arguments.star else find_star()
+    about = about_this_run("quick" if arguments.quick else "full")
     about["measured scan"] = star.name if star else "not at hand: a defocused probe in place of the measured one"
-    for part in arguments.parts:
+    table = Table(Path(arguments.out), about)
+    parts = [part for part in arguments.parts if part != "star" or star is not None]
+    for part in parts:
         if part == "quality":
             import quality
 
@@ -165,14 +196,16 @@ def main() -> None:
         elif part == "scaling":
             import scaling
 
-            scaling.measure(table, arguments.quick, out)
-        elif star is not None:
+            scaling.measure(table, arguments.quick, table.out)
+        else:
             import star as measured_star
 
             measured_star.measure(table, arguments.quick, star)
-        about["minutes"] = round((time.perf_counter() - began) / 60, 1)
-        table.write(out, about)
-    print(f"{about.get('minutes')} minutes; written to {out}/results.md, .csv and .json")
+    faults = table.faults(parts)
+    about["complete"] = "no" if faults or set(arguments.parts) != set(PARTS) else "yes"
+    write_results(table.out, about, table.rows)
+    print(f"{about['minutes']} minutes; written to {table.out}/results.md, .csv and .json", *faults, sep="\n")
+    sys.exit(len(faults) > 0)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,13 @@ from ptycho_nb.formats import load_data
 from ptycho_nb.inference import reconstruct
 from ptycho_nb.metrics import compare
 from ptycho_nb.objects import make_object
+from ptycho_nb.pretrained import amortised
 from ptycho_nb.probes import crop_probe_fourier, make_probe, probe_diameter_px, twin_ambiguity
 from ptycho_nb.rawdata import RawData
 from ptycho_nb.reconstruction import Reconstruction, aligned_pair
 from ptycho_nb.scans import half_regions, validation_indices
 from ptycho_nb.simulate import generate_simulated_data, simulate_halves
 from ptycho_nb.training import train_cdi_model
-
-try:
-    from ptycho_nb.pretrained import amortised
-except ImportError:
-    amortised = None
 
 N = 64
 HAS_PTYCHI = importlib.util.find_spec("ptychi") is not None
@@ -42,18 +38,37 @@ class Profile:
     n_test: int = 957
     nepochs: int = 5
     cnn_epochs: int = 3
+    cnn_doses: tuple[tuple[float, ...], ...] = ((1e9,), (1e4,))  # for each probe; each takes minutes
+    mae_doses: tuple[float, ...] = (1e4,)
     lsqml_epochs: tuple[int, ...] = (5, 20, 100)
+    lsqml_long_doses: tuple[tuple[float, ...], ...] = ((1e4, 1e9), ())  # for each probe; elsewhere all but the last
+    other_objects: tuple[str, ...] = ("siemens_star", "random_field")  # that no network was trained on, at 1e4 photons
     overlap_free_doses: tuple[float, ...] = (1e4, 1e9)
     overlap_free_size_px: int = 784
     n_probes: int = 2
     converged: int = 100  # most LSQML epochs on the way to SSIM .999
     repeats: int = 3  # of the runs to SSIM .999
-    every_network: bool = True
 
 
-QUICK = Profile(doses=(1e4,), noise_seeds=(1,), n_train=48, n_test=240, nepochs=1, cnn_epochs=1, lsqml_epochs=(2,),
-                overlap_free_doses=(1e9,), overlap_free_size_px=392, n_probes=1, converged=8,
-                repeats=1, every_network=False)
+QUICK = Profile(doses=(1e4,), noise_seeds=(1,), n_train=48, n_test=240, nepochs=1, cnn_epochs=1, cnn_doses=((), ()),
+                mae_doses=(), lsqml_epochs=(2,), lsqml_long_doses=((1e4,), ()), other_objects=("siemens_star",),
+                overlap_free_doses=(1e9,), overlap_free_size_px=392, n_probes=1, converged=8, repeats=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A probe, a dose and an object, and whether the patterns overlap."""
+
+    probe: str
+    rank: int  # 0: the idealised probe, 1: the other one
+    nphotons: float
+    overlap: bool = True
+    object: str = "lines"
+
+    def __str__(self) -> str:
+        others = [self.object] * (self.object != "lines") + ["overlap-free"] * (not self.overlap)
+        return ", ".join([self.probe, f"{self.nphotons:.0e}", *others])
+
 
 Score = Callable[[Reconstruction], dict[str, float]]
 
@@ -84,11 +99,11 @@ def aligned_region(result: Reconstruction, scan: RawData) -> tuple[int, int, int
     return low[0], high[0], low[1], high[1]
 
 
-def add(table: Table, case: str, method: str, results: list[Reconstruction], scores: list[dict], **more) -> None:
+def add(table: Table, case: Case, method: str, results: list[Reconstruction], scores: list[dict], **more) -> None:
     """A row: means over the noise seeds, and the spread of the SSIM."""
     means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
     spread = {"ssim_std": float(np.std([score["ssim"] for score in scores]))} if len(scores) > 1 else {}
-    table.add("quality", case, method, *(float(np.mean([getattr(result, name) for result in results]))
+    table.add("quality", str(case), method, *(float(np.mean([getattr(result, name) for result in results]))
                                          for name in ("seconds", "cpu_seconds")), **means, **spread, **more)
 
 
@@ -102,13 +117,13 @@ def fast_methods(overlap: bool) -> dict[str, Callable[[RawData, np.ndarray], Rec
             "estimate": lambda scan, v: estimate(scan, validation=v),
             "estimate, amplitude": lambda scan, v: estimate(scan, validation=v, likelihood="amplitude"),
         }
-    if amortised is not None:
-        methods["amortised"] = lambda scan, v: amortised(scan, validation=v)
+    methods["amortised"] = lambda scan, v: amortised(scan, validation=v)
     return methods
 
 
-def networks(profile: Profile, case: str, overlap: bool) -> Iterator[tuple[str, ModelConfig, TrainingConfig, Callable]]:
+def networks(profile: Profile, case: Case) -> Iterator[tuple[str, ModelConfig, TrainingConfig, Callable]]:
     """The networks that are trained on the other half of this object: name, configurations, and what trains them."""
+    overlap = case.overlap
     training = TrainingConfig(nepochs=profile.nepochs, targets="held_out" if overlap else "input")
     cnn = replace(training, nepochs=profile.cnn_epochs)
     unet, plain = ModelConfig(N=N), ModelConfig(N=N, generator="cnn")
@@ -120,48 +135,52 @@ def networks(profile: Profile, case: str, overlap: bool) -> Iterator[tuple[str, 
         return
     yield "residual_unet, gridsize 2, NLL", unet, training, train_cdi_model
     yield "residual_unet, scan, NLL", replace(unet, estimate_scope="scan"), training, train_cdi_model
-    if not profile.every_network:
-        return
-    if "1e+04" in case:
+    if case.nphotons in profile.mae_doses:
         yield "residual_unet, gridsize 1, MAE", alone, replace(training, **mae), train_cdi_model
         yield "residual_unet, gridsize 2, MAE", unet, replace(training, **mae), train_cdi_model
         yield "supervised residual_unet, gridsize 2", unet, training, train_supervised
-    if case in ("disk, 1e+09", "experimental, 1e+04"):  # each takes minutes
+    if case.nphotons in profile.cnn_doses[case.rank]:
         yield "cnn, gridsize 1, NLL", replace(plain, gridsize=1), cnn, train_cdi_model
         yield "cnn, gridsize 2, NLL", plain, cnn, train_cdi_model
 
 
-def measure_case(table: Table, profile: Profile, case: str, halves: Callable[[int], tuple[RawData, RawData]],
-                 nphotons: float, overlap: bool = True) -> None:
-    """All rows of one probe and dose. `halves` makes the training and the test half with a noise seed."""
-    seeds = profile.noise_seeds if nphotons < 1e6 else profile.noise_seeds[:1]
-    methods, found, scores = fast_methods(overlap), {}, {}
+Halves = Callable[[int], tuple[RawData, RawData]]  # of a noise seed: the training and the test half
+
+
+def measure_fast(table: Table, profile: Profile, case: Case, halves: Halves) -> dict[str, Reconstruction]:
+    """The rows that need no training on this scan; the reconstructions of the first noise seed."""
+    seeds = profile.noise_seeds if case.nphotons < 1e6 else profile.noise_seeds[:1]
+    methods, found, scores = fast_methods(case.overlap), {}, {}
     for seed in seeds:
         scan = halves(seed)[1]
         validation = validation_indices(scan.n_patterns, seed=seed)
         for name, method in methods.items():
             result = method(scan, validation)
             if name == next(iter(methods)):
-                score = amplitude_score(scan) if overlap else lit_score(scan, result)
+                score = amplitude_score(scan) if case.overlap else lit_score(scan, result)
             found.setdefault(name, []).append(result)
             scores.setdefault(name, []).append(score(result))
     for name in methods:
         add(table, case, name, found[name], scores[name])
+    return {name: results[0] for name, results in found.items()}
 
-    train, test = halves(seeds[0])
-    validation = validation_indices(test.n_patterns, seed=seeds[0])
-    score = amplitude_score(test) if overlap else lit_score(test, next(iter(found.values()))[0])
+
+def measure_case(table: Table, profile: Profile, case: Case, halves: Halves) -> None:
+    """All rows of one probe and dose."""
+    found = measure_fast(table, profile, case, halves)
+    train, test = halves(profile.noise_seeds[0])
+    validation = validation_indices(test.n_patterns, seed=profile.noise_seeds[0])
+    score = amplitude_score(test) if case.overlap else lit_score(test, next(iter(found.values())))
 
     def refine(name: str, result: Reconstruction) -> None:
-        if overlap:
+        if case.overlap:
             refined = estimate(test, validation=validation, start=result)
             add(table, case, f"{name} + refine", [refined], [score(refined)], note="seconds of the refinement alone")
 
-    if "amortised" in found:
-        refine("amortised", found["amortised"][0])
-    if nphotons == 1e3:
+    refine("amortised", found["amortised"])
+    if case.nphotons == 1e3:
         return  # only the rows that the doses between 1e3 and 1e9 are asked of
-    for name, model_config, training_config, train_with in networks(profile, case, overlap):
+    for name, model_config, training_config, train_with in networks(profile, case):
         model, history = train_with(train, None, model_config, training_config, progress=False)
         if name in ("residual_unet, gridsize 1, NLL", "residual_unet, gridsize 2, NLL"):
             group = reconstruct(model.untrained(), test, exclude=validation)
@@ -176,11 +195,13 @@ def measure_case(table: Table, profile: Profile, case: str, halves: Callable[[in
         measure_lsqml(table, profile, case, test, validation, score)
 
 
-def measure_lsqml(table: Table, profile: Profile, case: str, scan: RawData, validation: np.ndarray,
+def measure_lsqml(table: Table, profile: Profile, case: Case, scan: RawData, validation: np.ndarray,
                   score: Score) -> None:
     """LSQML after several numbers of epochs, from one run for each noise model."""
-    long = case in ("disk, 1e+04", "disk, 1e+09")
-    wanted = profile.lsqml_epochs if long else profile.lsqml_epochs[:2]
+    long = case.overlap and case.nphotons in profile.lsqml_long_doses[case.rank]
+    wanted = profile.lsqml_epochs if long else profile.lsqml_epochs[:-1]
+    if not wanted:
+        return
     for noise_model in ("poisson", "gaussian"):
         kept = {}
 
@@ -193,7 +214,7 @@ def measure_lsqml(table: Table, profile: Profile, case: str, scan: RawData, vali
             add(table, case, f"LSQML {noise_model}, {epoch} epochs", [result], [score(result)])
 
 
-def time_to_999(table: Table, profile: Profile, case: str, scan: RawData) -> None:
+def time_to_999(table: Table, profile: Profile, case: Case, scan: RawData) -> None:
     """Seconds to an SSIM of .999, each method the best of some runs, everything but scoring included."""
     validation = validation_indices(scan.n_patterns, seed=1)
     score = amplitude_score(scan)
@@ -237,20 +258,22 @@ def measure(table: Table, quick: bool, star: Path | None) -> None:
     profile = QUICK if quick else Profile()
     second = crop_probe_fourier(load_data(star).probe, N) if star else make_probe("defocused", N)
     probes = {"disk": make_probe("disk", N), "experimental" if star else "defocused": second}
-    for kind, probe in list(probes.items())[: profile.n_probes]:
+    for rank, (kind, probe) in enumerate(list(probes.items())[: profile.n_probes]):
+        table.about[f"{kind} probe"] = f"correlation with its twin {twin_ambiguity(probe)['correlation']:.2f}"
 
-        def halves(seed: int, nphotons: float, probe=probe) -> tuple[RawData, RawData]:
-            return simulate_halves(SimulationConfig(nphotons=nphotons, n_train=profile.n_train, n_test=profile.n_test,
-                                                    noise_seed=seed), probe)
+        def halves(seed: int, nphotons: float, object_kind: str = "lines", probe=probe) -> tuple[RawData, RawData]:
+            return simulate_halves(SimulationConfig(nphotons=nphotons, object_kind=object_kind, n_train=profile.n_train,
+                                                    n_test=profile.n_test, noise_seed=seed), probe)
 
         def apart(seed: int, nphotons: float, probe=probe) -> tuple[RawData, RawData]:
             return overlap_free_halves(SimulationConfig(
                 nphotons=nphotons, object_size_px=profile.overlap_free_size_px, noise_seed=seed), probe)
 
         for nphotons in profile.doses:
-            measure_case(table, profile, f"{kind}, {nphotons:.0e}", partial(halves, nphotons=nphotons), nphotons)
-        time_to_999(table, profile, f"{kind}, 1e+09", halves(1, 1e9)[1])
-        twin = f"twin correlation {twin_ambiguity(probe)['correlation']:.2f}"
+            measure_case(table, profile, Case(kind, rank, nphotons), partial(halves, nphotons=nphotons))
+        for other in profile.other_objects:
+            measure_fast(table, profile, Case(kind, rank, 1e4, object=other),
+                         partial(halves, nphotons=1e4, object_kind=other))
+        time_to_999(table, profile, Case(kind, rank, 1e9), halves(1, 1e9)[1])
         for nphotons in profile.overlap_free_doses:
-            measure_case(table, profile, f"{kind}, {nphotons:.0e}, overlap-free, {twin}",
-                         partial(apart, nphotons=nphotons), nphotons, overlap=False)
+            measure_case(table, profile, Case(kind, rank, nphotons, overlap=False), partial(apart, nphotons=nphotons))

@@ -29,6 +29,7 @@ from ptycho_nb.model import PtychoModel
 from ptycho_nb.optics import as_complex, diffraction_amplitude
 from ptycho_nb.patches import extract_patches, stitch
 from ptycho_nb.photons import intensity_scale, split_positions
+from ptycho_nb.pretrained import amortised, load_pretrained
 from ptycho_nb.simulate import simulate_halves
 
 N = 64
@@ -138,6 +139,8 @@ def measure_solvers(clock: Clock, scan, quick: bool) -> None:
                   lambda: estimate(scan, iterations=steps, validation=np.array([], int)), bound)
     clock.measure(f"estimate, {steps} steps, validated and smoothed", n * steps, "pattern steps",
                   lambda: estimate(scan, iterations=steps, patience=steps), bound)
+    clock.measure("estimate, from patterns to object", n, "patterns", lambda: estimate(scan),
+                  note="stopped and smoothed by validation patterns")
     start = estimate(scan, iterations=5)
     clock.measure(f"refine, {steps} steps, validated and smoothed", n * steps, "pattern steps",
                   lambda: estimate(scan, iterations=steps, patience=steps, start=start), bound)
@@ -220,14 +223,9 @@ def measure(table: Table, quick: bool) -> None:
     measure_solvers(clock, scan, quick)
     for generator in ("residual_unet", "cnn"):
         measure_network(clock, scan, ModelConfig(generator=generator))
-    try:
-        from ptycho_nb.pretrained import amortised, load_pretrained
-    except ImportError:
-        pass
-    else:
-        pretrained = load_pretrained()
-        for orientations in (1, 8):
-            clock.measure(f"amortised, {orientations} orientations", scan.n_patterns, "patterns",
-                          lambda orientations=orientations: amortised(scan, pretrained, orientations=orientations),
-                          note="raw patterns to object, with the choice of the estimate's steps and smoothing")
+    pretrained = load_pretrained()
+    for orientations in (1, 8):
+        clock.measure(f"amortised, orientations={orientations}", scan.n_patterns, "patterns",
+                      lambda orientations=orientations: amortised(scan, pretrained, orientations=orientations),
+                      note="raw patterns to object, with the choice of the estimate's steps and smoothing")
     table.add("speed", "machine", "peak memory of this process so far", 0.0, 0.0, peak_mb=peak_mb())

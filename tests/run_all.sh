@@ -28,10 +28,11 @@ step "rooms import from lower floors only"        lint-imports
 step "ruff"                                       ruff check ptycho_nb tests benchmarks setup.py
 step "library notebooks run (nbdev_test)"         nbdev_test --n_workers 2
 step "study notebooks run, quick profile"         nbdev_test --path studies_nbs --n_workers 2
+step "every benchmark runs, quick sizes"          python benchmarks/bench.py --quick --out "$logs/bench"
 step "pytest"                                   python -m pytest -n 2 --dist loadfile
 
 if [ "$failed" -gt 0 ]; then
-    echo "$failed of 8 steps failed after $SECONDS s"
+    echo "$failed of 9 steps failed after $SECONDS s"
     exit 1
 fi
-echo "all 8 steps passed in $SECONDS s"
+echo "all 9 steps passed in $SECONDS s"
