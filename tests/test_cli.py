@@ -10,7 +10,7 @@ import pytest
 
 from ptycho_nb.cli import main
 
-COMMANDS = ("simulate", "train", "reconstruct", "run-arm", "info")
+COMMANDS = ("simulate", "train", "reconstruct", "run-arm", "sweep", "report", "diagnose", "info")
 SMALL = ["-p", "n_train", "40", "-p", "n_test", "40", "-p", "object_size_px", "256"]
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from ptycho_nb.scan_checks import scan_and_dose, scan_findings, scan_verdict, st
 from ptycho_nb.scans import validation_indices
 from ptycho_nb.simulate import simulate_halves
 
-STAR = "siemens-star-small.npz.bz2"
 CONFIG = SimulationConfig(nphotons=1e5, probe_kind="defocused", object_size_px=192, object_phase=True, n_train=80,
                           n_test=100, seed=3)
 
@@ -302,12 +300,8 @@ def test_an_arm_whose_reconstruction_is_of_another_scan(arm, tmp_path):
     assert "belongs to another scan" in named(diagnose(faulty, tmp_path / "report"), "error")
 
 
-def test_the_measured_star(tmp_path):
-    folders = [Path(os.environ.get("PTYCHO_NB_DATA", "/nowhere")), Path(__file__).parents[2] / "shared" / "data"]
-    found = [folder / STAR for folder in folders if (folder / STAR).is_file()]
-    if not found:
-        pytest.skip(f"the measured scan {STAR} is not here: set PTYCHO_NB_DATA to its folder")
-    report = diagnose(found[0], tmp_path)
+def test_the_measured_star(measured_star, tmp_path):
+    report = diagnose(measured_star, tmp_path)
     scan = report["sections"]["scan"]
     assert not named(report, "error") and not named(report, "warning")
     assert 4.6e5 < scan["photons_per_pattern_mean"] < 4.62e5 and scan["counts_per_pixel_max"] == pytest.approx(963)

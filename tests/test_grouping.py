@@ -83,16 +83,16 @@ def test_too_few_points_say_so():
         held_out_targets(np.zeros((4, 2)), np.array([[0, 1, 2, 3]]))
 
 
-def test_ten_thousand_patterns_are_grouped_within_a_second():
+def test_ten_thousand_patterns_are_grouped_within_a_cpu_second():
     positions = np.random.default_rng(7).uniform(0, 3000, (10_000, 2))
-    started = time.perf_counter()
+    started = time.process_time()
     groups = group_indices(positions, 4)
     targets = held_out_targets(positions, groups)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert groups.shape == targets.shape == (10_000, 4)
-    started = time.perf_counter()
+    started = time.process_time()
     group_indices(positions, 4, n_groups=100_000)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("C", [1, 4])

@@ -200,24 +200,25 @@ def test_a_canvas_holds_offsets_of_400_px():
         canvas_size(np.array([[[np.nan, 0.0]]]), N)
 
 
-@pytest.mark.parametrize("rest", [0.0, 0.3])
-def test_merging_what_was_cut_out_gives_it_back(rest):
+def test_merging_what_was_cut_out_gives_it_back():
+    rng, N, S = np.random.default_rng(7), 16, 32
+    canvases, corners = rng.uniform(1, 2, (2, S, S)).astype(np.float32), rng.integers(0, S - N, (2, 4, 2))
+    merged = compiled(lambda o, c: merge_patches(extract_patches(o, c, N), c, S), canvases, corners.astype(np.float32))
+    lit = np.zeros(canvases.shape, bool)
+    for b, c in np.ndindex(2, 4):
+        y, x = corners[b, c]
+        lit[b, y : y + N, x : x + N] = True
+    np.testing.assert_allclose(merged, np.where(lit, canvases, 0), rtol=1e-5)
+
+
+def test_between_pixels_a_plane_is_cut_out_exactly():
     rng, N, S = np.random.default_rng(7), 16, 32
     y, x = np.indices((S, S)).astype(np.float32)
-    plane = np.stack([1 + 0.1 * y - 0.05 * x, 2 - 0.02 * y * (rest == 0)])  # linear interpolation is exact on a plane
-    corners = (rng.integers(0, S - N, (2, 4, 2)) + rest).astype(np.float32)
-
-    def there_and_back(canvases, corners):
-        return merge_patches(extract_patches(canvases, corners, N), corners, S)
-
-    if rest == 0:
-        merged = compiled(there_and_back, plane, corners)
-        lit = merged != 0
-        np.testing.assert_allclose(merged[lit], plane[lit], rtol=1e-5)
-    else:
-        expected = 1 + 0.1 * (corners[0, 0, 0] + np.arange(N))[:, None] - 0.05 * (corners[0, 0, 1] + np.arange(N))
-        found = compiled(lambda o, c: extract_patches(o, c, N), plane, corners)[0, 0]
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    corners = rng.integers(0, S - N, (1, 4, 2)) + np.float32(0.3)
+    found = compiled(lambda o, c: extract_patches(o, c, N), (1 + 0.1 * y - 0.05 * x)[None], corners.astype(np.float32))
+    for patch, (top, left) in zip(found[0], corners[0], strict=True):
+        expected = 1 + 0.1 * (top + np.arange(N))[:, None] - 0.05 * (left + np.arange(N))
+        np.testing.assert_allclose(patch, expected, rtol=1e-5)
 
 
 def test_translation():

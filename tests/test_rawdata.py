@@ -15,7 +15,6 @@ from ptycho_nb.formats import load_data, read_tike
 from ptycho_nb.rawdata import RawData
 
 M, N = 10, 64
-STAR = "siemens-star-small.npz.bz2"
 
 
 def contract() -> dict[str, np.ndarray]:
@@ -230,16 +229,8 @@ def test_checksums_name_what_changed():
     assert {key for key in before if before[key] != after[key]} == {"xcoords"}
 
 
-def star_path() -> Path:
-    folders = [Path(os.environ.get("PTYCHO_NB_DATA", "/nowhere")), Path(__file__).parents[2] / "shared" / "data"]
-    found = [folder / STAR for folder in folders if (folder / STAR).is_file()]
-    if not found:
-        pytest.skip(f"the measured scan {STAR} is not here: set PTYCHO_NB_DATA to its folder")
-    return found[0]
-
-
-def test_the_measured_star_plain_and_compressed(tmp_path):
-    path = star_path()
+def test_the_measured_star_plain_and_compressed(measured_star, tmp_path):
+    path = measured_star
     plain = tmp_path / "star.npz"
     plain.write_bytes(bz2.decompress(path.read_bytes()))
     data, again = load_data(path), read_tike(plain)
