@@ -16,19 +16,17 @@ import csv
 import math
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from summary import key_figures
 
 from ptycho_nb.config import check_choice
 from ptycho_nb.files import replacing, write_json
+from ptycho_nb.surroundings import processors, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("quality", "speed", "scaling", "star")
@@ -113,20 +111,6 @@ def measured(work: Callable[[], object]) -> tuple[object, float, float]:
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _git(*arguments: str) -> str:
-    if shutil.which("git") is None:
-        return ""
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-    return done.stdout.strip()
-
-
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -150,17 +134,15 @@ def _accelerator() -> str:
 
 def about_this_run(profile: str) -> dict:
     """The machine, the versions and the state of the code."""
-    changed = " with changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    names = ("ptycho_nb", "numpy", "scipy", "keras", "tensorflow", "jax", "ptychi", "torch")
+    found = versions(("ptycho_nb", "numpy", "scipy", "keras", "tensorflow", "jax", "ptychi", "torch"))
     return {
         "profile": profile, "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "code": (_git("rev-parse", "HEAD") or "unknown") + changed, "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "code": found.pop("git", "unknown"), "processor": _processor(),
+        "cores": len(processors()),
         "memory": f"{memory:.0f} GiB", "load at the start": f"{os.getloadavg()[0]:.1f}",
         "backend": os.environ.get("KERAS_BACKEND", "tensorflow"), "accelerator": _accelerator(),
-        "python": platform.python_version(),
-        "versions": ", ".join(f"{name} {_version(name)}" for name in names),
+        "versions": ", ".join(f"{name} {version}" for name, version in found.items()),
     }
 
 
