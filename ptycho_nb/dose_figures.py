@@ -164,7 +164,7 @@ def plot_dose_frc(
                   fontsize="small")
     return figure
 
-# %% ../nbs/63_dose_figures.ipynb #f0512bd6
+# %% ../nbs/63_dose_figures.ipynb #90150e1e
 def plot_seed_spread(
     images: Mapping[float, Mapping[tuple[str, str], np.ndarray]],  # by dose and (method, loss): (n_seeds, h, w), gauge fixed
     pixel_size_m: float | None = None,  # side of a pixel on the sample; None: the scale is in px
@@ -180,9 +180,9 @@ def plot_seed_spread(
                 raise InputError(f"{method_label(*key)} at {nphotons:g} photons", f"{len(stack)} seed", "at least 2",
                                  "Run the arm with other seeds as well.")
     keys = ordered_methods([key for of_methods in images.values() for key in of_methods])
-    height, width = next(iter(next(iter(images.values())).values())).shape[1:]
-    panel = 2.3 if width < 1.5 * height else 3.0
     n_columns = len(keys) + bool(halves)
+    height, width = next(iter(next(iter(images.values())).values())).shape[1:]
+    panel = 2.3 if width < 1.5 * height or n_columns > 3 else 3.0  # so that letters can be read across a page
     figure = Picture(figsize=(panel * n_columns + 1.3, (panel * height / width + 0.4) * len(images)), layout="compressed")
     grid = figure.subplots(len(images), n_columns, squeeze=False)
     for line, (nphotons, of_methods) in zip(grid, images.items(), strict=True):
@@ -200,7 +200,7 @@ def plot_seed_spread(
         figure.colorbar(drawn, ax=list(line), label="std of amplitude")
     return figure
 
-# %% ../nbs/63_dose_figures.ipynb #7dca7add
+# %% ../nbs/63_dose_figures.ipynb #37b8f0f9
 def plot_trainings(
     trainings: Sequence[Mapping[str, Any]],  # each with `nphotons`, `loss` and `epochs`, the rows of its history
 ) -> Figure:
@@ -227,11 +227,13 @@ def plot_trainings(
         start = next(iter(train[np.isfinite(train)]), np.nan) if np.isnan(start) else start
         axes.plot(epochs, val / start, "-", color=colour, lw=1.1)
         axes.plot(epochs, train / start, ":", color=colour, lw=1.1)
-        right.plot(epochs, scale / scale[0], "-", color=colour, lw=1.1)
+        right.plot(epochs, scale / scale[0], "--" if training["loss"] == "mae" else "-", color=colour, lw=1.1)
     for loss, axes in panels.items():
         axes.set(xlabel="epoch", ylabel=f"{loss.upper()} loss / untrained")
         axes.axhline(1, color="0.6", lw=0.7, zorder=0)
     right.set(xlabel="epoch", ylabel="intensity scale / its start")
+    styles = [right.plot([], [], "--" if loss == "mae" else "-", color="0.3", label=loss.upper())[0] for loss in losses]
+    right.legend(handles=styles, frameon=False, fontsize="small")
     right.ticklabel_format(axis="y", useOffset=False)
     for axes in (*left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

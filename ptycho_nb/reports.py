@@ -158,11 +158,11 @@ def method_scores(
     return scores.drop_duplicates(["method", "loss", "nphotons", "seed"], ignore_index=True).astype(
         dict.fromkeys(places, float))
 
-# %% ../nbs/65_reports.ipynb #9fd44206
+# %% ../nbs/65_reports.ipynb #caa2febd
 def _some(names: Sequence[str]) -> str:
     "The first names of a list, and how many there are besides."
     names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def training_sentences(
@@ -190,7 +190,7 @@ def training_sentences(
                      "the value that the counted photons give.")
     return sentences
 
-# %% ../nbs/65_reports.ipynb #5782b09f
+# %% ../nbs/65_reports.ipynb #f6a24276
 def why_sentences(
     arms: pd.DataFrame,  # the arms of one setting, all done
     folder: str | Path,  # the folder that holds theirs
@@ -204,12 +204,12 @@ def why_sentences(
         return []
     trained = arms.assign(
         scale=arms["training.last_intensity_scale"] / arms["training.first_intensity_scale"],
-        fall=100 * (1 - arms["training.last_val_loss"] / arms["training.first_val_loss"]))
+        change=100 * (arms["training.last_val_loss"] / arms["training.first_val_loss"] - 1))
     sentences = []
     for row in rows.itertuples():
-        means = trained[trained["nphotons"] == row.nphotons].groupby("loss")[["scale", "fall"]].mean()
-        did = [f"{loss.upper()} took the intensity scale to {means.loc[loss, 'scale']:.3f} and the validation loss down by "
-               f"{means.loc[loss, 'fall']:.2g} %" for loss in ("nll", "mae") if loss in means.index]
+        means = trained[trained["nphotons"] == row.nphotons].groupby("loss")[["scale", "change"]].mean()
+        did = [f"{loss.upper()} took the intensity scale to {means.loc[loss, 'scale']:.3f} and changed its validation "
+               f"loss by {means.loc[loss, 'change']:+.2g} %" for loss in ("nll", "mae") if loss in means.index]
         sentences.append(
             f"At {plain_dose(row.nphotons)} photons {100 * row.dark:.0f} % of the pixels counted nothing. Of the MAE of the "
             f"exact pattern {100 * row.mae_from_dark:.0f} % is theirs, and MAE is smallest for amplitudes of "

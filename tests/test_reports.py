@@ -10,15 +10,31 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ptycho_nb.arm_images import draw_dose_study, halves_of
+from ptycho_nb.arm_images import certainty_table, dark_pixel_table, draw_dose_study, halves_of
 from ptycho_nb.arms import arm_name, finish_arm, read_arm, start_arm
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, derive_seeds
-from ptycho_nb.doses import discuss, dose_efficiency, dose_needed, efficiency_sentences, paired_difference, spread
+from ptycho_nb.doses import (
+    discuss,
+    dose_efficiency,
+    dose_needed,
+    efficiency_sentences,
+    expectation_sentence,
+    paired_difference,
+    spread,
+)
 from ptycho_nb.estimate import estimate
-from ptycho_nb.files import read_json, write_json
+from ptycho_nb.files import read_json, write_arrays, write_json
 from ptycho_nb.metrics import compare, data_fit
-from ptycho_nb.reconstruction import aligned_pair, load_reconstructions, save_reconstructions
-from ptycho_nb.reports import method_scores, report, results_table, settings_of, training_sentences
+from ptycho_nb.reconstruction import aligned_pair, covered_region, load_reconstructions, save_reconstructions
+from ptycho_nb.reports import (
+    certainty_sentences,
+    method_scores,
+    report,
+    results_table,
+    settings_of,
+    training_sentences,
+    why_sentences,
+)
 from ptycho_nb.scans import validation_indices
 from ptycho_nb.simulate import simulate_halves
 
@@ -388,3 +404,47 @@ def test_arms_inside_a_study_vouch_for_themselves(copied, tmp_path):
     assert set(files) == {"config.json", "metrics.json"}
     start_arm(folder, {"seed": 1})  # again: the study's own files go, its arms stay
     assert not (folder / "metrics.json").exists() and all(read_arm(arm).done for arm in (folder / "arms").iterdir())
+
+
+def test_what_was_expected_is_confirmed_contradicted_or_open():
+    scores = study(3.0)
+    assert "confirmed at 1e3" in expectation_sentence(scores) and "left open" not in expectation_sentence(scores)
+    assert "contradicted at 1e3" in expectation_sentence(study(1 / 3))
+    mixed = scores.copy()
+    mixed.loc[(mixed["nphotons"] == 1e4) & (mixed["seed"] == "0") & (mixed["loss"] == "mae"), "frc50"] += 1
+    assert re.search(r"confirmed at 1e3 \(.*1e5 \(.*left open at 1e4 \(", expectation_sentence(mixed))
+    assert expectation_sentence(scores[scores["nphotons"] > 1e5]) == ""
+
+
+def test_a_factor_whose_interval_holds_one_may_be_chance():
+    rivals = study(1.0, chance=0.02)
+    rivals.loc[(rivals["seed"] == "0") & (rivals["loss"] == "mae"), "frc50"] -= 0.01
+    assert any("1 among them: this may be chance" in text for text in efficiency_sentences(rivals, NLL, MAE))
+    assert not any("chance" in text for text in efficiency_sentences(study(3.0), NLL, MAE))
+
+
+def test_dark_pixels_pull_the_absolute_error_down(finished):
+    table = dark_pixel_table(results_table(finished), finished)
+    low, high = table.to_dict("records")
+    assert low["nphotons"] == 1e4 and low["dark"] > high["dark"] and low["mae_from_dark"] > high["mae_from_dark"]
+    _, test = halves_of(finished / "nphotons=1e4_loss=nll_seed=1")
+    assert low["dark"] == pytest.approx(np.mean(test.diff3d == 0), abs=0.005)
+    assert low["mae_scale"] < 0.999 < high["mae_scale"] < 1.001
+    assert "MAE is smallest for amplitudes of 0.99" in why_sentences(results_table(finished), finished)[0]
+
+
+def test_halves_of_a_scan_are_compared_with_the_seeds(copied):
+    for arm in copied.glob("nphotons=1e4*"):
+        made = load_reconstructions(arm / "reconstruction.npz")["no_network"]
+        y0, y1, x0, x1 = region = covered_region(made)
+        write_arrays(arm / "deviation.npz", amplitude_deviation=np.full((y1 - y0, x1 - x0), 0.02, np.float32) +
+                     np.arange(x1 - x0, dtype=np.float32) * 1e-6, region_px=np.array(region))
+        finish_arm(arm)
+    (row,) = certainty_table(results_table(copied), copied).to_dict("records")
+    assert row["nphotons"] == 1e4 and row["n"] == 2 and row["halves"] == pytest.approx(0.02, rel=0.02)
+    assert 0 < row["seeds"] < row["error"] and abs(row["with_seeds"]) <= 1
+    (sentence,) = certainty_sentences(results_table(copied), copied)
+    assert "over 2 seeds" in sentence
+    table = results_table(copied)
+    figure = dict(draw_dose_study(table, method_scores(table), copied))["seed_spread"]
+    assert any(axes.get_title().startswith("halves of one scan") for axes in figure.axes)
