@@ -6,9 +6,9 @@
 __all__ = ['LIKELIHOODS', 'SMOOTHING_PX', 'likelihood_residual', 'scan_gradient', 'illumination', 'solve', 'solve_jointly',
            'smooth_correction', 'Validation', 'estimate', 'prepare', 'place_start', 'probe_moved']
 
-# %% ../nbs/34_estimate.ipynb #097b0445
+# %% ../nbs/34_estimate.ipynb #939cab38
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -27,27 +27,33 @@ LIKELIHOODS = ("poisson", "amplitude")
 _PARTS = 4  # partial sums over the patterns; a fixed number, so that the result does not depend on the processor
 SMOOTHING_PX = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
-# %% ../nbs/34_estimate.ipynb #db6bb469
+# %% ../nbs/34_estimate.ipynb #25d21024
 def likelihood_residual(
     wave: np.ndarray,  # complex64 (m, N, N): FFT2(P·O), zero frequency in the centre; overwritten by the residual
-    amplitude: np.ndarray,  # float32 (m, N, N): measured, square root of counts
+    amplitude: np.ndarray,  # float32 (m, N, N): measured, square root of counts; overwritten
     likelihood: str,  # "poisson" or "amplitude"
+    scratch: Sequence[np.ndarray] | None = None,  # two of float32 (m, N, N), overwritten; None: new ones
 ) -> float:  # Σ(A - Â)² of these patterns
     "Turn the wave on the detector into the preconditioned gradient of the likelihood with respect to it, in place."
-    rate = wave.real**2 + wave.imag**2
+    rate, predicted = np.empty((2, *amplitude.shape), amplitude.dtype) if scratch is None else scratch
+    np.square(wave.real, out=rate)
+    rate += np.square(wave.imag, out=predicted)
     rate *= 1.0 / wave.shape[-1] ** 2
-    predicted = np.sqrt(rate)
-    difference = (amplitude - predicted).ravel()
+    difference = np.sqrt(rate, out=predicted).ravel() - amplitude.ravel()
     squared_error = float(np.dot(difference, difference))
-    if likelihood == "poisson":
-        factor = rate - amplitude**2
-        factor /= 2 * rate + 1
-    else:
-        factor = 1 - amplitude / np.maximum(predicted, 1e-6)
-    wave *= factor
+    if likelihood == "poisson":  # (I - n) / (2 I + 1)
+        factor = np.subtract(rate, np.square(amplitude, out=amplitude), out=predicted)
+        rate *= 2
+        rate += 1
+        factor /= rate
+    else:  # 1 - A / Â
+        factor = np.divide(amplitude, np.maximum(predicted, 1e-6, out=predicted), out=predicted)
+        np.subtract(1, factor, out=factor)
+    wave.real *= factor  # half the work of a product of complex numbers
+    wave.imag *= factor
     return squared_error
 
-# %% ../nbs/34_estimate.ipynb #0ead7e87
+# %% ../nbs/34_estimate.ipynb #7a224452
 def scan_gradient(
     objects: np.ndarray,  # complex64 (G, H, W): canvases
     probe: np.ndarray,  # complex64 (N, N): scaled to photons
@@ -58,27 +64,33 @@ def scan_gradient(
     remainder: np.ndarray | None = None,  # float32 (M, 2): sub-pixel rest of each position, px; None: none
     likelihood: str = "poisson",
     for_probe: bool = False,  # also the gradient with respect to the probe
-    chunk: int = 32,  # patterns in memory at a time
+    chunk: int = 8,  # patterns in memory at a time
 ) -> tuple[np.ndarray, float, np.ndarray | None]:  # gradient (G, H, W), Σ(A - Â)², gradient of the probe (N, N) or None
     "Gradient of the likelihood over the given patterns with respect to the objects, and to the probe where asked."
     N = probe.shape[-1]
     board = checkerboard(N)
-    windows = np.lib.stride_tricks.sliding_window_view(objects, (N, N), axis=(1, 2))
     gradient, squared_error = np.zeros_like(objects), 0.0
     probe_gradient = np.zeros_like(probe) if for_probe else None
+    waves = np.empty((chunk, N, N), np.result_type(objects, probe))
+    measured, *scratch = np.empty((3, *waves.shape), waves.real.dtype)
     for start in range(0, len(patterns), chunk):
         k = patterns[start : start + chunk]
-        probes = probe if remainder is None else shift_probes(probe, remainder[k])
-        lit = probes * board
-        patches = windows[canvas[k], corners[k, 0], corners[k, 1]]
-        wave = fft.fft2(patches * lit, overwrite_x=True)
-        squared_error += likelihood_residual(wave, amplitude[k], likelihood)
+        m = len(k)
+        probes = (probe if remainder is None else shift_probes(probe, remainder[k])) * board
+        lit, back_lit = (np.broadcast_to(light, (m, N, N)) for light in (probes, probes.conj()))
+        places = [np.s_[g, y : y + N, x : x + N] for g, (y, x) in zip(canvas[k], corners[k], strict=True)]
+        for wave, place, light in zip(waves, places, lit, strict=False):
+            np.multiply(objects[place], light, out=wave)
+        wave = fft.fft2(waves[:m], overwrite_x=True)
+        np.take(amplitude, k, axis=0, out=measured[:m], mode="clip")
+        squared_error += likelihood_residual(wave, measured[:m], likelihood, [part[:m] for part in scratch])
         residual = fft.ifft2(wave, overwrite_x=True)
-        for part, g, (y, x) in zip(residual * lit.conj(), canvas[k], corners[k], strict=True):
-            gradient[g, y : y + N, x : x + N] += part
         if for_probe:
-            back = residual * patches.conj() * board
+            back = residual * np.stack([objects[place].conj() for place in places]) * board
             probe_gradient += (back if remainder is None else shift_probes(back, -remainder[k])).sum(0)
+        for part, place, light in zip(residual, places, back_lit, strict=True):
+            part *= light
+            gradient[place] += part
     return gradient, squared_error, probe_gradient
 
 
@@ -94,7 +106,7 @@ def illumination(
         weight[g, y : y + N, x : x + N] += power
     return weight
 
-# %% ../nbs/34_estimate.ipynb #e5d168e0
+# %% ../nbs/34_estimate.ipynb #c5974344
 def solve(
     start: np.ndarray,  # complex64 (G, H, W): first guess
     probe: np.ndarray,  # complex64 (N, N): scaled to photons
@@ -121,9 +133,15 @@ def solve(
                     for k in parts]
             results = [job.result() for job in jobs]
             squared_error = sum(result[1] for result in results)
-            current = point - inverse * sum(result[0] for result in results)
+            current = results[0][0]  # in place from here on: the canvases of small groups cost as much as their patterns
+            for gradient, *_ in results[1:]:
+                current += gradient
+            current *= inverse
+            np.subtract(point, current, out=current)
             following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-            point = current + np.float32((momentum - 1) / following) * (current - previous)
+            point = current - previous
+            point *= np.float32((momentum - 1) / following)
+            point += current
             previous, momentum = current, following
             if watch is not None and watch(iteration, current, squared_error, probe):
                 break
