@@ -36,12 +36,15 @@ class Profile:
     noise_seeds: tuple[int, ...] = (1, 2, 3)  # of the fast rows below 1e6 photons; the slow rows take the first
     n_train: int = 512
     n_test: int = 957
-    nepochs: int = 5
-    cnn_epochs: int = 3
-    cnn_doses: tuple[tuple[float, ...], ...] = ((1e9,), (1e4,))  # for each probe; each takes minutes
+    nepochs: int = 3
+    cnn_epochs: int = 2
+    scan_doses: tuple[float, ...] = (1e4,)  # of the network on the whole scan's estimate
     mae_doses: tuple[float, ...] = (1e4,)
+    supervised_doses: tuple[tuple[float, ...], ...] = ((1e4,), ())  # for each probe, as below
+    cnn_doses: tuple[tuple[float, ...], ...] = ((1e9,), (1e4,))
     lsqml_epochs: tuple[int, ...] = (5, 20, 100)
-    lsqml_long_doses: tuple[tuple[float, ...], ...] = ((1e4, 1e9), ())  # for each probe; elsewhere all but the last
+    lsqml_all_doses: tuple[tuple[float, ...], ...] = ((1e4,), ())  # all of these epochs
+    lsqml_some_doses: tuple[tuple[float, ...], ...] = ((1e9,), (1e4, 1e9))  # all but the last; elsewhere the first
     other_objects: tuple[str, ...] = ("siemens_star", "random_field")  # that no network was trained on, at 1e4 photons
     overlap_free_doses: tuple[float, ...] = (1e4, 1e9)
     overlap_free_size_px: int = 784
@@ -50,8 +53,8 @@ class Profile:
     repeats: int = 3  # of the runs to SSIM .999
 
 
-QUICK = Profile(doses=(1e4,), noise_seeds=(1,), n_train=48, n_test=240, nepochs=1, cnn_epochs=1, cnn_doses=((), ()),
-                mae_doses=(), lsqml_epochs=(2,), lsqml_long_doses=((1e4,), ()), other_objects=("siemens_star",),
+QUICK = Profile(doses=(1e4,), noise_seeds=(1,), n_train=48, n_test=240, nepochs=1, scan_doses=(), mae_doses=(),
+                supervised_doses=((), ()), cnn_doses=((), ()), lsqml_epochs=(2,), other_objects=("siemens_star",),
                 overlap_free_doses=(1e9,), overlap_free_size_px=392, n_probes=1, converged=8, repeats=1)
 
 
@@ -129,19 +132,24 @@ def networks(profile: Profile, case: Case) -> Iterator[tuple[str, ModelConfig, T
     unet, plain = ModelConfig(N=N), ModelConfig(N=N, generator="cnn")
     alone, mae = replace(unet, gridsize=1), loss_weights("mae")
     yield "residual_unet, gridsize 1, NLL", alone, training, train_cdi_model
-    if not overlap:
+    with_cnn = case.nphotons in profile.cnn_doses[case.rank]
+    if with_cnn:
         yield "cnn, gridsize 1, NLL", replace(plain, gridsize=1), cnn, train_cdi_model
-        yield "supervised residual_unet, gridsize 1", alone, training, train_supervised
+    supervised = case.nphotons in profile.supervised_doses[case.rank]
+    if not overlap:
+        if supervised:
+            yield "supervised residual_unet, gridsize 1", alone, training, train_supervised
         return
     yield "residual_unet, gridsize 2, NLL", unet, training, train_cdi_model
-    yield "residual_unet, scan, NLL", replace(unet, estimate_scope="scan"), training, train_cdi_model
+    if with_cnn:
+        yield "cnn, gridsize 2, NLL", plain, cnn, train_cdi_model
+    if supervised:
+        yield "supervised residual_unet, gridsize 2", unet, training, train_supervised
+    if case.nphotons in profile.scan_doses:
+        yield "residual_unet, scan, NLL", replace(unet, estimate_scope="scan"), training, train_cdi_model
     if case.nphotons in profile.mae_doses:
         yield "residual_unet, gridsize 1, MAE", alone, replace(training, **mae), train_cdi_model
         yield "residual_unet, gridsize 2, MAE", unet, replace(training, **mae), train_cdi_model
-        yield "supervised residual_unet, gridsize 2", unet, training, train_supervised
-    if case.nphotons in profile.cnn_doses[case.rank]:
-        yield "cnn, gridsize 1, NLL", replace(plain, gridsize=1), cnn, train_cdi_model
-        yield "cnn, gridsize 2, NLL", plain, cnn, train_cdi_model
 
 
 Halves = Callable[[int], tuple[RawData, RawData]]  # of a noise seed: the training and the test half
@@ -198,10 +206,11 @@ def measure_case(table: Table, profile: Profile, case: Case, halves: Halves) -> 
 def measure_lsqml(table: Table, profile: Profile, case: Case, scan: RawData, validation: np.ndarray,
                   score: Score) -> None:
     """LSQML after several numbers of epochs, from one run for each noise model."""
-    long = case.overlap and case.nphotons in profile.lsqml_long_doses[case.rank]
-    wanted = profile.lsqml_epochs if long else profile.lsqml_epochs[:-1]
-    if not wanted:
-        return
+    wanted = profile.lsqml_epochs[:1]
+    if case.overlap and case.nphotons in profile.lsqml_all_doses[case.rank]:
+        wanted = profile.lsqml_epochs
+    elif case.overlap and case.nphotons in profile.lsqml_some_doses[case.rank]:
+        wanted = profile.lsqml_epochs[:-1] or wanted
     for noise_model in ("poisson", "gaussian"):
         kept = {}
 
@@ -257,6 +266,8 @@ def measure(table: Table, quick: bool, star: Path | None) -> None:
     """All quality rows."""
     profile = QUICK if quick else Profile()
     second = crop_probe_fourier(load_data(star).probe, N) if star else make_probe("defocused", N)
+    table.about["trained on"] = (f"{profile.n_train} patterns, {profile.nepochs} epochs (residual_unet) or "
+                                 f"{profile.cnn_epochs} (cnn)")
     probes = {"disk": make_probe("disk", N), "experimental" if star else "defocused": second}
     for rank, (kind, probe) in enumerate(list(probes.items())[: profile.n_probes]):
         table.about[f"{kind} probe"] = f"correlation with its twin {twin_ambiguity(probe)['correlation']:.2f}"
