@@ -164,7 +164,7 @@ def plot_dose_frc(
                   fontsize="small")
     return figure
 
-# %% ../nbs/63_dose_figures.ipynb #90150e1e
+# %% ../nbs/63_dose_figures.ipynb #f9b943be
 def plot_seed_spread(
     images: Mapping[float, Mapping[tuple[str, str], np.ndarray]],  # by dose and (method, loss): (n_seeds, h, w), gauge fixed
     pixel_size_m: float | None = None,  # side of a pixel on the sample; None: the scale is in px
@@ -197,7 +197,7 @@ def plot_seed_spread(
             drawn = draw_image(axes, deviation, pixel_size_m, cmap="magma", norm=norm)
             axes.set_title(f"{title}: {np.sqrt(np.mean(deviation**2)):.2g}", fontsize="medium")
         line[0].set_ylabel(f"{dose_text(nphotons)} photons")
-        figure.colorbar(drawn, ax=list(line), label="std of amplitude")
+        figure.colorbar(drawn, ax=list(line), label="std")
     return figure
 
 # %% ../nbs/63_dose_figures.ipynb #37b8f0f9

@@ -245,7 +245,7 @@ def discussion(
         "Did the networks train?": training_sentences(arms)}
     return {heading: sentences for heading, sentences in sections.items() if sentences}
 
-# %% ../nbs/65_reports.ipynb #7636135f
+# %% ../nbs/65_reports.ipynb #4c782c03
 _COLUMNS = {"ssim": ("SSIM", ".3f"), "psnr": ("PSNR / dB", ".1f"), "ms_ssim": ("MS-SSIM", ".3f"), "frc50": ("FRC50", ".3f"),
             "phase_mae": ("phase MAE / rad", ".4f"), "nll_per_pixel": ("NLL/px", ".4f")}
 
@@ -292,7 +292,9 @@ def _setting_lines(arms: pd.DataFrame) -> list[str]:
     "What all arms share, and a warning if the repetitions are not of one object and scan."
     names = [name for name in arms.columns if "." not in name and name not in ("arm", "state", "error", "seconds")]
     values = {name: arms[name].iloc[0] for name in names if arms[name].nunique() == 1}
-    shared = [f"{name} = {value}" for name, value in values.items() if str(value) not in ("", "-1")]  # neither given
+    # Where an arm is missing, pandas has made floats of whole numbers.
+    said = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    shared = [f"{name} = {value}" for name, value in said.items() if value not in ("", "-1")]  # neither given
     lines = [f"The same in all: {', '.join(shared)}."] if len(arms) > 1 else []
     moved = [name for name in _FIXED_SEEDS if f"seeds.{name}" in arms and arms[f"seeds.{name}"].nunique() > 1]
     if moved:
