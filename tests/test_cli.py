@@ -62,11 +62,12 @@ def test_simulate_train_reconstruct_info(tmp_path, monkeypatch, capsys):
 
     settings = ["-p", "gridsize", "1", "-p", "nepochs", "1", "-p", "n_filters", "4"]
     assert main(["train", "scans/train.npz", "network", *settings]) == 0
-    assert main(["reconstruct", "network", "scans/test.npz", "object.npz"]) == 0
+    assert main(["reconstruct", "network", "scans/test.npz", "object.npz", "--refine-positions"]) == 0
     with np.load("object.npz", allow_pickle=False) as arrays:
         assert {"object", "coverage", "origin_px", "positions_px", "probe"} <= set(arrays)
         assert np.isfinite(arrays["object"]).all() and arrays["coverage"].max() > 0
-    assert "object.npz" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "object.npz" in said and "positions " in said
     assert {path.name for path in Path("network").iterdir()} >= {"wts.h5.zip", "history.json"}
 
 
