@@ -123,7 +123,7 @@ def _aligned(scores: pd.DataFrame, folder: Path) -> Aligned:
                 by_dose[row.seed] = (np.abs(image), np.abs(true_part))
     return found
 
-# %% ../nbs/64_arm_images.ipynb #7725a0b9
+# %% ../nbs/64_arm_images.ipynb #85c9b965
 Stacks = dict[float, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -154,9 +154,9 @@ def certainty_table(
     arms: pd.DataFrame,  # arms that are done: columns arm and nphotons
     folder: str | Path,  # the folder that holds theirs
 ) -> pd.DataFrame:  # a row for each dose with two seeds or more; amplitudes
-    """How well the halves of one scan tell what chance does, for the estimate without a network.
+    """How well the halves of one scan's photons tell what chance does, for the estimate without a network.
 
-    Columns, root mean squares over the pixels: `halves`, the deviation from the halves of the first seed's scan; `seeds`, the
+    Columns, root mean squares over the pixels: `halves`, the deviation from the halves of the first seed's photons; `seeds`, the
     standard deviation over the seeds; `error`, against the truth. `with_seeds` and `with_error` are the correlations of the
     first map with the other two; `n` is the number of seeds.
     """

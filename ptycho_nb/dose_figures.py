@@ -164,11 +164,11 @@ def plot_dose_frc(
                   fontsize="small")
     return figure
 
-# %% ../nbs/63_dose_figures.ipynb #f9b943be
+# %% ../nbs/63_dose_figures.ipynb #05ca1738
 def plot_seed_spread(
     images: Mapping[float, Mapping[tuple[str, str], np.ndarray]],  # by dose and (method, loss): (n_seeds, h, w), gauge fixed
     pixel_size_m: float | None = None,  # side of a pixel on the sample; None: the scale is in px
-    halves: Mapping[float, np.ndarray] | None = None,  # by dose: deviation (h, w) from halves of one scan, no network
+    halves: Mapping[float, np.ndarray] | None = None,  # by dose: deviation (h, w) from halves of its photons, no network
 ) -> Figure:
     """Standard deviation of each pixel's amplitude over the seeds, a row for each dose and a column for each method.
 

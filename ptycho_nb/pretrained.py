@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'expected_deviance', 'excess_error', 'SolverView', 'solver_view', 'build_corrector', 'correct', 'Pretrained',
-           'save_pretrained', 'load_pretrained', 'amortised', 'amplitude_deviation']
+           'save_pretrained', 'load_pretrained', 'amortised', 'thinned_halves', 'amplitude_deviation']
 
 # %% ../nbs/46_pretrained.ipynb #fb0931b3
 import json
@@ -220,17 +220,26 @@ def amortised(
     return replace(candidates[fraction], method="amortised", info=info, seconds=time.perf_counter() - wall,
                    cpu_seconds=time.process_time() - cpu)
 
-# %% ../nbs/46_pretrained.ipynb #fce8c37d
+# %% ../nbs/46_pretrained.ipynb #5beb2139
+def thinned_halves(
+    data: RawData,  # a scan
+    rng: np.random.Generator,
+) -> tuple[RawData, RawData]:  # two scans of half the dose
+    "Deal the photons of each pixel out to two scans; their counts add up to those of the scan, rounded to whole photons."
+    counts = np.rint(np.square(data.diff3d, dtype=np.float64)).astype(np.int64)
+    first = rng.binomial(counts, 0.5)
+    return tuple(replace(data, diff3d=np.sqrt(part).astype(np.float32)) for part in (first, counts - first))
+
+
 def amplitude_deviation(
     data: RawData,  # a scan
     solver: Callable[[RawData], Reconstruction] = amortised,  # what reconstructs a scan; `estimate` works as well
-    deals: int = 4,  # how often the patterns are dealt out
+    deals: int = 4,  # how often the photons are dealt out
     seed: int = 0,  # deals them
 ) -> tuple[np.ndarray, Region]:  # float32 (h, w): standard deviation of the amplitude; and the region (y0, y1, x0, x1), px
-    "The standard deviation of a reconstruction's amplitude, from reconstructions of random halves of the patterns."
+    "The standard deviation of a reconstruction's amplitude, from reconstructions of random halves of the photons."
     rng = np.random.default_rng(seed)
-    halves = [np.sort(half) for _ in range(deals) for half in np.array_split(rng.permutation(data.n_patterns), 2)]
-    found = [solver(data.subset(half)) for half in halves]
+    found = [solver(half) for _ in range(deals) for half in thinned_halves(data, rng)]
     region = common_region(*found)
     amplitudes = [np.abs(result.crop_to(region).object) for result in found]
     amplitudes = [amplitude / amplitude.mean() * np.abs(amplitudes[0]).mean() for amplitude in amplitudes]
