@@ -48,7 +48,7 @@ pretrained: $(READY)  ## train the network that comes with the package anew (abo
 test: $(READY)  ## every check and every test (under 15 minutes on 2 cores)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh
 
-bench: $(READY)  ## quality, speed and scaling in one table, runs/bench (25 minutes, nothing beside it)
+bench: $(READY)  ## quality, speed and scaling in one table, runs/bench (25 minutes, nothing beside it; then make publish)
 	@$(BIN)/python benchmarks/bench.py --out runs/bench
 
 bench-quick: $(READY)  ## the same, small (4 minutes)

@@ -173,8 +173,8 @@ def convolution_operations(network: keras.Model, inputs: np.ndarray) -> float:
     return total
 
 
-def measure_network(clock: Clock, scan, config: ModelConfig) -> None:
-    """Training and inference of one generator in both precisions."""
+def measure_network(clock: Clock, scan, config: ModelConfig, precisions: tuple[str, ...]) -> None:
+    """Training and inference of one generator."""
     sizes = (16, 256) if has_accelerator() else (16,)
     container = group_data(scan, config, targets="held_out", n_groups=256)
     settings, batches = EstimateSettings(8, 0.0), {}
@@ -188,7 +188,7 @@ def measure_network(clock: Clock, scan, config: ModelConfig) -> None:
         clock.measure("estimates of groups of four, 8 steps", amount, "pattern steps",
                       lambda: estimate_features(container, layout, settings),
                       clock.possible(amount * STEP[0], amount * STEP[1]))
-    for precision in ("float32", "bfloat16"):
+    for precision in precisions:
         model = PtychoModel(config, container.probe, container.intensity_scale, container.canvas_px,
                             training=TrainingConfig(), settings=settings, subpixel=container.subpixel,
                             precision=precision)
@@ -221,8 +221,9 @@ def measure(table: Table, quick: bool) -> None:
     measure_machine(clock)
     _, scan = simulate_halves(SimulationConfig(nphotons=1e4, n_train=1, n_test=200 if quick else 1000))
     measure_solvers(clock, scan, quick)
+    precisions = ("bfloat16",) if quick else ("float32", "bfloat16")
     for generator in ("residual_unet", "cnn"):
-        measure_network(clock, scan, ModelConfig(generator=generator))
+        measure_network(clock, scan, ModelConfig(generator=generator), precisions)
     pretrained = load_pretrained()
     for orientations in (1, 8):
         clock.measure(f"amortised, orientations={orientations}", scan.n_patterns, "patterns",
