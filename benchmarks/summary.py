@@ -17,7 +17,8 @@ def key_figures(rows: list[dict]) -> list[tuple[str, str]]:
 
     def compare(what: str, part: str, case: str, methods: dict[str, str], number: str, style: str) -> None:
         found = {title: find(rows, part, case, method) for title, method in methods.items()}
-        texts = [f"{title} {row[number]:{style}}" for title, row in found.items() if row is not None]
+        texts = [f"{title} " + ("not reached" if "not reached" in (row.get("note") or "") else f"{row[number]:{style}}")
+                 for title, row in found.items() if row is not None]
         if texts:
             figures.append((what, ", ".join(texts)))
 
@@ -70,7 +71,8 @@ def readme_table(rows: list[dict]) -> list[str]:
             shown = [f"**{text}**" if row and row["ssim"] > highest - 5e-4 else text
                      for text, row, highest in zip(shown, found, best, strict=True)]
             texts.append(" / ".join(shown) if any(found) else "")
-        lines.append(f"| {float(dose):.0e} | {' | '.join(texts)} |".replace("e+0", "e"))
+        if any(texts):
+            lines.append(f"| {float(dose):.0e} | {' | '.join(texts)} |".replace("e+0", "e"))
     return [f"Probes: {' / '.join(probes(rows))}. LSQML is pty-chi's, after five epochs; the network was trained on",
             "the other half of the object, the amortised one on other objects.", "", *lines, "",
             "All that was measured, with seconds and versions: [benchmarks/RESULTS.md](../benchmarks/RESULTS.md)."]
