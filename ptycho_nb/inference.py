@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['RESCALES', 'covering_groups', 'rescale_factor', 'reconstruct']
 
-# %% ../nbs/44_inference.ipynb #9741719d
+# %% ../nbs/44_inference.ipynb #f6ae27ad
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import tee
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from .bundle import load_bundle
 from .config import InferenceConfig, InputError, check_choice
 from .estimate import illumination
-from .group_estimates import GroupEstimates, estimate_features, group_layout, scan_layout
+from .group_estimates import GroupEstimates, estimate_features, group_layout, scan_layout, window_px
 from .grouping import PtychoDataContainer, group_data
 from .model import MergedPatches, PtychoModel
 from .patches import stitch
@@ -24,45 +27,62 @@ from .rawdata import RawData
 from .reconstruction import Reconstruction, predict_amplitudes
 from .surroundings import cores
 
-# %% ../nbs/44_inference.ipynb #5fc758b9
-def _in_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    "Rows of each batch, and how many of them are new."
-    for first in range(0, count, batch_size):
-        rows = np.arange(first, first + batch_size)
-        yield np.minimum(rows, count - 1), min(batch_size, count - first)
+# %% ../nbs/44_inference.ipynb #1c563b61
+def _batches(model: PtychoModel, container: PtychoDataContainer, batch_size: int) -> Iterator[PtychoDataContainer]:
+    "The groups, the narrow ones first, each batch on a canvas of its own."
+    order = np.argsort(window_px(container, container.inputs), kind="stable")
+    for first in range(0, len(order), batch_size):
+        inputs = container.inputs[order[first : first + batch_size]]
+        groups = container.with_groups(inputs, inputs)
+        # Merged patches have one canvas: that of the training, unless this scan needs a larger one.
+        one_size = model.input_kind == "diffraction"
+        yield replace(groups, canvas_px=max(model.canvas_px, container.canvas_px)) if one_size else groups
 
 
-def _group_objects(model: PtychoModel, container: PtychoDataContainer, batch_size: int) -> Iterator[np.ndarray]:
-    "The object of each group (S, S), one after the other."
-    if model.input_kind == "estimate":
-        network, make = model.object_network, GroupEstimates(container, model.settings, cache_bytes=0)
-    else:  # the scan's own canvas: it may need a larger one than the scan of the training
-        network = MergedPatches(model.object_network.generator, model.patch_weights, container.canvas_px,
-                                container.subpixel)
-        make = container.batch
-    batch_size = min(batch_size, len(container))
-    for rows, new in _in_batches(len(container), batch_size):
-        made = make(rows)
-        inputs = made["estimate"] if model.input_kind == "estimate" else {
-            name: made[name] for name in ("amplitude", "input_corners", "input_remainder")}
-        parts = network.predict_on_batch(inputs)[:new]
-        yield from (parts[..., 0] + 1j * parts[..., 1]).astype(np.complex64)
+def _network_for(model: PtychoModel, container: PtychoDataContainer) -> keras.Model:
+    "What makes objects of groups of this scan: the network of the training, so that it is compiled once, if it can."
+    network = model.object_network
+    fits = container.canvas_px <= model.canvas_px and container.subpixel <= model.subpixel
+    if model.input_kind == "estimate" or fits:
+        return network
+    canvas_px = max(model.canvas_px, container.canvas_px)
+    return MergedPatches(network.generator, model.patch_weights, canvas_px, container.subpixel)
 
 
-def _group_weights(container: PtychoDataContainer, patch_weights: np.ndarray) -> Iterator[np.ndarray]:
-    "The weight of each group's canvas (S, S), one after the other."
-    amplitude = np.sqrt(patch_weights)
-    for row in range(len(container)):
-        layout = group_layout(container, np.array([row]), container.inputs[[row]])
-        yield illumination(amplitude, layout.shape, layout.canvas, layout.corners)[0]
+def _made_ready(model: PtychoModel, groups: PtychoDataContainer) -> tuple:
+    "What the network wants to see of some groups, the weights of the objects that it makes, and their corners, px."
+    rows = np.arange(len(groups))
+    layout = group_layout(groups, rows, groups.inputs)
+    weights = illumination(np.sqrt(model.patch_weights), layout.shape, layout.canvas, layout.corners)
+    if model.input_kind == "diffraction":
+        made = groups.batch(rows)
+        inputs = {name: made[name] for name in ("amplitude", "input_corners", "input_remainder")}
+        return inputs, weights, groups.canvas_corner_px
+    features = GroupEstimates(groups, model.settings, cache_bytes=0)(rows)["estimate"]
+    margin = (groups.canvas_px - int(window_px(groups, groups.inputs).max())) // 2
+    middle = np.s_[:, margin : groups.canvas_px - margin, margin : groups.canvas_px - margin]
+    return features[middle], weights[middle], groups.canvas_corner_px + margin
+
+
+def _regions(model: PtychoModel, network: keras.Model, batches: list[PtychoDataContainer]) -> Iterator[tuple]:
+    "The object of each group, its corner and its weight, one after the other."
+    with ThreadPoolExecutor(1) as ahead:
+        following = ahead.submit(_made_ready, model, batches[0])
+        for number in range(1, len(batches) + 1):
+            inputs, weights, corners = following.result()
+            if number < len(batches):
+                following = ahead.submit(_made_ready, model, batches[number])
+            parts = np.asarray(network.predict_on_batch(inputs))
+            yield from zip(parts[..., 0] + 1j * parts[..., 1], corners, weights, strict=True)
 
 
 def _by_groups(model: PtychoModel, container: PtychoDataContainer, batch_size: int) -> tuple[np.ndarray, ...]:
-    corners = container.canvas_corner_px
-    origin = corners.min(axis=0)
-    shape = tuple(int(side) for side in corners.max(axis=0) - origin + container.canvas_px)
-    regions, weights = _group_objects(model, container, batch_size), _group_weights(container, model.patch_weights)
-    object, coverage = stitch(regions, corners - origin, weights, shape)
+    batches = list(_batches(model, container, batch_size))
+    origin = np.min([groups.canvas_corner_px.min(axis=0) for groups in batches], axis=0)
+    end = np.max([groups.canvas_corner_px.max(axis=0) + groups.canvas_px for groups in batches], axis=0)
+    regions, corners, weights = tee(_regions(model, _network_for(model, container), batches), 3)
+    object, coverage = stitch((region for region, _, _ in regions), (corner - origin for _, corner, _ in corners),
+                              (weight for _, _, weight in weights), tuple(end - origin))
     object[coverage == 0] = 1  # vacuum where nobody looked
     return object, coverage, origin
 
@@ -135,7 +155,7 @@ def rescale_factor(
                          "No factor can help: use rescale='none', and see what training_health says.")
     return float(np.sqrt(measured_power / predicted_power)) if rescale == "intensity" else product / predicted_power
 
-# %% ../nbs/44_inference.ipynb #fd2c3ad3
+# %% ../nbs/44_inference.ipynb #7fed50e2
 def reconstruct(
     model: PtychoModel | str | Path,  # trained, or the path of its bundle
     data: RawData,  # a scan with patterns of the model's N
@@ -164,8 +184,7 @@ def reconstruct(
     else:
         if config.times_seen is not None and config.n_groups is None:
             rows = covering_groups(container.inputs, config.times_seen)
-            container = replace(container, inputs=container.inputs[rows], targets=container.targets[rows],
-                                anchor_px=container.anchor_px[rows])
+            container = container.with_groups(container.inputs[rows], container.inputs[rows])
         object, coverage, origin = _by_groups(model, container, config.batch_size)
     probe = model.probe if model.config.probe_trainable else container.probe
     learned = model.intensity_scale / model.data_scale  # what training found the scale to be, of what it was given

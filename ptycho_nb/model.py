@@ -55,7 +55,7 @@ def central_weights(
     inside = np.pad(np.ones((2 * quarter, 2 * quarter), np.float32), quarter)
     return (inside * (power + 0.01 * power.max())).astype(np.float32)
 
-# %% ../nbs/41_model.ipynb #4999a181
+# %% ../nbs/41_model.ipynb #cf3d25ea
 class PtychoModel(keras.Model):
     """Generator, merging, forward model and intensity scale in one Keras model.
 
@@ -75,6 +75,7 @@ class PtychoModel(keras.Model):
         subpixel: bool = True,  # False where every position is a whole pixel: saves a transform
         precision: str = "float32",  # of the convolutions
         seed: int = 0,  # of the initial weights
+        window_px: int | None = None,  # side of the middle of the canvas that a network corrects; None: all of it
     ) -> None:
         super().__init__(name="ptycho_model")
         self.config, self.training_config, self.settings = config, training or TrainingConfig(), settings
@@ -82,6 +83,7 @@ class PtychoModel(keras.Model):
         self.subpixel, self.precision, self.seed = subpixel, precision, seed
         spec = get_generator(config.generator)
         self.input_kind = spec.input_kind
+        self.window_px = int(window_px) if window_px and self.input_kind == "estimate" else self.canvas_px
         channels = CHANNELS if self.input_kind == "estimate" else config.patterns_per_group
         generator = spec.build(config, channels, precision=precision, seed=seed)
         if self.input_kind == "estimate":
@@ -113,7 +115,8 @@ class PtychoModel(keras.Model):
     def untrained(self) -> "PtychoModel":
         "A model of the same make with the weights that training started from."
         fresh = PtychoModel(self.config, self.initial_probe, self.data_scale, self.canvas_px, training=self.training_config,
-                            settings=self.settings, subpixel=self.subpixel, precision=self.precision, seed=self.seed)
+                            settings=self.settings, subpixel=self.subpixel, precision=self.precision, seed=self.seed,
+                            window_px=self.window_px)
         for ours, theirs in zip(self._adapted_layers(), fresh._adapted_layers(), strict=True):
             theirs.set_weights(ours.get_weights())
         return fresh
@@ -135,8 +138,17 @@ class PtychoModel(keras.Model):
             return batch["estimate"]
         return {name: batch[name] for name in ("amplitude", "input_corners", "input_remainder")}
 
+    def _objects(self, batch: dict):  # float32 (b, S, S, 2)
+        inputs = self._network_inputs(batch)
+        if self.window_px == self.canvas_px:
+            return self.object_network(inputs)
+        margin = (self.canvas_px - self.window_px) // 2
+        middle = inputs[:, margin:-margin, margin:-margin]
+        correction = self.object_network(middle) - middle[..., :2]
+        return inputs[..., :2] + ops.pad(correction, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
+
     def call(self, batch: dict):
-        parts = self.object_network(self._network_inputs(batch))
+        parts = self._objects(batch)
         canvas = as_complex(parts[..., 0], parts[..., 1])
         patches = extract_patches(canvas, batch["target_corners"], self.config.N)
         probe = as_complex(self.probe_parts[..., 0], self.probe_parts[..., 1])
@@ -169,5 +181,5 @@ class PtychoModel(keras.Model):
         batch: dict[str, np.ndarray],  # the generator's inputs: "estimate", or "amplitude" with the inputs' places
     ) -> np.ndarray:  # complex64 (b, S, S)
         "The objects of some groups."
-        parts = self.object_network.predict_on_batch(self._network_inputs(batch))
+        parts = ops.convert_to_numpy(self._objects(batch))
         return (parts[..., 0] + 1j * parts[..., 1]).astype(np.complex64)

@@ -106,10 +106,10 @@ def solver_view(
                     at_least=STEPS[-1])
     return SolverView(base, tuple(steps[iteration] for iteration in STEPS), excess_error(base, data, validation))
 
-# %% ../nbs/46_pretrained.ipynb #0455d34a
+# %% ../nbs/46_pretrained.ipynb #fcddcad6
 def build_corrector(
     n_filters: int = 48,  # channels at half resolution
-    depth: int = 2,  # residual blocks at half and at quarter resolution, on the way down and up
+    depth: int = 1,  # residual blocks at half and at quarter resolution, on the way down and up
     precision: str = "float32",  # of the convolutions, or "bfloat16"
     seed: int = 0,
 ) -> keras.Model:  # (b, H, W, 20) to (b, H, W, 2), real and imaginary correction in units of s; H, W multiples of 8

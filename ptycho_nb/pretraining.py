@@ -188,7 +188,7 @@ def corrector_loss(
     inner = lit[:, 3:-3, 3:-3]
     return error + 1 - ops.sum(similarity * inner, axis=(1, 2, 3)) / ops.maximum(ops.sum(inner, axis=(1, 2, 3)), 1.0)
 
-# %% ../nbs/47_pretraining.ipynb #adf0ed5d
+# %% ../nbs/47_pretraining.ipynb #67a3e22a
 _IMAGINARY = (1, *range(3, 18, 2))  # the feature channels that change sign with the phase
 
 
@@ -227,7 +227,7 @@ def pretrain(
     crop_px: int = 96,  # a multiple of 8
     learning_rate: float = 1e-3,  # reached after 100 steps, then down to zero along a cosine
     n_filters: int = 48,
-    depth: int = 2,  # residual blocks, as in `build_corrector`
+    depth: int = 1,  # residual blocks, as in `build_corrector`
     precision: str = "float32",  # of the convolutions, or "bfloat16"
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,  # called with the step and the mean loss so far

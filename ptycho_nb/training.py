@@ -6,7 +6,7 @@
 __all__ = ['EpochWatcher', 'Course', 'training_course', 'judging_course', 'with_object', 'learning_rate_schedule',
            'RecordingAdam', 'training_fingerprint', 'TrainingResult', 'train_cdi_model']
 
-# %% ../nbs/42_training.ipynb #ee71de9c
+# %% ../nbs/42_training.ipynb #3b0adc5e
 import hashlib
 import json
 import time
@@ -23,6 +23,7 @@ from .config import Config, InputError, ModelConfig, TrainingConfig, derive_seed
 from .files import replacing, write_json
 from .generators import fastest_precision, get_generator
 from .group_estimates import EstimateSettings, GroupEstimates, ScanEstimates, estimate_features, scan_layout
+from .group_estimates import window_px as side_of_light_px
 from .grouping import PtychoDataContainer, group_data, validation_groups
 from .model import PtychoModel
 from .photons import scan_amplitudes, split_positions
@@ -237,7 +238,7 @@ class _Watch(keras.callbacks.Callback):
             self.nan_count += 1
             self.model.stop_training = True
 
-# %% ../nbs/42_training.ipynb #7c0561a3
+# %% ../nbs/42_training.ipynb #99f866ff
 class TrainingResult(NamedTuple):
     "A trained model and how it came about."
 
@@ -254,6 +255,7 @@ class _Plan:
     watched: Course | None  # the same of another scan, for the record only
     settings: EstimateSettings | None
     canvas_px: int
+    window_px: int  # the middle of the canvas where light falls
 
 
 def _plan(train: RawData, test: RawData | None, config: ModelConfig, training: TrainingConfig, validation: np.ndarray,
@@ -277,7 +279,11 @@ def _plan(train: RawData, test: RawData | None, config: ModelConfig, training: T
     if training.realspace_mae_weight:
         scans = (train, train, test)
         courses = [part and with_object(data, part) for data, part in zip(scans, courses, strict=False)]
-    return _Plan(*courses, *[None] * (3 - len(courses)), settings, canvas_px)
+    # A group's own estimate is blank where its inputs sent no light; that of a scan counts where the targets look.
+    by_group = config.estimate_scope == "group"
+    lit_px = max(int(side_of_light_px(made, made.inputs if by_group else made.targets).max())
+                 for made in (course.container for course in courses if course))
+    return _Plan(*courses, *[None] * (3 - len(courses)), settings, canvas_px, lit_px)
 
 
 def _first_nan(model: PtychoModel, container: PtychoDataContainer, epoch: int, watch: _Watch, order: int,
@@ -333,7 +339,7 @@ def train_cdi_model(
     model = PtychoModel(
         model_config, container.probe, container.intensity_scale, plan.canvas_px, training=training_config,
         settings=plan.settings, subpixel=any(part.container.subpixel for part in (plan.train, plan.watched) if part),
-        precision=about["precision"], seed=seeds["train_seed"])
+        precision=about["precision"], seed=seeds["train_seed"], window_px=plan.window_px)
     some = np.unique(np.linspace(0, len(container) - 1, 256).astype(int))
     model.adapt(container.batch(some)["amplitude"])
     n_steps = -(-len(container) // size)
@@ -343,7 +349,8 @@ def train_cdi_model(
     header = {"generator": model_config.generator, "precision": about["precision"], "backend": keras.backend.backend(),
               "n_groups": len(container), "n_validation_groups": len(plan.judges.container) if plan.judges else 0,
               "n_weights": int(sum(np.prod(weight.shape) for weight in model.trainable_weights)),
-              "canvas_px": plan.canvas_px, "estimate": plan.settings and plan.settings.to_dict(),
+              "canvas_px": plan.canvas_px, "window_px": model.window_px,
+              "estimate": plan.settings and plan.settings.to_dict(),
               "kept_epoch": 0, "first_nan": None, "ended": "still training"}
     state = _State(model, [], 0, model.get_weights())
 
