@@ -50,7 +50,7 @@ class Profile:
     overlap_free_size_px: int = 784
     n_probes: int = 2
     converged: int = 100  # most LSQML epochs on the way to SSIM .999
-    repeats: int = 3  # of the runs to SSIM .999
+    repeats: int = 2  # of the runs to SSIM .999
 
 
 QUICK = Profile(doses=(1e4,), noise_seeds=(1,), n_train=48, n_test=240, nepochs=1, scan_doses=(), mae_doses=(),
