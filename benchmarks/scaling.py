@@ -27,8 +27,8 @@ PATTERNS_PER_AREA = 0.0186 * 64**2  # patterns on an area of N²: 2000 on a 392 
 def run(n_patterns: int, N: int) -> dict:
     """One estimate of a simulated scan of constant density; nothing that is compared later is computed here."""
     side = int(np.sqrt(n_patterns / PATTERNS_PER_AREA) * N)
-    config = SimulationConfig(N=N, nphotons=1e4, n_train=1, n_test=n_patterns)
-    sample, probe = make_object("random_field", side + N + 2), make_probe("disk", N)
+    config = SimulationConfig(N=N, nphotons=1e4, object_size_px=side + N + 2, n_train=1, n_test=n_patterns)
+    sample, probe = make_object("random_field", config.object_size_px), make_probe("disk", N)
     positions = make_positions("random", n_patterns, (N / 2, N / 2 + side, N / 2, N / 2 + side))
     scan, simulated, _ = measured(lambda: generate_simulated_data(config, sample, probe, positions))
     before = peak_mb()
@@ -50,11 +50,11 @@ def peak_mb() -> float:
 
 def measure(table: Table, quick: bool, out: Path) -> None:
     """The scaling rows, and their plot."""
-    counts, sizes = ((300, 1000), (64, 128)) if quick else ((1000, 10_000, 100_000), (64, 128, 256))
+    counts, sizes = ((300, 1000), (64, 128, 256)) if quick else ((1000, 10_000, 100_000), (64, 128, 256))
     rows = {}
     for n_patterns, N in [(count, 64) for count in counts] + [(counts[0], N) for N in sizes[1:]]:
         command = [sys.executable, str(Path(__file__).resolve()), str(n_patterns), str(N)]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         rows[n_patterns, N] = row
         table.add("scaling", f"{n_patterns} patterns of {N}²", f"estimate, {ITERATIONS} iterations", row["seconds"],
                   row["cpu_seconds"], rate=n_patterns * ITERATIONS / row["seconds"], unit="pattern steps/s",
