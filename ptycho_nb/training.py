@@ -283,7 +283,7 @@ def _plan(train: RawData, test: RawData | None, config: ModelConfig, training: T
     by_group = config.estimate_scope == "group"
     lit_px = max(int(side_of_light_px(made, made.inputs if by_group else made.targets).max())
                  for made in (course.container for course in courses if course))
-    return _Plan(*courses, *[None] * (3 - len(courses)), settings, canvas_px, lit_px)
+    return _Plan(*courses, *[None] * (3 - len(courses)), settings, canvas_px, min(lit_px, canvas_px))
 
 
 def _first_nan(model: PtychoModel, container: PtychoDataContainer, epoch: int, watch: _Watch, order: int,

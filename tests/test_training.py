@@ -274,3 +274,11 @@ def test_jax_trains_and_reads_the_bundles_of_tensorflow(scans, trained, tmp_path
     assert run.returncode == 0, run.stderr[-3000:]
     here = reconstruct(trained.model, scans[1]).object
     assert np.allclose(np.load(tmp_path / "wts.h5.zip.npy"), here, atol=1e-4)
+
+
+def test_light_beyond_the_canvas_of_the_validation_patterns():
+    """On a sparse scan the groups that train see farther than those that judge."""
+    config = SimulationConfig(nphotons=1e4, probe_kind="defocused", n_train=48, n_test=1, noise_seed=1)
+    model, history = train_cdi_model(simulate_halves(config)[0], None, ModelConfig(estimate_scope="scan"),
+                                     TrainingConfig(nepochs=1))
+    assert model.window_px <= model.canvas_px and np.isfinite(history["epochs"][-1]["val_loss"])
