@@ -45,13 +45,13 @@ pretrained: $(READY)  ## train the network that comes with the package anew (abo
 	@$(BIN)/ptycho-nb run-arm studies_nbs/pretrain.ipynb runs/pretrained --again -p profile full
 	@cp runs/pretrained/amortised.npz ptycho_nb/weights/amortised.npz
 
-test: $(READY)  ## every check and every test (under 15 minutes on 2 cores)
+test: $(READY)  ## every check and every test (under 20 minutes on 2 cores)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh
 
 bench: $(READY)  ## quality, speed and scaling in one table, runs/bench (25 minutes, nothing beside it; then make publish)
 	@$(BIN)/python benchmarks/bench.py --out runs/bench
 
-bench-quick: $(READY)  ## the same, small (4 minutes)
+bench-quick: $(READY)  ## the same, small (2 minutes)
 	@$(BIN)/python benchmarks/bench.py --quick --out runs/bench-quick
 
 bench-workers: $(READY)  ## is a sweep on two workers 1.6 times as fast as on one? (nothing beside it)
