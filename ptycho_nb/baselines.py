@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOISE_MODELS', 'lsqml', 'train_supervised']
 
-# %% ../nbs/45_baselines.ipynb #d8d14391
+# %% ../nbs/45_baselines.ipynb #f351f626
 import time
 import warnings
 from collections.abc import Callable
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .config import InputError, ModelConfig, TrainingConfig, check_choice
-from .estimate import illumination, probe_moved
+from .estimate import probe_moved
 from .photons import intensity_scale, split_positions
 from .probes import normalise_probe
 from .rawdata import RawData
 from .reconstruction import Reconstruction
 from .scans import validation_indices
+from .solver import illumination
 
 if TYPE_CHECKING:
     from ptycho_nb.training import TrainingResult

@@ -6,19 +6,21 @@
 __all__ = ['CHANNELS', 'Layout', 'group_layout', 'scan_layout', 'window_px', 'EstimateSettings', 'choose_settings',
            'choose_group_settings', 'estimate_features', 'GroupEstimates', 'across_halves', 'ScanEstimates']
 
-# %% ../nbs/35_group_estimates.ipynb #c347ff21
+# %% ../nbs/35_group_estimates.ipynb #d345543f
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from .config import Config, setting
-from .estimate import SMOOTHING_PX, illumination, smooth_correction, solve
+from .estimate import SMOOTHING_PX, smooth_correction
 from .grouping import PtychoDataContainer, group_indices
 from .patches import stitch
-from .photons import poisson_deviance, scan_amplitudes, split_positions
+from .photons import deal_photons, poisson_deviance, scan_amplitudes, split_positions
+from .scans import stand_alone
+from .solver import illumination, solve
 from .surroundings import cores
 
 CHANNELS = 7  # see `_features`
@@ -94,7 +96,7 @@ def _solve(
     solve(np.ones(layout.shape, np.complex64), probe, measured, np.arange(len(measured)), layout.canvas, layout.corners,
           layout.remainder, iterations=iterations, watch=see, threads=threads)
 
-# %% ../nbs/35_group_estimates.ipynb #644a87e8
+# %% ../nbs/35_group_estimates.ipynb #6a50acc5
 @dataclass(frozen=True)
 class EstimateSettings(Config):
     "How the estimates are made; part of a trained model."
@@ -106,13 +108,15 @@ class EstimateSettings(Config):
 def choose_settings(
     container: PtychoDataContainer,  # supplies the patterns, the probe and the dose
     fitted: Layout,  # patterns to fit
-    judged: Layout,  # other patterns, all on one canvas
+    judged: Layout,  # patterns that were not fitted
     to_judge: Callable[[np.ndarray], np.ndarray] = lambda objects: objects,
-    # ^ from the stack of canvases of `fitted` to the one canvas (1, H, W) of `judged`
+    # ^ from the stack of canvases of `fitted` to that of `judged`
+    judging: PtychoDataContainer | None = None,  # supplies the judged patterns; None: the same container
 ) -> EstimateSettings:
     "The number of steps (at most 24) and the smoothing under which the judged patterns are most likely."
-    probe = (container.probe * container.intensity_scale).astype(np.complex64)
-    measured = container.amplitude[judged.patterns]
+    judging = container if judging is None else judging
+    probe = (judging.probe * judging.intensity_scale).astype(np.complex64)
+    measured = judging.amplitude[judged.patterns]
     tried: list[tuple[float, EstimateSettings]] = []
 
     def judge(iteration: int, objects: np.ndarray) -> None:
@@ -131,14 +135,28 @@ def choose_settings(
     return min(tried, key=lambda trial: trial[0])[1]
 
 
+def _settings_by_photons(container: PtychoDataContainer, judges: int, seed: int) -> EstimateSettings:
+    rows = np.random.default_rng(seed).choice(len(container), min(judges, len(container)), replace=False)
+    used, inputs = np.unique(container.inputs[rows], return_inverse=True)
+    inputs = inputs.reshape(len(rows), -1)
+    fitting, judging = (
+        replace(container, amplitude=amplitude, positions_px=container.positions_px[used],
+                intensity_scale=container.intensity_scale * np.sqrt(share)).with_groups(inputs, inputs)
+        for amplitude, share in zip(deal_photons(container.amplitude[used], 0.9, seed), (0.9, 0.1), strict=True))
+    layout = group_layout(fitting, np.arange(len(rows)), inputs)
+    return choose_settings(fitting, layout, layout, judging=judging)
+
+
 def choose_group_settings(
-    container: PtychoDataContainer,  # its patterns are used, not its groups
+    container: PtychoDataContainer,  # its patterns are used; of its groups the size, and where they stand alone some of them
     judges: int = 24,  # patterns that judge
     groups_around: int = 12,  # groups that are stitched around each of them
     seed: int = 0,  # draws the patterns that judge
 ) -> EstimateSettings:
     "Settings for groups of the container's size: some patterns judge the groups around them, made without them."
     used = np.unique(np.concatenate([container.inputs.ravel(), container.targets.ravel()]))
+    if len(used) > 2 and stand_alone(container.positions_px[used], container.probe):
+        return _settings_by_photons(container, judges, seed)
     judging = np.sort(np.random.default_rng(seed).choice(used, min(judges, len(used) // 4), replace=False))
     others = np.setdiff1d(used, judging)
     groups = others[group_indices(container.positions_px[others], container.inputs.shape[1])]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESCALES', 'covering_groups', 'rescale_factor', 'reconstruct']
 
-# %% ../nbs/44_inference.ipynb #f6ae27ad
+# %% ../nbs/44_inference.ipynb #883c2c47
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +18,13 @@ import numpy as np
 
 from .bundle import load_bundle
 from .config import InferenceConfig, InputError, check_choice
-from .estimate import illumination
 from .group_estimates import GroupEstimates, estimate_features, group_layout, scan_layout, window_px
 from .grouping import PtychoDataContainer, group_data
 from .model import MergedPatches, PtychoModel
 from .patches import stitch
 from .rawdata import RawData
 from .reconstruction import Reconstruction, predict_amplitudes
+from .solver import illumination
 from .surroundings import cores
 
 # %% ../nbs/44_inference.ipynb #1c563b61

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['position_gradient', 'refine_positions', 'moves_in_words']
 
-# %% ../nbs/36_positions.ipynb #d44008b0
+# %% ../nbs/36_positions.ipynb #42be08f7
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,24 +15,12 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from ptycho_nb.estimate import (
-    SMOOTHING_PX,
-    Validation,
-    estimate,
-    illumination,
-    likelihood_residual,
-    place_start,
-    prepare,
-    probe_moved,
-    smooth_correction,
-    solve,
-    solve_jointly,
-)
-
 from .config import InputError
+from .estimate import SMOOTHING_PX, Validation, estimate, place_start, prepare, probe_moved, smooth_correction
 from .photons import checkerboard, poisson_deviance, scan_amplitudes, shift_probes, split_positions
 from .rawdata import RawData
 from .reconstruction import Reconstruction, predict_amplitudes
+from .solver import illumination, likelihood_residual, solve, solve_jointly
 from .surroundings import cores
 
 _LONGEST_STEP_PX = 0.25
@@ -40,7 +28,7 @@ _FIRST_ITERATION = 3  # before it the object is too rough to tell anything about
 _SURE = 2  # standard errors by which the validation patterns have to prefer moved positions
 _REACH = 4  # no position moves farther than this many times the error that it was believed to have
 
-# %% ../nbs/36_positions.ipynb #6834253e
+# %% ../nbs/36_positions.ipynb #4f21adb3
 def position_gradient(
     object: np.ndarray,  # complex64 (H, W)
     probe: np.ndarray,  # complex64 (N, N): scaled to photons
@@ -66,7 +54,7 @@ def position_gradient(
         size = np.maximum(np.abs(wave), np.finfo(np.float32).tiny)
         direction = (wave / size).conj() / N
         jacobian = np.stack([(field * direction).real for field in turned], axis=1)
-        likelihood_residual(wave, amplitude[patterns[k]], likelihood)
+        likelihood_residual(wave, amplitude, patterns[k], likelihood == "poisson")
         residual = (wave * direction).real
         if sides is not None:
             side = sides[k, None, None]
@@ -148,7 +136,7 @@ class _ValidationInPlace(Validation):
         super()._keep(*kept)
         self.now = self.places.now  # moving makes a new array
 
-# %% ../nbs/36_positions.ipynb #0bd1b917
+# %% ../nbs/36_positions.ipynb #12b2292f
 def refine_positions(
     data: RawData,  # the scan
     *,
@@ -172,7 +160,11 @@ def refine_positions(
     wall, cpu = time.perf_counter(), time.process_time()
     if not believed_px > 0:
         raise InputError("believed_px", believed_px, "above 0", "Say how wrong the positions may be, in px.")
-    validation, fitted, scale, probe = prepare(data, validation, seed)
+    _, fitted, held, scale, probe = prepare(data, validation, seed)
+    validation = held.patterns
+    if held.share < 1:
+        raise InputError("validation", "a share of the photons", "whole patterns, at least 1, to judge the positions",
+                         "Leave some patterns out of the fit; positions of patterns that stand alone cannot be told.")
     if not len(validation):
         raise InputError("validation patterns", 0, "at least 1, to judge the positions",
                          "Leave some patterns out of the fit.")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'expected_deviance', 'excess_error', 'SolverView', 'solver_view', 'build_corrector', 'correct', 'Pretrained',
-           'save_pretrained', 'load_pretrained', 'amortised', 'thinned_halves', 'amplitude_deviation']
+           'save_pretrained', 'load_pretrained', 'amortised', 'amplitude_deviation']
 
-# %% ../nbs/46_pretrained.ipynb #fb0931b3
+# %% ../nbs/46_pretrained.ipynb #7504d5fc
 import json
 import time
 from collections.abc import Callable
@@ -20,13 +20,12 @@ from keras import layers, ops
 from scipy.special import gammaln
 
 from .config import InputError
-from .estimate import estimate
+from .estimate import HeldOut, estimate, hold_out
 from .files import write_arrays
 from .generators import Convolutions, DepthToSpace
-from .photons import poisson_deviance, rate_floor
+from .photons import deal_photons, rate_floor
 from .rawdata import RawData
 from .reconstruction import Reconstruction, Region, common_region, predict_amplitudes
-from .scans import validation_indices
 
 STEPS = (1, 2, 4, 8)  # iterations of the solver that the network looks at, beside the chosen one
 _FEATURES = 4 + 4 * len(STEPS)
@@ -49,25 +48,23 @@ def expected_deviance(
     bright = 0.5 + 1 / (12 * np.maximum(rate, 1))
     return float(np.mean(np.where(rate > _RATES[-1], bright, np.interp(rate, _RATES, _expected_terms()))))
 
-# %% ../nbs/46_pretrained.ipynb #a61f75dd
+# %% ../nbs/46_pretrained.ipynb #b7366400
 def excess_error(
-    base: Reconstruction,  # an estimate whose validation patterns were not fitted
-    data: RawData,  # its scan
-    validation: np.ndarray,  # int (v,): these patterns
+    base: Reconstruction,  # an estimate
+    held: HeldOut,  # what it was not fitted to
 ) -> float:  # relative, rms over the object; 0 where noise explains everything
-    "The error of an estimate that its validation patterns see beyond their noise."
-    measured, predicted = data.diff3d[validation], predict_amplitudes(base, validation)
-    mean_counts = float(np.mean(np.square(measured)))
-    rate = np.square(predicted, dtype=np.float64) + rate_floor(mean_counts)
-    excess = poisson_deviance(predicted, measured) - expected_deviance(rate)
+    "The error of an estimate that the counts held out see beyond their noise."
+    mean_counts = float(np.mean(np.square(held.amplitude)))
+    rate = held.share * np.square(predict_amplitudes(base, held.patterns), dtype=np.float64) + rate_floor(mean_counts)
+    excess = held.deviance(base) - expected_deviance(rate)
     return float(np.sqrt(max(excess, 0.0) / mean_counts))
 
-# %% ../nbs/46_pretrained.ipynb #aef44b57
+# %% ../nbs/46_pretrained.ipynb #0f886793
 @dataclass(frozen=True, eq=False)
 class SolverView:
     "What the likelihood solver found on its way."
 
-    base: Reconstruction  # chosen and smoothed by the validation patterns
+    base: Reconstruction  # chosen and smoothed by what was held out
     steps: tuple[np.ndarray, ...]  # complex64 (H, W) each: the object after `STEPS` iterations, not smoothed
     error: float  # `excess_error` of the base
 
@@ -92,8 +89,8 @@ class SolverView:
 
 def solver_view(
     data: RawData,
-    validation: np.ndarray,  # int (v,): patterns never fitted
-    start: Reconstruction | None = None,  # None: from ones
+    validation: np.ndarray | str | None = None,  # int (v,): patterns never fitted; as in `hold_out`
+    seed: int = 0,  # draws what is held out
 ) -> SolverView:
     "Run the likelihood solver with the probe as it is and keep what the network wants to see."
     steps = {}
@@ -102,9 +99,10 @@ def solver_view(
         if iteration in STEPS:
             steps[iteration] = object.copy()
 
-    base = estimate(data, validation=validation, start=start, likelihood="poisson", refine_probe=False, on_step=keep,
-                    at_least=STEPS[-1])
-    return SolverView(base, tuple(steps[iteration] for iteration in STEPS), excess_error(base, data, validation))
+    base = estimate(data, validation=validation, likelihood="poisson", refine_probe=False, on_step=keep,
+                    at_least=STEPS[-1], seed=seed)
+    held = hold_out(data, validation, seed)[2]
+    return SolverView(base, tuple(steps[iteration] for iteration in STEPS), excess_error(base, held))
 
 # %% ../nbs/46_pretrained.ipynb #fcddcad6
 def build_corrector(
@@ -189,48 +187,37 @@ def load_pretrained(
     network.set_weights(list(arrays.values()))
     return Pretrained(network, about)
 
-# %% ../nbs/46_pretrained.ipynb #f08403f3
+# %% ../nbs/46_pretrained.ipynb #88ef2f15
 def amortised(
     data: RawData,  # a scan that no network has seen
     pretrained: Pretrained | None = None,  # None: `load_pretrained()`
     *,
-    validation: np.ndarray | None = None,  # int (v,): patterns never fitted; None: 10 %
+    validation: np.ndarray | str | None = None,  # int (v,): patterns never fitted; as in `hold_out`
     refine_probe: bool | None = None,  # None: yes for measured data, no for simulated data, whose probe is exact
     orientations: int = 8,  # 1, or 8: the network's mean over the turned and mirrored canvas, eight times the work
-    seed: int = 0,  # draws the validation patterns
-) -> Reconstruction:  # method "amortised"; what the validation patterns chose is in `info`
-    "Reconstruct a scan with a network that was trained on others; `InputError` without validation patterns."
+    seed: int = 0,  # draws what is held out
+) -> Reconstruction:  # method "amortised"; what the counts held out chose is in `info`
+    "Reconstruct a scan with a network that was trained on others; `InputError` if nothing is held out."
     wall, cpu = time.perf_counter(), time.process_time()
     pretrained = load_pretrained() if pretrained is None else pretrained
-    validation = validation_indices(data.n_patterns, 0.1, seed) if validation is None else np.asarray(validation)
-    if not len(validation):
+    held = hold_out(data, validation, seed)[2]
+    if not len(held.patterns):
         raise InputError("validation", "no patterns", "at least one", "The expected error is read off them.")
     if not data.is_simulated if refine_probe is None else refine_probe:
         data = replace(data, probe=estimate(data, validation=validation, refine_probe=True, seed=seed).probe)
-    view = solver_view(data, validation)
+    view = solver_view(data, validation, seed)
     correction = correct(view, pretrained.network, orientations) - view.base.object
     candidates = {fraction: replace(view.base, object=view.base.object + np.float32(fraction) * correction)
                   for fraction in (0.0, 0.5, 1.0)}
-    measured = data.diff3d[validation]
-    nll = {fraction: poisson_deviance(predict_amplitudes(candidate, validation), measured)
-           for fraction, candidate in candidates.items()}
+    nll = {fraction: held.deviance(candidate) for fraction, candidate in candidates.items()}
     fraction = min(nll, key=nll.get)
     info = {"fraction": fraction, "validation_nll_per_pixel": {str(key): value for key, value in nll.items()},
-            "error_beyond_noise": view.error, "validation_patterns": len(validation), "network": pretrained.about}
+            "error_beyond_noise": view.error, "validation_patterns": len(held.patterns),
+            "validation_photons": held.share, "network": pretrained.about}
     return replace(candidates[fraction], method="amortised", info=info, seconds=time.perf_counter() - wall,
                    cpu_seconds=time.process_time() - cpu)
 
-# %% ../nbs/46_pretrained.ipynb #5beb2139
-def thinned_halves(
-    data: RawData,  # a scan
-    rng: np.random.Generator,
-) -> tuple[RawData, RawData]:  # two scans of half the dose
-    "Deal the photons of each pixel out to two scans; their counts add up to those of the scan, rounded to whole photons."
-    counts = np.rint(np.square(data.diff3d, dtype=np.float64)).astype(np.int64)
-    first = rng.binomial(counts, 0.5)
-    return tuple(replace(data, diff3d=np.sqrt(part).astype(np.float32)) for part in (first, counts - first))
-
-
+# %% ../nbs/46_pretrained.ipynb #29785a97
 def amplitude_deviation(
     data: RawData,  # a scan
     solver: Callable[[RawData], Reconstruction] = amortised,  # what reconstructs a scan; `estimate` works as well
@@ -239,7 +226,7 @@ def amplitude_deviation(
 ) -> tuple[np.ndarray, Region]:  # float32 (h, w): standard deviation of the amplitude; and the region (y0, y1, x0, x1), px
     "The standard deviation of a reconstruction's amplitude, from reconstructions of random halves of the photons."
     rng = np.random.default_rng(seed)
-    found = [solver(half) for _ in range(deals) for half in thinned_halves(data, rng)]
+    found = [solver(replace(data, diff3d=half)) for _ in range(deals) for half in deal_photons(data.diff3d, 0.5, rng)]
     region = common_region(*found)
     amplitudes = [np.abs(result.crop_to(region).object) for result in found]
     amplitudes = [amplitude / amplitude.mean() * np.abs(amplitudes[0]).mean() for amplitude in amplitudes]
