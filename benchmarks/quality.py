@@ -1,5 +1,4 @@
 """The quality rows: every solver on one simulated scan after the other. Run by `bench.py`."""
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +8,7 @@ import numpy as np
 from bench import Table
 from skimage.metrics import structural_similarity
 
-from ptycho_nb.baselines import lsqml, train_supervised
+from ptycho_nb.baselines import lsqml, ptychi_installed, train_supervised
 from ptycho_nb.config import ModelConfig, SimulationConfig, TrainingConfig, loss_weights
 from ptycho_nb.estimate import estimate
 from ptycho_nb.formats import load_data
@@ -25,7 +24,6 @@ from ptycho_nb.simulate import generate_simulated_data, simulate_halves
 from ptycho_nb.training import train_cdi_model
 
 N = 64
-HAS_PTYCHI = importlib.util.find_spec("ptychi") is not None
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Profile:
     noise_seeds: tuple[int, ...] = (1, 2, 3)  # of the fast rows below 1e6 photons; the slow rows take the first
     n_train: int = 512
     n_test: int = 957
-    nepochs: int = 3
+    nepochs: tuple[int, int] = (6, 3)  # at gridsize 1 and 2, where an epoch costs twice as much
     cnn_epochs: int = 2
     scan_doses: tuple[float, ...] = (1e4,)  # of the network on the whole scan's estimate
     mae_doses: tuple[float, ...] = (1e4,)
@@ -53,7 +51,7 @@ class Profile:
     repeats: int = 2  # of the runs to SSIM .999
 
 
-QUICK = Profile(doses=(1e4,), noise_seeds=(1,), n_train=48, n_test=240, nepochs=1, scan_doses=(), mae_doses=(),
+QUICK = Profile(doses=(1e4,), noise_seeds=(1,), n_train=48, n_test=240, nepochs=(1, 1), scan_doses=(), mae_doses=(),
                 supervised_doses=((), ()), cnn_doses=((), ()), lsqml_epochs=(2,), other_objects=("siemens_star",),
                 overlap_free_doses=(1e9,), overlap_free_size_px=392, n_probes=1, converged=2, repeats=1)
 
@@ -110,35 +108,38 @@ def add(table: Table, case: Case, method: str, results: list[Reconstruction], sc
                                          for name in ("seconds", "cpu_seconds")), **means, **spread, **more)
 
 
-def fast_methods(overlap: bool) -> dict[str, Callable[[RawData, np.ndarray], Reconstruction]]:
+def fast_methods(overlap: bool) -> dict[str, Callable[[RawData, np.ndarray | None], Reconstruction]]:
     """Rows without any training on this scan, by name; called with a scan and its validation patterns."""
-    if not overlap:  # patterns that overlap with no other say nothing about how well the others were fitted
-        methods = {"estimate, 20 steps": lambda scan, _: estimate(scan, validation=np.array([], int), iterations=20)}
+    if overlap:
+        methods = {"estimate, not smoothed": lambda scan, v: estimate(scan, validation=v, smoothing_px=(0.0,))}
     else:
-        methods = {
-            "estimate, not smoothed": lambda scan, v: estimate(scan, validation=v, smoothing_px=(0.0,)),
-            "estimate": lambda scan, v: estimate(scan, validation=v),
-            "estimate, amplitude": lambda scan, v: estimate(scan, validation=v, likelihood="amplitude"),
-        }
-    methods["amortised"] = lambda scan, v: amortised(scan, validation=v)
-    return methods
+        methods = {"estimate, 20 steps": lambda scan, _: estimate(scan, validation=np.array([], int), iterations=20)}
+    return methods | {
+        "estimate": lambda scan, v: estimate(scan, validation=v),
+        "estimate, amplitude": lambda scan, v: estimate(scan, validation=v, likelihood="amplitude"),
+        "amortised": lambda scan, v: amortised(scan, validation=v)}
+
+
+def held_out(case: Case, scan: RawData, seed: int) -> np.ndarray | None:
+    """The validation patterns; None where patterns stand alone and some of the photons of each are held out instead."""
+    return validation_indices(scan.n_patterns, seed=seed) if case.overlap else None
 
 
 def networks(profile: Profile, case: Case) -> Iterator[tuple[str, ModelConfig, TrainingConfig, Callable]]:
     """The networks that are trained on the other half of this object: name, configurations, and what trains them."""
     overlap = case.overlap
-    training = TrainingConfig(nepochs=profile.nepochs, targets="held_out" if overlap else "input")
-    cnn = replace(training, nepochs=profile.cnn_epochs)
+    training = TrainingConfig(nepochs=profile.nepochs[1], targets="held_out" if overlap else "input")
+    longer, cnn = replace(training, nepochs=profile.nepochs[0]), replace(training, nepochs=profile.cnn_epochs)
     unet, plain = ModelConfig(N=N), ModelConfig(N=N, generator="cnn")
     alone, mae = replace(unet, gridsize=1), loss_weights("mae")
-    yield "residual_unet, gridsize 1, NLL", alone, training, train_cdi_model
+    yield "residual_unet, gridsize 1, NLL", alone, longer, train_cdi_model
     with_cnn = case.nphotons in profile.cnn_doses[case.rank]
     if with_cnn:
         yield "cnn, gridsize 1, NLL", replace(plain, gridsize=1), cnn, train_cdi_model
     supervised = case.nphotons in profile.supervised_doses[case.rank]
     if not overlap:
         if supervised:
-            yield "supervised residual_unet, gridsize 1", alone, training, train_supervised
+            yield "supervised residual_unet, gridsize 1", alone, longer, train_supervised
         return
     yield "residual_unet, gridsize 2, NLL", unet, training, train_cdi_model
     if with_cnn:
@@ -148,7 +149,7 @@ def networks(profile: Profile, case: Case) -> Iterator[tuple[str, ModelConfig, T
     if case.nphotons in profile.scan_doses:
         yield "residual_unet, scan, NLL", replace(unet, estimate_scope="scan"), training, train_cdi_model
     if case.nphotons in profile.mae_doses:
-        yield "residual_unet, gridsize 1, MAE", alone, replace(training, **mae), train_cdi_model
+        yield "residual_unet, gridsize 1, MAE", alone, replace(longer, **mae), train_cdi_model
         yield "residual_unet, gridsize 2, MAE", unet, replace(training, **mae), train_cdi_model
 
 
@@ -161,7 +162,7 @@ def measure_fast(table: Table, profile: Profile, case: Case, halves: Halves) -> 
     methods, found, scores = fast_methods(case.overlap), {}, {}
     for seed in seeds:
         scan = halves(seed)[1]
-        validation = validation_indices(scan.n_patterns, seed=seed)
+        validation = held_out(case, scan, seed)
         for name, method in methods.items():
             result = method(scan, validation)
             if name == next(iter(methods)):
@@ -177,13 +178,12 @@ def measure_case(table: Table, profile: Profile, case: Case, halves: Halves) -> 
     """All rows of one probe and dose."""
     found = measure_fast(table, profile, case, halves)
     train, test = halves(profile.noise_seeds[0])
-    validation = validation_indices(test.n_patterns, seed=profile.noise_seeds[0])
+    validation = held_out(case, test, profile.noise_seeds[0])
     score = amplitude_score(test) if case.overlap else lit_score(test, next(iter(found.values())))
 
     def refine(name: str, result: Reconstruction) -> None:
-        if case.overlap:
-            refined = estimate(test, validation=validation, start=result)
-            add(table, case, f"{name} + refine", [refined], [score(refined)], note="seconds of the refinement alone")
+        refined = estimate(test, validation=validation, start=result)
+        add(table, case, f"{name} + refine", [refined], [score(refined)], note="seconds of the refinement alone")
 
     refine("amortised", found["amortised"])
     if case.nphotons == 1e3:
@@ -199,11 +199,11 @@ def measure_case(table: Table, profile: Profile, case: Case, halves: Halves) -> 
                         cpu_seconds=image.cpu_seconds + header["cpu_seconds"])
         add(table, case, name, [image], [score(image)], note=f"{header['seconds']:.0f} s of them training")
         refine(name, image)
-    if HAS_PTYCHI:
+    if ptychi_installed():
         measure_lsqml(table, profile, case, test, validation, score)
 
 
-def measure_lsqml(table: Table, profile: Profile, case: Case, scan: RawData, validation: np.ndarray,
+def measure_lsqml(table: Table, profile: Profile, case: Case, scan: RawData, validation: np.ndarray | None,
                   score: Score) -> None:
     """LSQML after several numbers of epochs, from one run for each noise model."""
     wanted = profile.lsqml_epochs[:1]
@@ -218,7 +218,8 @@ def measure_lsqml(table: Table, profile: Profile, case: Case, scan: RawData, val
             if epoch in wanted:
                 kept[epoch] = so_far
 
-        lsqml(scan, epochs=wanted[-1], noise_model=noise_model, validation=validation, watch=keep)
+        lsqml(scan, epochs=wanted[-1], noise_model=noise_model, watch=keep,
+              validation=np.array([], int) if validation is None else validation)
         for epoch, result in kept.items():
             add(table, case, f"LSQML {noise_model}, {epoch} epochs", [result], [score(result)])
 
@@ -241,7 +242,7 @@ def time_to_999(table: Table, profile: Profile, case: Case, scan: RawData) -> No
                      watch=lambda _, so_far: score(so_far)["ssim"] >= 0.999)
 
     methods = {"estimate to SSIM .999": ours}
-    if HAS_PTYCHI:
+    if ptychi_installed():
         methods |= {f"LSQML {name} to SSIM .999": partial(theirs, name) for name in ("poisson", "gaussian")}
     for name, method in methods.items():
         best = min((method() for _ in range(profile.repeats)), key=lambda result: result.seconds)
@@ -266,8 +267,8 @@ def measure(table: Table, quick: bool, star: Path | None) -> None:
     """All quality rows."""
     profile = QUICK if quick else Profile()
     second = crop_probe_fourier(load_data(star).probe, N) if star else make_probe("defocused", N)
-    table.about["trained on"] = (f"{profile.n_train} patterns, {profile.nepochs} epochs (residual_unet) or "
-                                 f"{profile.cnn_epochs} (cnn)")
+    table.about["trained on"] = (f"{profile.n_train} patterns, {profile.nepochs[0]} epochs at gridsize 1, "
+                                 f"{profile.nepochs[1]} at gridsize 2, {profile.cnn_epochs} of the cnn")
     probes = {"disk": make_probe("disk", N), "experimental" if star else "defocused": second}
     for rank, (kind, probe) in enumerate(list(probes.items())[: profile.n_probes]):
         table.about[f"{kind} probe"] = f"correlation with its twin {twin_ambiguity(probe)['correlation']:.2f}"

@@ -4,14 +4,13 @@
 tenth of the brightest light fell, after the gauge fix (scale, phase, plane, shift).
 """
 import argparse
-import importlib.util
 import time
 from pathlib import Path
 
 import numpy as np
 from bench import Table
 
-from ptycho_nb.baselines import lsqml
+from ptycho_nb.baselines import lsqml, ptychi_installed
 from ptycho_nb.estimate import estimate
 from ptycho_nb.formats import load_data
 from ptycho_nb.metrics import data_fit, relative_phase
@@ -26,7 +25,6 @@ def phase_agreement(one: Reconstruction, reference: Reconstruction) -> float:
     lit = np.minimum(one.coverage / one.coverage.max(), reference.coverage / reference.coverage.max()) > 0.1
     aligned, _ = align(one.object, reference.object, lit)
     return float(np.corrcoef(*(phase[lit] for phase in relative_phase(aligned, reference.object)))[0, 1])
-
 
 def measure(table: Table, quick: bool, path: Path) -> None:
     """The rows of the star."""
@@ -43,7 +41,7 @@ def measure(table: Table, quick: bool, path: Path) -> None:
                   relative_squared_error=fit["relative_squared_error"])
 
     ours = estimate(scan, validation=validation)
-    if not HAS_PTYCHI:
+    if not ptychi_installed():
         add("estimate, with the probe", ours, ours, "pty-chi is not installed: compared with itself")
         return
     course = {}
@@ -60,9 +58,6 @@ def measure(table: Table, quick: bool, path: Path) -> None:
         some = estimate(scan, validation=validation, iterations=iterations)
         add(f"estimate, {iterations} iterations", some, converged,
             f"{some.seconds / converged.seconds:.3f} of LSQML's seconds")
-
-
-HAS_PTYCHI = importlib.util.find_spec("ptychi") is not None
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

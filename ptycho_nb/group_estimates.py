@@ -96,7 +96,7 @@ def _solve(
     solve(np.ones(layout.shape, np.complex64), probe, measured, np.arange(len(measured)), layout.canvas, layout.corners,
           layout.remainder, iterations=iterations, watch=see, threads=threads)
 
-# %% ../nbs/35_group_estimates.ipynb #6a50acc5
+# %% ../nbs/35_group_estimates.ipynb #f8dc86af
 @dataclass(frozen=True)
 class EstimateSettings(Config):
     "How the estimates are made; part of a trained model."
@@ -149,7 +149,7 @@ def _settings_by_photons(container: PtychoDataContainer, judges: int, seed: int)
 
 def choose_group_settings(
     container: PtychoDataContainer,  # its patterns are used; of its groups the size, and where they stand alone some of them
-    judges: int = 24,  # patterns that judge
+    judges: int = 64,  # patterns that judge
     groups_around: int = 12,  # groups that are stitched around each of them
     seed: int = 0,  # draws the patterns that judge
 ) -> EstimateSettings:
