@@ -6,7 +6,7 @@ import pytest
 
 HEAVY = {"tensorflow", "keras", "jax", "torch", "matplotlib", "papermill"}
 LIGHT_ROOMS = (
-    "config", "files", "surroundings", "objects", "probes", "scans", "photons", "reconstruction", "rawdata",
+    "config", "files", "surroundings", "objects", "probes", "scans", "photons", "compiled", "solver", "reconstruction", "rawdata",
     "formats", "simulate", "estimate", "positions", "baselines", "metrics", "scan_checks", "model_checks", "subjects",
     "pairs", "watching", "arms", "sweep", "cli",
 )
