@@ -103,7 +103,7 @@ def dose_efficiency(
     columns = ["nphotons", "target", "needed", "bound", "factor", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 
-# %% ../nbs/62_doses.ipynb #761f4204
+# %% ../nbs/62_doses.ipynb #741516c6
 def plain_dose(nphotons: float) -> str:
     "A dose in running text: 1e4."
     exponent = int(np.floor(np.log10(nphotons) + 1e-12))
@@ -115,7 +115,8 @@ def method_label(
     loss: str = "",  # 'nll', 'mae', or empty where no training is involved
 ) -> str:  # for instance 'network, NLL'
     "A method in words, with the loss that trained it."
-    return method.replace("_", " ") + (f", {loss.upper()}" if loss else "")
+    name = "LSQML" if method == "lsqml" else method.replace("_", " ")
+    return name + (f", {loss.upper()}" if loss else "")
 
 
 def ordered_methods(

@@ -137,7 +137,7 @@ class Validation:
         self.history.append(row | {"seconds": time.perf_counter() - self.began})
         return iteration - self.best["iteration"] >= self.patience
 
-# %% ../nbs/34_estimate.ipynb #efc02b4e
+# %% ../nbs/34_estimate.ipynb #fc4ddd7b
 def estimate(
     data: RawData,  # the scan
     *,
@@ -150,7 +150,7 @@ def estimate(
     smoothing_px: tuple[float, ...] = SMOOTHING_PX,  # widths to choose from, ascending
     seed: int = 0,  # draws the validation patterns and the order of mini-batches
     progress: Callable[[dict], None] | None = None,  # called with each iteration's row of the history
-    on_step: Callable[[int, np.ndarray], None] | None = None,  # called with each iteration and its object, not smoothed
+    on_step: Callable[[int, np.ndarray], None] | None = None,  # called with iteration and object, which is to be copied
     at_least: int = 0,  # iterations to make even if the validation patterns have had enough: for `on_step`
 ) -> Reconstruction:  # method "no_network" from ones, "refined" from a start; the history and the choices are in `info`
     """The most likely object under the counts, stopped and smoothed by counts that were not fitted.

@@ -7,7 +7,9 @@ __all__ = ['FLOOR_SHARE', 'FLOOR_PHOTONS', 'split_positions', 'shift_probes', 'c
            'scan_amplitudes', 'intensity_scale', 'closed_form_intensity_scale', 'observe_poisson', 'deal_photons',
            'radial_mean', 'rate_floor', 'poisson_deviance']
 
-# %% ../nbs/13_photons.ipynb #034a8c3f
+# %% ../nbs/13_photons.ipynb #00962a23
+from functools import cache
+
 import numpy as np
 from scipy import fft
 
@@ -43,12 +45,15 @@ def shift_probes(
     ramps = (ramp_y[:, :, None] * ramp_x[:, None, :]).astype(probe.dtype)
     return fft.ifft2(fft.fft2(probe) * ramps, overwrite_x=True)
 
-# %% ../nbs/13_photons.ipynb #99d1e2da
+# %% ../nbs/13_photons.ipynb #592f3ae5
+@cache
 def checkerboard(
     N: int,  # side, px
-) -> np.ndarray:  # float32 (N, N) of +1 and -1
+) -> np.ndarray:  # float32 (N, N) of +1 and -1, the same array at every call, read only
     "Multiplied into the probe it centres the zero frequency: fftshift(FFT2(f)) = FFT2(f·(-1)^(x+y))."
-    return (1 - 2 * (np.indices((N, N)).sum(0) % 2)).astype(np.float32)
+    board = (1 - 2 * (np.indices((N, N)).sum(0) % 2)).astype(np.float32)
+    board.setflags(write=False)
+    return board
 
 
 @compiled

@@ -45,7 +45,7 @@ def likelihood_residual(
             total += squared_error
     return total
 
-# %% ../nbs/24_solver.ipynb #ea6ee6a9
+# %% ../nbs/24_solver.ipynb #9ac8273d
 @compiled
 def _add_to_objects(residual, probes, canvas, corners, gradient):
     N = probes.shape[-1]
@@ -108,16 +108,30 @@ def scan_gradient(
     return gradient, squared_error, probe_gradient
 
 
+@compiled
+def _add_to_weight(power, canvas, corners, weight):
+    N = len(power)
+    for k in range(len(canvas)):
+        first, left = corners[k]
+        for y in range(N):
+            light, row = power[y], weight[canvas[k], first + y, left : left + N]
+            for x in range(N):
+                row[x] += light[x]
+
+
 def illumination(
     probe: np.ndarray,  # complex64 (N, N)
     shape: tuple[int, int, int],  # (G, H, W) of the canvases
     canvas: np.ndarray,  # int (M,)
     corners: np.ndarray,  # int (M, 2), px
 ) -> np.ndarray:  # float32 (G, H, W): Σ_k |P|² on each object pixel
-    "The summed illumination of every object pixel: the preconditioner, and the weight of an estimate."
-    weight, power, N = np.zeros(shape, np.float32), np.abs(probe) ** 2, probe.shape[-1]
-    for g, (y, x) in zip(canvas, corners, strict=True):
-        weight[g, y : y + N, x : x + N] += power
+    """The summed illumination of every object pixel: the preconditioner, and the weight of an estimate.
+
+    Raises `InputError` for patches that reach beyond their canvas.
+    """
+    check_patches(corners, probe.shape[-1], shape[1:])
+    weight = np.zeros(shape, np.float32)
+    _add_to_weight(np.abs(probe) ** 2, canvas, corners, weight)
     return weight
 
 # %% ../nbs/24_solver.ipynb #d63a807c
