@@ -118,8 +118,8 @@ def gradient_by_backend(scan, patterns: np.ndarray) -> Callable[[], object]:
     return lambda: gradient().numpy()
 
 
-def gradient_by_numpy(scan, patterns: np.ndarray) -> Callable[[], object]:
-    """The same by the solver's own NumPy code, on one thread."""
+def gradient_by_solver(scan, patterns: np.ndarray) -> Callable[[], object]:
+    """The same by the solver, on one thread."""
     _, corners, _, shape = split_positions(scan.positions_px, scan.N)
     probe = (scan.probe * intensity_scale(scan.diff3d)).astype(np.complex64)
     blank, canvas = np.ones((1, *shape), np.complex64), np.zeros(len(corners), int)
@@ -153,11 +153,11 @@ def measure_solvers(clock: Clock, scan, quick: bool) -> None:
     if keras.backend.backend() == "tensorflow":
         some = np.arange(n // 2)
         bound = clock.possible(len(some) * STEP[0], len(some) * STEP[1])
-        ours = clock.measure("gradient of a scan: NumPy, one thread", len(some), "patterns",
-                             gradient_by_numpy(scan, some), bound)
+        ours = clock.measure("gradient of a scan: the solver, one thread", len(some), "patterns",
+                             gradient_by_solver(scan, some), bound)
         theirs = clock.measure("gradient of a scan: the differentiable optics, all threads", len(some), "patterns",
                                gradient_by_backend(scan, some), bound)
-        clock.table.rows[-1]["note"] = f"NumPy on one thread is {ours / theirs:.2f} times as fast"
+        clock.table.rows[-1]["note"] = f"the solver on one thread is {ours / theirs:.2f} times as fast"
 
 
 def convolution_operations(network: keras.Model, inputs: np.ndarray) -> float:

@@ -6,7 +6,7 @@
 __all__ = ['CHANNELS', 'Layout', 'group_layout', 'scan_layout', 'window_px', 'EstimateSettings', 'choose_settings',
            'choose_group_settings', 'estimate_features', 'GroupEstimates', 'across_halves', 'ScanEstimates']
 
-# %% ../nbs/35_group_estimates.ipynb #d345543f
+# %% ../nbs/35_group_estimates.ipynb #48335a41
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from .config import Config, setting
-from .estimate import SMOOTHING_PX, smooth_correction
+from .estimate import HELD_OUT, SMOOTHING_PX, smooth_correction
 from .grouping import PtychoDataContainer, group_indices
 from .patches import stitch
 from .photons import deal_photons, poisson_deviance, scan_amplitudes, split_positions
@@ -96,7 +96,7 @@ def _solve(
     solve(np.ones(layout.shape, np.complex64), probe, measured, np.arange(len(measured)), layout.canvas, layout.corners,
           layout.remainder, iterations=iterations, watch=see, threads=threads)
 
-# %% ../nbs/35_group_estimates.ipynb #f8dc86af
+# %% ../nbs/35_group_estimates.ipynb #bdc9dddf
 @dataclass(frozen=True)
 class EstimateSettings(Config):
     "How the estimates are made; part of a trained model."
@@ -142,7 +142,8 @@ def _settings_by_photons(container: PtychoDataContainer, judges: int, seed: int)
     fitting, judging = (
         replace(container, amplitude=amplitude, positions_px=container.positions_px[used],
                 intensity_scale=container.intensity_scale * np.sqrt(share)).with_groups(inputs, inputs)
-        for amplitude, share in zip(deal_photons(container.amplitude[used], 0.9, seed), (0.9, 0.1), strict=True))
+        for amplitude, share in zip(deal_photons(container.amplitude[used], 1 - HELD_OUT, seed), (1 - HELD_OUT, HELD_OUT),
+                                    strict=True))
     layout = group_layout(fitting, np.arange(len(rows)), inputs)
     return choose_settings(fitting, layout, layout, judging=judging)
 

@@ -59,7 +59,7 @@ def excess_error(
     excess = held.deviance(base) - expected_deviance(rate)
     return float(np.sqrt(max(excess, 0.0) / mean_counts))
 
-# %% ../nbs/46_pretrained.ipynb #0f886793
+# %% ../nbs/46_pretrained.ipynb #69d00fad
 @dataclass(frozen=True, eq=False)
 class SolverView:
     "What the likelihood solver found on its way."
@@ -67,6 +67,7 @@ class SolverView:
     base: Reconstruction  # chosen and smoothed by what was held out
     steps: tuple[np.ndarray, ...]  # complex64 (H, W) each: the object after `STEPS` iterations, not smoothed
     error: float  # `excess_error` of the base
+    held: HeldOut  # what chose and smoothed the base
 
     @property
     def scale(self) -> np.ndarray:  # float32 (H, W)
@@ -102,7 +103,7 @@ def solver_view(
     base = estimate(data, validation=validation, likelihood="poisson", refine_probe=False, on_step=keep,
                     at_least=STEPS[-1], seed=seed)
     held = hold_out(data, validation, seed)[2]
-    return SolverView(base, tuple(steps[iteration] for iteration in STEPS), excess_error(base, held))
+    return SolverView(base, tuple(steps[iteration] for iteration in STEPS), excess_error(base, held), held)
 
 # %% ../nbs/46_pretrained.ipynb #fcddcad6
 def build_corrector(
@@ -187,7 +188,7 @@ def load_pretrained(
     network.set_weights(list(arrays.values()))
     return Pretrained(network, about)
 
-# %% ../nbs/46_pretrained.ipynb #88ef2f15
+# %% ../nbs/46_pretrained.ipynb #5a1d83ae
 def amortised(
     data: RawData,  # a scan that no network has seen
     pretrained: Pretrained | None = None,  # None: `load_pretrained()`
@@ -200,8 +201,7 @@ def amortised(
     "Reconstruct a scan with a network that was trained on others; `InputError` if nothing is held out."
     wall, cpu = time.perf_counter(), time.process_time()
     pretrained = load_pretrained() if pretrained is None else pretrained
-    held = hold_out(data, validation, seed)[2]
-    if not len(held.patterns):
+    if validation is not None and not len(validation):
         raise InputError("validation", "no patterns", "at least one", "The expected error is read off them.")
     if not data.is_simulated if refine_probe is None else refine_probe:
         data = replace(data, probe=estimate(data, validation=validation, refine_probe=True, seed=seed).probe)
@@ -209,11 +209,11 @@ def amortised(
     correction = correct(view, pretrained.network, orientations) - view.base.object
     candidates = {fraction: replace(view.base, object=view.base.object + np.float32(fraction) * correction)
                   for fraction in (0.0, 0.5, 1.0)}
-    nll = {fraction: held.deviance(candidate) for fraction, candidate in candidates.items()}
+    nll = {fraction: view.held.deviance(candidate) for fraction, candidate in candidates.items()}
     fraction = min(nll, key=nll.get)
     info = {"fraction": fraction, "validation_nll_per_pixel": {str(key): value for key, value in nll.items()},
-            "error_beyond_noise": view.error, "validation_patterns": len(held.patterns),
-            "validation_photons": held.share, "network": pretrained.about}
+            "error_beyond_noise": view.error, "validation_patterns": len(view.held.patterns),
+            "validation_photons": view.held.share, "network": pretrained.about}
     return replace(candidates[fraction], method="amortised", info=info, seconds=time.perf_counter() - wall,
                    cpu_seconds=time.process_time() - cpu)
 
