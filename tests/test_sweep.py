@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -30,6 +31,7 @@ TIMINGS = {"seconds", "cpu_seconds"}
 PARAMETERS = "dose: float = 1.0\nloss: str = 'nll'\nseed: int = 0\nlog_path: str = ''\noutput_dir: str = ''"
 WORK = """
 import os, time
+from contextlib import suppress
 from pathlib import Path
 from ptycho_nb.arms import finish_arm, start_arm, write_json
 from ptycho_nb.surroundings import cores
@@ -274,13 +276,19 @@ def scheduler(tmp_path):
         with Client(address, set_as_default=False) as client:
             client.wait_for_workers(len(processes) - 1, timeout=120)
 
-    start("scheduler", "--port", "0")
-    address = wait_for(lambda: file.exists() and json.loads(file.read_text())["address"])
-    yield address, workers
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.wait(30)
+    def announced() -> str | None:
+        with suppress(FileNotFoundError, json.JSONDecodeError):  # it is created empty, then written
+            return json.loads(file.read_text())["address"]
+
+    try:
+        start("scheduler", "--port", "0")
+        address = wait_for(announced)
+        yield address, workers
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait(30)
 
 
 def test_arms_run_on_the_workers_of_a_scheduler(scheduler, tmp_path):
