@@ -6,9 +6,10 @@
 __all__ = ['SMOOTHING_PX', 'PHOTONS', 'HELD_OUT', 'HeldOut', 'hold_out', 'smooth_correction', 'Validation', 'estimate', 'prepare',
            'place_start', 'probe_moved']
 
-# %% ../nbs/34_estimate.ipynb #5eb0659f
+# %% ../nbs/34_estimate.ipynb #f97a123d
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from .rawdata import RawData
 from .reconstruction import Reconstruction, predict_amplitudes
 from .scans import stand_alone, validation_indices
 from .solver import LIKELIHOODS, illumination, solve, solve_jointly
+from .surroundings import cores
 
 SMOOTHING_PX = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
@@ -68,7 +70,7 @@ def hold_out(
     validation = np.asarray(validation)
     return data, fitted, HeldOut(validation, data.diff3d[validation])
 
-# %% ../nbs/34_estimate.ipynb #097f7df2
+# %% ../nbs/34_estimate.ipynb #72fee519
 def smooth_correction(
     objects: np.ndarray,  # complex64 (…, H, W)
     start: np.ndarray,  # complex64 (…, H, W): what the solver started from
@@ -119,10 +121,13 @@ class Validation:
             smooth = smooth_correction(objects, self.start, self.smoothing_px[level])
             return self._deviance(smooth, probe), level, smooth
 
-        found = at(self.level)
-        for step in (1, -1):
-            while 0 <= (level := found[1] + step) < len(self.smoothing_px) and (trial := at(level))[0] < found[0]:
-                found = trial
+        levels = range(len(self.smoothing_px))
+        with ThreadPoolExecutor(cores()) as pool:
+            around = pool.map(at, (level for level in (self.level, self.level + 1, self.level - 1) if level in levels))
+            found = min(around, key=lambda trial: trial[0])
+        step = found[1] - self.level
+        while step and (level := found[1] + step) in levels and (trial := at(level))[0] < found[0]:
+            found = trial
         return found
 
     def __call__(self, iteration: int, objects: np.ndarray, squared_error: float, probe: np.ndarray) -> bool:

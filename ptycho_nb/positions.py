@@ -28,7 +28,7 @@ _FIRST_ITERATION = 3  # before it the object is too rough to tell anything about
 _SURE = 2  # standard errors by which the validation patterns have to prefer moved positions
 _REACH = 4  # no position moves farther than this many times the error that it was believed to have
 
-# %% ../nbs/36_positions.ipynb #4f21adb3
+# %% ../nbs/36_positions.ipynb #ab994f98
 def position_gradient(
     object: np.ndarray,  # complex64 (H, W)
     probe: np.ndarray,  # complex64 (N, N): scaled to photons
@@ -50,12 +50,13 @@ def position_gradient(
         k = slice(start, start + chunk)
         patches = windows[corners[k, 0], corners[k, 1]] * board
         lit = [patches * shift_probes(field, remainder[k]) for field in (probe, *slopes)]
-        wave, *turned = (fft.fft2(field, overwrite_x=True) for field in lit)
+        wave, *turned = (fft.fft2(field, norm="ortho", overwrite_x=True) for field in lit)
         size = np.maximum(np.abs(wave), np.finfo(np.float32).tiny)
-        direction = (wave / size).conj() / N
+        direction = (wave / size).conj()
         jacobian = np.stack([(field * direction).real for field in turned], axis=1)
-        likelihood_residual(wave, amplitude, patterns[k], likelihood == "poisson")
-        residual = (wave * direction).real
+        parts, measured = (wave.real.copy(), wave.imag.copy()), amplitude[patterns[k]]
+        likelihood_residual(*(part.reshape(-1, N) for part in (*parts, measured)), likelihood == "poisson")
+        residual = parts[0] * direction.real - parts[1] * direction.imag
         if sides is not None:
             side = sides[k, None, None]
             jacobian *= np.where(side == 0, 1, (1 + side * board) / 2)[:, None]

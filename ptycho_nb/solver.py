@@ -5,67 +5,98 @@
 # %% auto #0
 __all__ = ['LIKELIHOODS', 'likelihood_residual', 'scan_gradient', 'illumination', 'solve', 'solve_jointly']
 
-# %% ../nbs/24_solver.ipynb #9eb6aa2a
+# %% ../nbs/24_solver.ipynb #de50e127
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from scipy import fft
 
 from .compiled import compiled
-from .photons import check_patches, checkerboard, exit_waves, shift_probes
+from .fourier import AT_ONCE, fourier_transform, image_planes, roots_of_unity
+from .photons import check_patches, checkerboard, exit_waves, shift_probes, sum_shifted_back
 from .surroundings import cores
 
 LIKELIHOODS = ("poisson", "amplitude")
 _PARTS = 4  # partial sums over the patterns; a fixed number, so that the result does not depend on the processor
 
-# %% ../nbs/24_solver.ipynb #aaebd80e
+# %% ../nbs/24_solver.ipynb #ac659688
 @compiled
 def likelihood_residual(
-    waves: np.ndarray,  # complex64 (m, N, N): FFT2(P·O), zero frequency in the centre; overwritten by the residual
-    amplitude: np.ndarray,  # float32 (M, N, N): measured, square root of counts
-    patterns: np.ndarray,  # int (m,): which of the M patterns these are
+    real: np.ndarray,  # float32 (R, C): real part of FFT2(P·O)/N, any number of patterns side by side; overwritten
+    imaginary: np.ndarray,  # float32 (R, C): its imaginary part; overwritten
+    measured: np.ndarray,  # float32 (R, C): amplitude, square root of counts
     poisson: bool,  # or amplitude least squares
-) -> float:  # Σ(A - Â)² of these patterns
+) -> float:  # Σ(A - Â)²
     "Turn the waves on the detector into the preconditioned gradient of the likelihood with respect to them, in place."
-    N, number = waves.shape[-1], amplitude.dtype.type  # numbers of one precision: only then several pixels go at a time
-    total = 0.0
-    for k in range(len(patterns)):
-        for y in range(N):
-            wave, measured, squared_error = waves[k, y], amplitude[patterns[k], y], number(0)
-            for x in range(N):
-                rate = (wave[x].real * wave[x].real + wave[x].imag * wave[x].imag) * number(1 / N**2)
-                predicted = np.sqrt(rate)
-                squared_error += (measured[x] - predicted) * (measured[x] - predicted)
-                if poisson:
-                    factor = (rate - measured[x] * measured[x]) / (rate + rate + number(1))
-                else:
-                    factor = number(1) - measured[x] / max(predicted, number(1e-6))
-                wave[x] = complex(factor * wave[x].real, factor * wave[x].imag)
-            total += squared_error
+    number, total = measured.dtype.type, 0.0  # numbers of one precision: only then several pixels go at a time
+    for y in range(len(real)):
+        re, im, seen, squared_error = real[y], imaginary[y], measured[y], number(0)
+        for x in range(len(re)):
+            rate = re[x] * re[x] + im[x] * im[x]
+            predicted = np.sqrt(rate)
+            squared_error += (seen[x] - predicted) * (seen[x] - predicted)
+            if poisson:
+                factor = (rate - seen[x] * seen[x]) / (rate + rate + number(1))
+            else:
+                factor = number(1) - seen[x] / max(predicted, number(1e-6))
+            re[x] *= factor
+            im[x] *= factor
+        total += squared_error
     return total
 
-# %% ../nbs/24_solver.ipynb #9ac8273d
+# %% ../nbs/24_solver.ipynb #e831f784
 @compiled
-def _add_to_objects(residual, probes, canvas, corners, gradient):
-    N = probes.shape[-1]
-    for k in range(len(canvas)):
-        first, left = corners[k]
+def _add_to_objects(real, imaginary, lights, canvas, corners, first, gradient):
+    N = len(real)
+    for k in range(first, min(first + AT_ONCE, len(canvas))):
+        (top, left), start = corners[k], (k - first) * N
         for y in range(N):
-            wave, light, row = residual[k, y], probes[k % len(probes), y], gradient[canvas[k], first + y, left : left + N]
+            re, im = real[y, start : start + N], imaginary[y, start : start + N]
+            light, row = lights[k % len(lights), y], gradient[canvas[k], top + y, left : left + N]
             for x in range(N):
-                row[x] += wave[x] * np.conj(light[x])
+                row[x] += complex(re[x] * light[x].real + im[x] * light[x].imag, im[x] * light[x].real - re[x] * light[x].imag)
 
 
 @compiled
-def _add_to_probes(residual, objects, canvas, corners, gradient):
-    N = gradient.shape[-1]
-    for k in range(len(canvas)):
-        first, left = corners[k]
+def _add_to_lights(real, imaginary, objects, canvas, corners, first, gradient):
+    N = len(real)
+    for k in range(first, min(first + AT_ONCE, len(canvas))):
+        (top, left), start = corners[k], (k - first) * N
         for y in range(N):
-            wave, light, row = residual[k, y], gradient[k % len(gradient), y], objects[canvas[k], first + y, left : left + N]
+            re, im = real[y, start : start + N], imaginary[y, start : start + N]
+            light, row = gradient[k % len(gradient), y], objects[canvas[k], top + y, left : left + N]
             for x in range(N):
-                light[x] += wave[x] * np.conj(row[x])
+                light[x] += complex(re[x] * row[x].real + im[x] * row[x].imag, im[x] * row[x].real - re[x] * row[x].imag)
+
+
+@compiled
+def _mirrored(amplitude, patterns, first, plane):
+    N = len(plane)
+    for slot in range(AT_ONCE):
+        for y in range(N):
+            if first + slot < len(patterns):
+                row = amplitude[patterns[first + slot], y]
+                for x in range(N):
+                    plane[x, slot * N + y] = row[x]
+            else:
+                plane[y, slot * N : slot * N + N] = 0
+
+
+@compiled
+def _add_gradients(objects, lights, amplitude, patterns, canvas, corners, poisson, planes, roots, gradient, of_lights):
+    real, imaginary, far_real, far_imaginary = planes[0], planes[1], planes[2], planes[3]
+    squared_error = 0.0
+    for first in range(0, len(patterns), AT_ONCE):
+        exit_waves(objects, lights, canvas, corners, first, real, imaginary)
+        fourier_transform(real, imaginary, far_real, far_imaginary, roots)
+        measured = real  # room that is free while the waves are on the detector
+        _mirrored(amplitude, patterns, first, measured)
+        squared_error += likelihood_residual(far_real, far_imaginary, measured, poisson)
+        fourier_transform(far_imaginary, far_real, imaginary, real, roots)
+        _add_to_objects(real, imaginary, lights, canvas, corners, first, gradient)
+        if len(of_lights):
+            _add_to_lights(real, imaginary, objects, canvas, corners, first, of_lights)
+    return squared_error
 
 
 def scan_gradient(
@@ -78,7 +109,7 @@ def scan_gradient(
     remainder: np.ndarray | None = None,  # float32 (M, 2): sub-pixel rest of each position, px; None: none
     likelihood: str = "poisson",
     for_probe: bool = False,  # also the gradient with respect to the probe
-    chunk: int = 16,  # patterns in memory at a time
+    chunk: int = 16,  # shifted probes in memory at a time
 ) -> tuple[np.ndarray, float, np.ndarray | None]:  # gradient (G, H, W), Σ(A - Â)², gradient of the probe (N, N) or None
     """Gradient of the likelihood over the given patterns with respect to the objects, and to the probe where asked.
 
@@ -86,25 +117,23 @@ def scan_gradient(
     """
     N, squared_error = probe.shape[-1], 0.0
     check_patches(corners[patterns], N, objects.shape[1:])
-    board, gradient = checkerboard(N), np.zeros_like(objects)
+    kind, board, gradient = np.result_type(objects, probe), checkerboard(N) / np.float32(N), np.zeros_like(objects)
+    planes, roots = image_planes(N, kind), roots_of_unity(N, kind)
     probe_gradient = np.zeros_like(probe) if for_probe else None
-    waves = np.empty((min(chunk, len(patterns)), N, N), np.result_type(objects, probe))
     lit = (probe * board)[None]
+    if remainder is None:
+        chunk = max(len(patterns), 1)
     for start in range(0, len(patterns), chunk):
         k = patterns[start : start + chunk]
-        places = canvas[k], corners[k]
         if remainder is not None:
-            lit = shift_probes(probe, remainder[k]) * board
-        exit_waves(objects, lit, *places, waves)
-        wave = fft.fft2(waves[: len(k)], overwrite_x=True)
-        squared_error += likelihood_residual(wave, amplitude, k, likelihood == "poisson")
-        residual = fft.ifft2(wave, overwrite_x=True)
-        _add_to_objects(residual, lit, *places, gradient)
+            lit = shift_probes(probe, remainder[k])
+            lit *= board
+        back = np.zeros_like(lit[: len(lit) if for_probe else 0])
+        squared_error += _add_gradients(objects, lit, amplitude, k, canvas[k], corners[k], likelihood == "poisson",
+                                        planes, roots, gradient, back)
         if for_probe:
-            back = np.zeros_like(lit)
-            _add_to_probes(residual, objects, *places, back)
             back *= board
-            probe_gradient += (back if remainder is None else shift_probes(back, -remainder[k])).sum(axis=0)
+            probe_gradient += back[0] if remainder is None else sum_shifted_back(back, remainder[k])
     return gradient, squared_error, probe_gradient
 
 

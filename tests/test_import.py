@@ -6,9 +6,9 @@ import pytest
 
 HEAVY = {"tensorflow", "keras", "jax", "torch", "matplotlib", "papermill"}
 LIGHT_ROOMS = (
-    "config", "files", "surroundings", "compiled", "objects", "probes", "scans", "photons", "reconstruction", "solver",
-    "rawdata", "formats", "simulate", "estimate", "positions", "baselines", "metrics", "scan_checks", "model_checks",
-    "subjects", "pairs", "watching", "arms", "sweep", "cli",
+    "config", "files", "surroundings", "compiled", "fourier", "objects", "probes", "scans", "photons", "reconstruction",
+    "solver", "rawdata", "formats", "simulate", "estimate", "positions", "baselines", "metrics", "scan_checks",
+    "model_checks", "subjects", "pairs", "watching", "arms", "sweep", "cli",
 )
 DRAWING_ROOMS = ("check_figures", "diagnostics")  # matplotlib besides
 
