@@ -231,8 +231,9 @@ def measure(table: Table, quick: bool) -> None:
     for generator in ("residual_unet", "cnn"):
         measure_network(clock, scan, ModelConfig(generator=generator), precisions)
     pretrained = load_pretrained()
-    for orientations in (1, 8):
-        clock.measure(f"amortised, orientations={orientations}", scan.n_patterns, "patterns",
-                      lambda orientations=orientations: amortised(scan, pretrained, orientations=orientations),
+    for splits, orientations in ((1, 1), (1, 8), (4, 8)):
+        clock.measure(f"amortised, splits={splits}, orientations={orientations}", scan.n_patterns, "patterns",
+                      lambda splits=splits, orientations=orientations: amortised(
+                          scan, pretrained, splits=splits, orientations=orientations),
                       note="raw patterns to object, with the choice of the estimate's steps and smoothing")
     table.add("speed", "machine", "peak memory of this process so far", 0.0, 0.0, peak_mb=peak_mb())

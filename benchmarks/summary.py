@@ -40,8 +40,8 @@ def key_figures(rows: list[dict]) -> list[tuple[str, str]]:
     compare("reconstructed patterns/s, from patterns to object", "speed", "64²", {
         "no network": "estimate, from patterns to object",
         "residual_unet": "reconstruct with residual_unet, gridsize 2, bfloat16",
-        "amortised, 1 orientation": "amortised, orientations=1",
-        "amortised, 8 orientations": "amortised, orientations=8"}, "rate", ".0f")
+        "amortised, one split and orientation": "amortised, splits=1, orientations=1",
+        "amortised, 4 splits and 8 orientations": "amortised, splits=4, orientations=8"}, "rate", ".0f")
     training = [find(rows, "speed", "64²", f"train {name}, gridsize 2, bfloat16") for name in ("residual_unet", "cnn")]
     if all(training):
         unet, cnn = (row["rate"] for row in training)

@@ -6,11 +6,12 @@
 __all__ = ['STEPS', 'expected_deviance', 'excess_error', 'SolverView', 'solver_view', 'build_corrector', 'correct', 'Pretrained',
            'save_pretrained', 'load_pretrained', 'amortised', 'amplitude_deviation']
 
-# %% ../nbs/46_pretrained.ipynb #7504d5fc
+# %% ../nbs/46_pretrained.ipynb #aadaf90b
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 from scipy.special import gammaln
+from tqdm.auto import tqdm
 
 from .config import InputError
 from .estimate import HeldOut, estimate, hold_out
@@ -26,6 +28,7 @@ from .generators import Convolutions, DepthToSpace
 from .photons import deal_photons, rate_floor
 from .rawdata import RawData
 from .reconstruction import Reconstruction, Region, common_region, predict_amplitudes
+from .surroundings import viewer
 
 STEPS = (1, 2, 4, 8)  # iterations of the solver that the network looks at, beside the chosen one
 _FEATURES = 4 + 4 * len(STEPS)
@@ -105,7 +108,7 @@ def solver_view(
     held = hold_out(data, validation, seed)[2]
     return SolverView(base, tuple(steps[iteration] for iteration in STEPS), excess_error(base, held), held)
 
-# %% ../nbs/46_pretrained.ipynb #fcddcad6
+# %% ../nbs/46_pretrained.ipynb #6e7bfb4a
 def build_corrector(
     n_filters: int = 48,  # channels at half resolution
     depth: int = 1,  # residual blocks at half and at quarter resolution, on the way down and up
@@ -139,18 +142,18 @@ def build_corrector(
 def correct(
     view: SolverView,
     network: keras.Model,  # of `build_corrector`
-    orientations: int = 8,  # 1, or 8: the mean over the turned and mirrored canvas
+    orientations: Sequence[int] = range(8),  # which ways of turning and mirroring the canvas to take the mean over
 ) -> np.ndarray:  # complex64 (H, W)
     "The corrected object; where no light fell it stays as it was."
     features = view.features()
     height, width, _ = features.shape
     padded = np.pad(features, ((0, -height % 8), (0, -width % 8), (0, 0)), mode="edge")
     total = np.zeros((*padded.shape[:2], 2), np.float32)
-    for k in range(orientations):
+    for k in orientations:
         turned = np.rot90(padded, k // 2)[:, :: 1 - 2 * (k % 2)]
         made = np.asarray(ops.convert_to_numpy(network(np.ascontiguousarray(turned[None]), training=False)))[0]
         total += np.rot90(made[:, :: 1 - 2 * (k % 2)], -(k // 2))
-    total = total[:height, :width] * view.scale[..., None] / orientations
+    total = total[:height, :width] * view.scale[..., None] / len(orientations)
     correction = np.where(view.base.coverage > 0, total[..., 0] + 1j * total[..., 1], 0)
     return (view.base.object + correction).astype(np.complex64)
 
@@ -188,44 +191,63 @@ def load_pretrained(
     network.set_weights(list(arrays.values()))
     return Pretrained(network, about)
 
-# %% ../nbs/46_pretrained.ipynb #5a1d83ae
+# %% ../nbs/46_pretrained.ipynb #410f1a36
+def _merged(views: list[SolverView], corrections: list[np.ndarray], fraction: float) -> Reconstruction:
+    coverages = np.stack([view.base.coverage for view in views])
+    weights = coverages + 1e-6 * coverages.max()  # where nobody saw light, all are right alike
+    objects = [view.base.object + np.float32(fraction) * correction
+               for view, correction in zip(views, corrections, strict=True)]
+    return replace(views[0].base, object=np.average(objects, axis=0, weights=weights), coverage=coverages.mean(axis=0))
+
+
 def amortised(
     data: RawData,  # a scan that no network has seen
     pretrained: Pretrained | None = None,  # None: `load_pretrained()`
     *,
-    validation: np.ndarray | str | None = None,  # int (v,): patterns never fitted; as in `hold_out`
+    validation: np.ndarray | str | None = None,  # int (v,): patterns never fitted, which make one split; else as in `hold_out`
     refine_probe: bool | None = None,  # None: yes for measured data, no for simulated data, whose probe is exact
-    orientations: int = 8,  # 1, or 8: the network's mean over the turned and mirrored canvas, eight times the work
+    splits: int = 4,  # how many times other counts are held out; the solver runs once for each
+    orientations: int = 8,  # 1 to 8 ways of turning and mirroring the canvas to take the mean over, shared out among the splits
     seed: int = 0,  # draws what is held out
+    progress: bool = True,  # show a bar if it takes some seconds and somebody is watching
 ) -> Reconstruction:  # method "amortised"; what the counts held out chose is in `info`
     "Reconstruct a scan with a network that was trained on others; `InputError` if nothing is held out."
     wall, cpu = time.perf_counter(), time.process_time()
+    for name, number, most in (("splits", splits, np.inf), ("orientations", orientations, 8)):
+        if not 1 <= number <= most:
+            raise InputError(name, number, f"1 to {most}" if most == 8 else "at least 1", f"Leave {name} out for the default.")
     pretrained = load_pretrained() if pretrained is None else pretrained
     if validation is not None and not len(validation):
         raise InputError("validation", "no patterns", "at least one", "The expected error is read off them.")
     if not data.is_simulated if refine_probe is None else refine_probe:
         data = replace(data, probe=estimate(data, validation=validation, refine_probe=True, seed=seed).probe)
-    view = solver_view(data, validation, seed)
-    correction = correct(view, pretrained.network, orientations) - view.base.object
-    candidates = {fraction: replace(view.base, object=view.base.object + np.float32(fraction) * correction)
-                  for fraction in (0.0, 0.5, 1.0)}
-    nll = {fraction: view.held.deviance(candidate) for fraction, candidate in candidates.items()}
+    if validation is not None and not isinstance(validation, str):
+        splits = 1
+    views, corrections, turns = [], [], range(orientations)
+    for k in tqdm(range(splits), unit="split", delay=2, leave=False, disable=not (progress and viewer())):
+        views.append(solver_view(data, validation, seed + k))
+        corrected = correct(views[k], pretrained.network, turns[k::splits] or turns[:1])
+        corrections.append(corrected - views[k].base.object)
+    nll = {fraction: float(np.mean([
+        view.held.deviance(replace(view.base, object=view.base.object + np.float32(fraction) * correction))
+        for view, correction in zip(views, corrections, strict=True)])) for fraction in (0.0, 0.5, 1.0)}
     fraction = min(nll, key=nll.get)
     info = {"fraction": fraction, "validation_nll_per_pixel": {str(key): value for key, value in nll.items()},
-            "error_beyond_noise": view.error, "validation_patterns": len(view.held.patterns),
-            "validation_photons": view.held.share, "network": pretrained.about}
-    return replace(candidates[fraction], method="amortised", info=info, seconds=time.perf_counter() - wall,
-                   cpu_seconds=time.process_time() - cpu)
+            "error_beyond_noise": float(np.mean([view.error for view in views])), "splits": splits,
+            "validation_patterns": len(views[0].held.patterns), "validation_photons": views[0].held.share,
+            "network": pretrained.about}
+    return replace(_merged(views, corrections, fraction), method="amortised", info=info,
+                   seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
 
-# %% ../nbs/46_pretrained.ipynb #29785a97
+# %% ../nbs/46_pretrained.ipynb #54340022
 def amplitude_deviation(
     data: RawData,  # a scan
-    solver: Callable[[RawData], Reconstruction] = amortised,  # what reconstructs a scan; `estimate` works as well
+    solver: Callable[[RawData], Reconstruction] | None = None,  # reconstructs a scan; None: `amortised` with one split
     deals: int = 4,  # how often the photons are dealt out
     seed: int = 0,  # deals them
 ) -> tuple[np.ndarray, Region]:  # float32 (h, w): standard deviation of the amplitude; and the region (y0, y1, x0, x1), px
     "The standard deviation of a reconstruction's amplitude, from reconstructions of random halves of the photons."
-    rng = np.random.default_rng(seed)
+    rng, solver = np.random.default_rng(seed), solver or partial(amortised, splits=1)
     found = [solver(replace(data, diff3d=half)) for _ in range(deals) for half in deal_photons(data.diff3d, 0.5, rng)]
     region = common_region(*found)
     amplitudes = [np.abs(result.crop_to(region).object) for result in found]

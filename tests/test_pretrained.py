@@ -46,6 +46,15 @@ def test_it_costs_nothing_at_any_dose(shipped, nphotons):
     assert ssim(found, scan) > ssim(estimate(scan, validation=validation), scan) - 5e-4
 
 
+def test_every_pattern_is_used_by_some_split(shipped):
+    scan = small_scan()
+    once, together = (amortised(scan, shipped, splits=splits) for splits in (1, 4))
+    assert ssim(together, scan) > ssim(once, scan) and together.info["splits"] == 4
+    assert np.all(together.coverage[once.coverage > 0] > 0)
+    kept = validation_indices(scan.n_patterns, 0.1, 0)
+    assert amortised(scan, shipped, validation=kept).info["splits"] == 1, "given patterns are never fitted"
+
+
 def test_it_starts_the_refinement(shipped):
     scan = small_scan(n=120)
     validation = validation_indices(scan.n_patterns, 0.1, 0)
@@ -91,6 +100,10 @@ def test_refusals(tmp_path, shipped):
         load_pretrained(tmp_path / "other.npz")
     with pytest.raises(InputError, match=r"validation.*no patterns"):
         amortised(small_scan(n=30), shipped, validation=np.array([], int))
+    with pytest.raises(InputError, match=r"splits.*0.*at least 1"):
+        amortised(small_scan(n=30), shipped, splits=0)
+    with pytest.raises(InputError, match=r"orientations.*9.*1 to 8"):
+        amortised(small_scan(n=30), shipped, orientations=9)
 
 
 def test_the_file_is_small_enough_to_come_with_the_package():

@@ -133,7 +133,7 @@ def test_photons_judge_overlapping_patterns_as_well(dense):
 
 def test_the_pretrained_network_is_judged_by_photons_too(lone):
     network = Pretrained(build_corrector(8), {})  # corrects nothing
-    found = amortised(lone, network, orientations=1)
+    found = amortised(lone, network, splits=1, orientations=1)
     assert found.info["validation_photons"] == pytest.approx(0.1) and found.info["error_beyond_noise"] < 0.05
     assert rms_error(found, lone) == pytest.approx(rms_error(estimate(lone), lone), rel=1e-3)
 
