@@ -7,7 +7,7 @@ __all__ = ['FLOOR_SHARE', 'FLOOR_PHOTONS', 'split_positions', 'shift_probes', 's
            'check_patches', 'scan_amplitudes', 'intensity_scale', 'closed_form_intensity_scale', 'observe_poisson',
            'deal_photons', 'radial_mean', 'rate_floor', 'poisson_deviance']
 
-# %% ../nbs/13_photons.ipynb #bba2b2e4
+# %% ../nbs/13_photons.ipynb #912b38a9
 from functools import cache
 
 import numpy as np
@@ -15,9 +15,9 @@ from scipy import fft
 
 from .compiled import compiled
 from .config import InputError
-from .fourier import AT_ONCE, fourier_transform, image_planes, mirror_images, roots_of_unity
+from .fourier import fourier_transform, image_planes, images_at_once, mirror_images, roots_of_unity
 
-# %% ../nbs/13_photons.ipynb #93fbfaf0
+# %% ../nbs/13_photons.ipynb #84e5082e
 def split_positions(
     positions_px: np.ndarray,  # float64 (M, 2): patch centres (y, x), px
     N: int,  # side of a patch, px
@@ -43,12 +43,12 @@ def _ramps(remainder_px: np.ndarray, N: int) -> list[np.ndarray]:  # complex64 (
 
 @compiled
 def _shift(spectrum, ramp_y, ramp_x, planes, roots, shifted):
-    N = len(spectrum)
-    for first in range(0, len(shifted), AT_ONCE):
-        some = range(first, min(first + AT_ONCE, len(shifted)))
+    N, at_once = len(spectrum), images_at_once(planes[0])
+    for first in range(0, len(shifted), at_once):
+        some = range(first, min(first + at_once, len(shifted)))
         for k in some:
             for x in range(N):  # the planes hold the mirrored spectrum, so that its transform is not
-                re, im = planes[0, x, (k - first) * N :], planes[1, x, (k - first) * N :]
+                re, im = planes[0][x, (k - first) * N :], planes[1][x, (k - first) * N :]
                 row, along_y, turn = spectrum[x], ramp_y[k], ramp_x[k, x]
                 for y in range(N):
                     ramp = along_y[y] * turn
@@ -57,7 +57,7 @@ def _shift(spectrum, ramp_y, ramp_x, planes, roots, shifted):
         fourier_transform(planes[1], planes[0], planes[3], planes[2], roots)
         for k in some:
             for y in range(N):
-                re, im, row = planes[2, y, (k - first) * N :], planes[3, y, (k - first) * N :], shifted[k, y]
+                re, im, row = planes[2][y, (k - first) * N :], planes[3][y, (k - first) * N :], shifted[k, y]
                 for x in range(N):
                     row[x] = complex(re[x], im[x])
 
@@ -75,18 +75,18 @@ def shift_probes(
 
 @compiled
 def _sum_unshifted(fields, ramp_y, ramp_x, planes, roots, spectrum):
-    N = len(spectrum)
-    for first in range(0, len(fields), AT_ONCE):
-        some = range(first, min(first + AT_ONCE, len(fields)))
+    N, at_once = len(spectrum), images_at_once(planes[0])
+    for first in range(0, len(fields), at_once):
+        some = range(first, min(first + at_once, len(fields)))
         for k in some:
             for y in range(N):
-                re, im, row = planes[0, y, (k - first) * N :], planes[1, y, (k - first) * N :], fields[k, y]
+                re, im, row = planes[0][y, (k - first) * N :], planes[1][y, (k - first) * N :], fields[k, y]
                 for x in range(N):
                     re[x], im[x] = row[x].real, row[x].imag
         fourier_transform(planes[0], planes[1], planes[2], planes[3], roots)
         for k in some:
             for x in range(N):
-                re, im = planes[2, x, (k - first) * N :], planes[3, x, (k - first) * N :]
+                re, im = planes[2][x, (k - first) * N :], planes[3][x, (k - first) * N :]
                 row, along_y, turn = spectrum[x], ramp_y[k], ramp_x[k, x]
                 for y in range(N):
                     row[y] += complex(re[y], im[y]) * np.conj(along_y[y] * turn)
@@ -101,7 +101,7 @@ def sum_shifted_back(
     _sum_unshifted(fields, *_ramps(remainder_px, N), image_planes(N, fields.dtype), roots_of_unity(N, fields.dtype), spectrum)
     return fft.ifft2(spectrum.T)
 
-# %% ../nbs/13_photons.ipynb #f420b2e7
+# %% ../nbs/13_photons.ipynb #e0dd2a18
 @cache
 def checkerboard(
     N: int,  # side, px
@@ -124,7 +124,7 @@ def exit_waves(
 ) -> None:
     "What leaves the sample: each patch of the object times its light."
     N = len(real)
-    for slot in range(AT_ONCE):
+    for slot in range(images_at_once(real)):
         k = first + slot
         for y in range(N):
             re, im = real[y, slot * N : slot * N + N], imaginary[y, slot * N : slot * N + N]
@@ -153,18 +153,18 @@ def check_patches(
 
 @compiled
 def _amplitudes(objects, lights, canvas, corners, planes, roots, amplitude):
-    N = amplitude.shape[-1]
-    for first in range(0, len(canvas), AT_ONCE):
+    N, at_once = amplitude.shape[-1], images_at_once(planes[0])
+    for first in range(0, len(canvas), at_once):
         exit_waves(objects, lights, canvas, corners, first, planes[0], planes[1])
         fourier_transform(planes[0], planes[1], planes[2], planes[3], roots)
         for y in range(N):
-            size, re, im = planes[0, y], planes[2, y], planes[3, y]
+            size, re, im = planes[0][y], planes[2][y], planes[3][y]
             for x in range(len(size)):
                 size[x] = np.sqrt(re[x] * re[x] + im[x] * im[x])
         mirror_images(planes[0], planes[1])
-        for k in range(first, min(first + AT_ONCE, len(canvas))):
+        for k in range(first, min(first + at_once, len(canvas))):
             for y in range(N):
-                amplitude[k, y] = planes[1, y, (k - first) * N : (k - first + 1) * N]
+                amplitude[k, y] = planes[1][y, (k - first) * N : (k - first + 1) * N]
 
 
 def scan_amplitudes(

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LIKELIHOODS', 'likelihood_residual', 'scan_gradient', 'illumination', 'solve', 'solve_jointly']
 
-# %% ../nbs/24_solver.ipynb #de50e127
+# %% ../nbs/24_solver.ipynb #ac791911
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from .compiled import compiled
-from .fourier import AT_ONCE, fourier_transform, image_planes, roots_of_unity
+from .fourier import fourier_transform, image_planes, images_at_once, roots_of_unity
 from .photons import check_patches, checkerboard, exit_waves, shift_probes, sum_shifted_back
 from .surroundings import cores
 
@@ -44,11 +44,11 @@ def likelihood_residual(
         total += squared_error
     return total
 
-# %% ../nbs/24_solver.ipynb #e831f784
+# %% ../nbs/24_solver.ipynb #e179c99f
 @compiled
 def _add_to_objects(real, imaginary, lights, canvas, corners, first, gradient):
     N = len(real)
-    for k in range(first, min(first + AT_ONCE, len(canvas))):
+    for k in range(first, min(first + images_at_once(real), len(canvas))):
         (top, left), start = corners[k], (k - first) * N
         for y in range(N):
             re, im = real[y, start : start + N], imaginary[y, start : start + N]
@@ -60,7 +60,7 @@ def _add_to_objects(real, imaginary, lights, canvas, corners, first, gradient):
 @compiled
 def _add_to_lights(real, imaginary, objects, canvas, corners, first, gradient):
     N = len(real)
-    for k in range(first, min(first + AT_ONCE, len(canvas))):
+    for k in range(first, min(first + images_at_once(real), len(canvas))):
         (top, left), start = corners[k], (k - first) * N
         for y in range(N):
             re, im = real[y, start : start + N], imaginary[y, start : start + N]
@@ -72,7 +72,7 @@ def _add_to_lights(real, imaginary, objects, canvas, corners, first, gradient):
 @compiled
 def _mirrored(amplitude, patterns, first, plane):
     N = len(plane)
-    for slot in range(AT_ONCE):
+    for slot in range(images_at_once(plane)):
         for y in range(N):
             if first + slot < len(patterns):
                 row = amplitude[patterns[first + slot], y]
@@ -84,9 +84,9 @@ def _mirrored(amplitude, patterns, first, plane):
 
 @compiled
 def _add_gradients(objects, lights, amplitude, patterns, canvas, corners, poisson, planes, roots, gradient, of_lights):
-    real, imaginary, far_real, far_imaginary = planes[0], planes[1], planes[2], planes[3]
+    real, imaginary, far_real, far_imaginary = planes
     squared_error = 0.0
-    for first in range(0, len(patterns), AT_ONCE):
+    for first in range(0, len(patterns), images_at_once(real)):
         exit_waves(objects, lights, canvas, corners, first, real, imaginary)
         fourier_transform(real, imaginary, far_real, far_imaginary, roots)
         measured = real  # room that is free while the waves are on the detector
