@@ -17,7 +17,7 @@ from .compiled import compiled
 from .config import InputError
 from .fourier import fourier_transform, image_planes, images_at_once, mirror_images, roots_of_unity
 
-# %% ../nbs/13_photons.ipynb #84e5082e
+# %% ../nbs/13_photons.ipynb #b25b0ad0
 def split_positions(
     positions_px: np.ndarray,  # float64 (M, 2): patch centres (y, x), px
     N: int,  # side of a patch, px
@@ -35,7 +35,7 @@ def split_positions(
     height, width = corners.max(axis=0) - origin + N + margin_px
     return origin, corners - origin, remainder if remainder.any() else None, (int(height), int(width))
 
-
+# %% ../nbs/13_photons.ipynb #e98d8266
 def _ramps(remainder_px: np.ndarray, N: int) -> list[np.ndarray]:  # complex64 (M, N) along y, and along x
     frequency = fft.fftfreq(N).astype(remainder_px.dtype)
     return [np.exp(-2j * np.pi * remainder_px[:, axis, None] * frequency) for axis in (0, 1)]
