@@ -191,7 +191,7 @@ def load_pretrained(
     network.set_weights(list(arrays.values()))
     return Pretrained(network, about)
 
-# %% ../nbs/46_pretrained.ipynb #410f1a36
+# %% ../nbs/46_pretrained.ipynb #ee0680db
 def _merged(views: list[SolverView], corrections: list[np.ndarray], fraction: float) -> Reconstruction:
     coverages = np.stack([view.base.coverage for view in views])
     weights = coverages + 1e-6 * coverages.max()  # where nobody saw light, all are right alike
@@ -213,9 +213,10 @@ def amortised(
 ) -> Reconstruction:  # method "amortised"; what the counts held out chose is in `info`
     "Reconstruct a scan with a network that was trained on others; `InputError` if nothing is held out."
     wall, cpu = time.perf_counter(), time.process_time()
-    for name, number, most in (("splits", splits, np.inf), ("orientations", orientations, 8)):
-        if not 1 <= number <= most:
-            raise InputError(name, number, f"1 to {most}" if most == 8 else "at least 1", f"Leave {name} out for the default.")
+    if splits < 1:
+        raise InputError("splits", splits, "at least 1", "Leave it out for four.")
+    if not 1 <= orientations <= 8:
+        raise InputError("orientations", orientations, "1 to 8", "Leave it out for all eight.")
     pretrained = load_pretrained() if pretrained is None else pretrained
     if validation is not None and not len(validation):
         raise InputError("validation", "no patterns", "at least one", "The expected error is read off them.")

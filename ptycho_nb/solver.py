@@ -44,7 +44,7 @@ def likelihood_residual(
         total += squared_error
     return total
 
-# %% ../nbs/24_solver.ipynb #e179c99f
+# %% ../nbs/24_solver.ipynb #1030ffd1
 @compiled
 def _add_to_objects(real, imaginary, lights, canvas, corners, first, gradient):
     N = len(real)
@@ -89,7 +89,7 @@ def _add_gradients(objects, lights, amplitude, patterns, canvas, corners, poisso
     for first in range(0, len(patterns), images_at_once(real)):
         exit_waves(objects, lights, canvas, corners, first, real, imaginary)
         fourier_transform(real, imaginary, far_real, far_imaginary, roots)
-        measured = real  # room that is free while the waves are on the detector
+        measured = real  # a plane that is free while the waves are on the detector
         _mirrored(amplitude, patterns, first, measured)
         squared_error += likelihood_residual(far_real, far_imaginary, measured, poisson)
         fourier_transform(far_imaginary, far_real, imaginary, real, roots)
