@@ -26,7 +26,7 @@ from summary import key_figures
 
 from ptycho_nb.config import check_choice
 from ptycho_nb.files import replacing, write_json
-from ptycho_nb.surroundings import processors, versions
+from ptycho_nb.machine import processors, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("speed", "quality", "scaling", "star")  # rates first, in a fresh process

@@ -8,20 +8,22 @@ import numpy as np
 from bench import Table
 from skimage.metrics import structural_similarity
 
-from ptycho_nb.baselines import lsqml, ptychi_installed, train_supervised
+from ptycho_nb.analysis.metrics import compare
 from ptycho_nb.config import ModelConfig, SimulationConfig, TrainingConfig, loss_weights
-from ptycho_nb.estimate import estimate
-from ptycho_nb.formats import load_data
-from ptycho_nb.inference import reconstruct
-from ptycho_nb.metrics import compare
-from ptycho_nb.objects import make_object
-from ptycho_nb.pretrained import amortised
-from ptycho_nb.probes import crop_probe_fourier, make_probe, probe_diameter_px, twin_ambiguity
-from ptycho_nb.rawdata import RawData
-from ptycho_nb.reconstruction import Reconstruction, aligned_pair
-from ptycho_nb.scans import half_regions, validation_indices
-from ptycho_nb.simulate import generate_simulated_data, simulate_halves
-from ptycho_nb.training import train_cdi_model
+from ptycho_nb.data.formats import load_data
+from ptycho_nb.data.scan import RawData
+from ptycho_nb.data.simulation import generate_simulated_data, simulate_halves
+from ptycho_nb.network.inference import reconstruct
+from ptycho_nb.network.pretrained import amortised
+from ptycho_nb.network.supervised import train_supervised
+from ptycho_nb.network.training import train_cdi_model
+from ptycho_nb.physics.objects import make_object
+from ptycho_nb.physics.probes import crop_probe_fourier, make_probe, probe_diameter_px, twin_ambiguity
+from ptycho_nb.physics.scans import half_regions, validation_indices
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.gauge import aligned_pair
+from ptycho_nb.solvers.lsqml import lsqml, ptychi_installed
+from ptycho_nb.solvers.result import Reconstruction
 
 N = 64
 ONE_SPLIT = "amortised, one split"  # judged by the patterns that judge the other rows

@@ -13,12 +13,12 @@ import numpy as np
 from bench import Table, measured
 
 from ptycho_nb.config import SimulationConfig
-from ptycho_nb.estimate import estimate
+from ptycho_nb.data.simulation import generate_simulated_data
 from ptycho_nb.files import replacing
-from ptycho_nb.objects import make_object
-from ptycho_nb.probes import make_probe
-from ptycho_nb.scans import make_positions
-from ptycho_nb.simulate import generate_simulated_data
+from ptycho_nb.physics.objects import make_object
+from ptycho_nb.physics.probes import make_probe
+from ptycho_nb.physics.scans import make_positions
+from ptycho_nb.solvers.estimate import estimate
 
 ITERATIONS = 3
 PATTERNS_PER_AREA = 0.0186 * 64**2  # patterns on an area of N²: 2000 on a 392 px object at N = 64, at every size

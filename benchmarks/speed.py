@@ -20,19 +20,20 @@ from bench import Table, measured
 from keras import ops
 from scaling import peak_mb
 
-from ptycho_nb.bundle import load_bundle, save_bundle
 from ptycho_nb.config import ModelConfig, SimulationConfig, TrainingConfig
-from ptycho_nb.estimate import estimate
-from ptycho_nb.group_estimates import EstimateSettings, GroupEstimates, estimate_features, group_layout, window_px
-from ptycho_nb.grouping import group_data, group_indices
-from ptycho_nb.inference import reconstruct
-from ptycho_nb.model import PtychoModel
-from ptycho_nb.optics import as_complex, diffraction_amplitude
-from ptycho_nb.patches import extract_patches, stitch
-from ptycho_nb.photons import intensity_scale, split_positions
-from ptycho_nb.pretrained import amortised, load_pretrained
-from ptycho_nb.simulate import simulate_halves
-from ptycho_nb.solver import scan_gradient
+from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.network.bundle import load_bundle, save_bundle
+from ptycho_nb.network.groups import group_data, group_indices
+from ptycho_nb.network.inference import reconstruct
+from ptycho_nb.network.inputs import EstimateSettings, GroupEstimates, estimate_features, group_layout, window_px
+from ptycho_nb.network.model import PtychoModel
+from ptycho_nb.network.optics import as_complex, diffraction_amplitude
+from ptycho_nb.network.patches import extract_patches, stitch
+from ptycho_nb.network.pretrained import amortised, load_pretrained
+from ptycho_nb.physics.forward import split_positions
+from ptycho_nb.physics.noise import intensity_scale
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.likelihood import scan_gradient
 
 N = 64
 TRANSFORM = 5 * N**2 * np.log2(N**2)  # floating-point operations of one FFT2

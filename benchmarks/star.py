@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from bench import Table
 
-from ptycho_nb.baselines import lsqml, ptychi_installed
-from ptycho_nb.estimate import estimate
-from ptycho_nb.formats import load_data
-from ptycho_nb.metrics import data_fit, relative_phase
-from ptycho_nb.reconstruction import Reconstruction, align, covered_region
-from ptycho_nb.scans import validation_indices
+from ptycho_nb.analysis.metrics import data_fit, relative_phase
+from ptycho_nb.data.formats import load_data
+from ptycho_nb.physics.scans import validation_indices
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.gauge import align
+from ptycho_nb.solvers.lsqml import lsqml, ptychi_installed
+from ptycho_nb.solvers.result import Reconstruction, covered_region
 
 
 def phase_agreement(one: Reconstruction, reference: Reconstruction) -> float:

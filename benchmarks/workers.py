@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ptycho_nb.surroundings import thread_limits
-from ptycho_nb.sweep import sweep
+from ptycho_nb.machine import thread_limits
+from ptycho_nb.studies.sweep import sweep
 
 DOSE = Path(__file__).resolve().parent.parent / "studies_nbs" / "dose.ipynb"
 ASKED = 1.6

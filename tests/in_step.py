@@ -18,7 +18,8 @@ NOT_OURS = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__", "runs")
 
 
 def read_tree(folder: Path, suffix: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob(f"*{suffix}")}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob(f"*{suffix}")
+            if ".ipynb_checkpoints" not in path.parts}
 
 
 def differing(found: dict[str, bytes], made: dict[str, bytes]) -> list[str]:
@@ -61,7 +62,7 @@ def clean(root: Path) -> None:
     """Strip the notebooks of what changes from run to run."""
     for name in NOTEBOOK_FOLDERS:
         nbdev("nbdev_clean", "--fname", name, cwd=root)
-        for path in (root / name).glob("*.ipynb"):
+        for path in (root / name).rglob("*.ipynb"):
             notebook = json.loads(path.read_text(encoding="utf-8"))
             if names := superfluous_metadata(notebook):
                 for key in names:

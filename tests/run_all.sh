@@ -24,7 +24,7 @@ step() {  # step NAME COMMAND...
 step "modules are what the notebooks export"      python tests/in_step.py modules
 step "notebooks are clean"                        python tests/in_step.py clean
 step "README is nbs/index.ipynb"                  python tests/in_step.py readme
-step "rooms import from lower floors only"        lint-imports
+step "modules import from lower layers only"       lint-imports
 step "ruff"                                       ruff check ptycho_nb tests benchmarks setup.py
 step "library notebooks run (nbdev_test)"         nbdev_test --n_workers 2
 step "study notebooks run, quick profile"         nbdev_test --path studies_nbs --n_workers 2

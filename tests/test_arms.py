@@ -11,17 +11,9 @@ import nbformat
 import numpy as np
 import pytest
 
-from ptycho_nb.arms import (
-    ArmError,
-    arm_name,
-    check_parameters,
-    finish_arm,
-    read_arm,
-    run_arm,
-    start_arm,
-)
 from ptycho_nb.config import InputError
 from ptycho_nb.files import replacing, write_arrays, write_json
+from ptycho_nb.runs.arms import ArmError, arm_name, check_parameters, finish_arm, read_arm, run_arm, start_arm
 
 PARAMETERS = "nphotons: float = 1e9  # photons per pattern\nseed: int = 1\ndata_path: str = ''\noutput_dir: str = ''"
 WORK = """

@@ -6,14 +6,15 @@ import sys
 import numpy as np
 import pytest
 
-from ptycho_nb.baselines import lsqml, train_supervised
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, TrainingConfig
-from ptycho_nb.estimate import estimate
-from ptycho_nb.objects import make_object
-from ptycho_nb.probes import defocused_probe, disk_probe, twin_ambiguity
-from ptycho_nb.rawdata import RawData
-from ptycho_nb.reconstruction import covered_region, predict_amplitudes
-from ptycho_nb.simulate import generate_simulated_data, simulate_halves
+from ptycho_nb.data.scan import RawData
+from ptycho_nb.data.simulation import generate_simulated_data, simulate_halves
+from ptycho_nb.network.supervised import train_supervised
+from ptycho_nb.physics.objects import make_object
+from ptycho_nb.physics.probes import defocused_probe, disk_probe, twin_ambiguity
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.lsqml import lsqml
+from ptycho_nb.solvers.result import covered_region, predict_amplitudes
 
 needs_ptychi = pytest.mark.skipif(importlib.util.find_spec("ptychi") is None, reason="pty-chi is not installed")
 

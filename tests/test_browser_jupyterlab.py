@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ptycho_nb.dose_explorer import DoseExplorer
+from ptycho_nb.explorers.dose import DoseExplorer
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "studies_nbs" / "explore.ipynb"

@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptycho_nb.arms import arm_name, check_parameters, finish_arm, start_arm
-from ptycho_nb.browsers import DIFFERENCES, ReconstructionBrowser
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, TrainingConfig
-from ptycho_nb.dose_explorer import DoseExplorer
-from ptycho_nb.estimate import estimate
+from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.explorers.browser import DIFFERENCES, ReconstructionBrowser
+from ptycho_nb.explorers.dose import DoseExplorer
+from ptycho_nb.explorers.monitor import TrainingMonitor
+from ptycho_nb.explorers.probe import ProbeExplorer
 from ptycho_nb.files import write_json
-from ptycho_nb.monitor import TrainingMonitor
-from ptycho_nb.pairs import find_arms, pair_up, remade_truth, show_arm, view_of
-from ptycho_nb.probe_explorer import ProbeExplorer
-from ptycho_nb.reconstruction import align, save_reconstructions
-from ptycho_nb.simulate import simulate_halves
+from ptycho_nb.runs.arms import arm_name, check_parameters, finish_arm, start_arm
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.gauge import align
+from ptycho_nb.solvers.result import save_reconstructions
+from ptycho_nb.studies.pairs import find_arms, pair_up, remade_truth, show_arm, view_of
 
 EXPLORE = Path(__file__).resolve().parent.parent / "studies_nbs" / "explore.ipynb"
 SIMULATION = SimulationConfig(nphotons=1e6, object_size_px=192, object_phase=True, n_train=40, n_test=90, seed=5)
@@ -431,7 +432,7 @@ def test_a_file_that_is_no_history_is_refused_and_does_not_end_the_following(tmp
 @pytest.fixture(scope="module")
 def watched():
     """A small training, once watched and once not."""
-    from ptycho_nb.training import train_cdi_model
+    from ptycho_nb.network.training import train_cdi_model
 
     train = simulate_halves(simulation(nphotons=1e4))[0]
     model = ModelConfig(gridsize=1, n_filters=8)

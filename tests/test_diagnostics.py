@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, TrainingConfig
-from ptycho_nb.diagnostics import diagnose
-from ptycho_nb.estimate import estimate
+from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.diagnosis.model_checks import canvas_findings, canvas_report, lost_share
+from ptycho_nb.diagnosis.report import diagnose
+from ptycho_nb.diagnosis.scan_checks import scan_and_dose, scan_findings, scan_verdict, stored_quantity
 from ptycho_nb.files import read_json, write_json
-from ptycho_nb.model_checks import canvas_findings, canvas_report, lost_share
-from ptycho_nb.photons import intensity_scale
-from ptycho_nb.reconstruction import load_reconstructions, save_reconstructions
-from ptycho_nb.scan_checks import scan_and_dose, scan_findings, scan_verdict, stored_quantity
-from ptycho_nb.scans import validation_indices
-from ptycho_nb.simulate import simulate_halves
+from ptycho_nb.physics.noise import intensity_scale
+from ptycho_nb.physics.scans import validation_indices
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.result import load_reconstructions, save_reconstructions
 
 CONFIG = SimulationConfig(nphotons=1e5, probe_kind="defocused", object_size_px=192, object_phase=True, n_train=80,
                           n_test=100, seed=3)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ptycho_nb.config import InputError, ModelConfig, TrainingConfig
-from ptycho_nb.grouping import group_data, group_indices, held_out_targets, nearest_neighbours
-from ptycho_nb.probes import disk_probe
-from ptycho_nb.rawdata import RawData
+from ptycho_nb.data.scan import RawData
+from ptycho_nb.network.groups import group_data, group_indices, held_out_targets, nearest_neighbours
+from ptycho_nb.physics.probes import disk_probe
 
 
 def scan(n, N=64, side_px=200.0, seed=0, whole=False):

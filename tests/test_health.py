@@ -9,27 +9,19 @@ import numpy as np
 import pytest
 
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, TrainingConfig
-from ptycho_nb.estimate import estimate
-from ptycho_nb.free_positions import lattice_excess, raster_against_free, raster_step_px, scan_both_ways
-from ptycho_nb.group_estimates import EstimateSettings
-from ptycho_nb.grouping import PtychoDataContainer, group_data
-from ptycho_nb.health import (
-    bias_report,
-    dead_channels,
-    explained_share,
-    object_contrast,
-    plot_against_truth,
-    plot_bias,
-    plot_health,
-    training_health,
-)
-from ptycho_nb.inference import reconstruct, rescale_factor
-from ptycho_nb.model import PtychoModel
-from ptycho_nb.photons import poisson_deviance
-from ptycho_nb.reconstruction import predict_amplitudes
-from ptycho_nb.scans import make_positions
-from ptycho_nb.simulate import simulate_halves
-from ptycho_nb.training import RecordingAdam, train_cdi_model, training_course
+from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.diagnosis.bias import bias_report, explained_share, object_contrast, plot_against_truth, plot_bias
+from ptycho_nb.diagnosis.raster import lattice_excess, raster_against_free, raster_step_px, scan_both_ways
+from ptycho_nb.diagnosis.training_checks import dead_channels, plot_health, training_health
+from ptycho_nb.network.groups import PtychoDataContainer, group_data
+from ptycho_nb.network.inference import reconstruct, rescale_factor
+from ptycho_nb.network.inputs import EstimateSettings
+from ptycho_nb.network.model import PtychoModel
+from ptycho_nb.network.training import RecordingAdam, train_cdi_model, training_course
+from ptycho_nb.physics.noise import poisson_deviance
+from ptycho_nb.physics.scans import make_positions
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.result import predict_amplitudes
 
 SIMULATION = SimulationConfig(nphotons=1e7, object_size_px=192, n_train=40, n_test=60, probe_kind="defocused", seed=2)
 MODEL = ModelConfig(gridsize=1, n_filters=4)

@@ -8,12 +8,13 @@ import pytest
 from keras import ops
 
 from ptycho_nb.config import InputError
-from ptycho_nb.losses import amplitude_least_squares, amplitude_mae, poisson_nll, realspace_mae, total_variation
-from ptycho_nb.objects import make_object
-from ptycho_nb.optics import as_complex, diffract, diffraction_amplitude, illuminate, shift_probe
-from ptycho_nb.patches import accumulate_patches, canvas_size, extract_patches, merge_patches, stitch, translate
-from ptycho_nb.photons import intensity_scale, observe_poisson, poisson_deviance, scan_amplitudes, shift_probes
-from ptycho_nb.probes import defocused_probe
+from ptycho_nb.network.losses import amplitude_least_squares, amplitude_mae, poisson_nll, realspace_mae, total_variation
+from ptycho_nb.network.optics import as_complex, diffract, diffraction_amplitude, illuminate, shift_probe
+from ptycho_nb.network.patches import accumulate_patches, canvas_size, extract_patches, merge_patches, stitch, translate
+from ptycho_nb.physics.forward import scan_amplitudes, shift_probes
+from ptycho_nb.physics.noise import intensity_scale, observe_poisson, poisson_deviance
+from ptycho_nb.physics.objects import make_object
+from ptycho_nb.physics.probes import defocused_probe
 
 BACKEND = keras.backend.backend()
 

@@ -6,21 +6,22 @@ import pytest
 from scipy.ndimage import fourier_shift, gaussian_filter
 from skimage.metrics import structural_similarity
 
+from ptycho_nb.analysis.metrics import compare, data_fit, frc, frc50, image_metrics, ms_ssim
 from ptycho_nb.config import InputError
-from ptycho_nb.metrics import compare, data_fit, frc, frc50, image_metrics, ms_ssim
-from ptycho_nb.objects import make_object
-from ptycho_nb.photons import observe_poisson, scan_amplitudes, split_positions
-from ptycho_nb.probes import make_probe
-from ptycho_nb.rawdata import RawData
-from ptycho_nb.reconstruction import (
+from ptycho_nb.data.scan import RawData
+from ptycho_nb.physics.forward import scan_amplitudes, split_positions
+from ptycho_nb.physics.noise import observe_poisson
+from ptycho_nb.physics.objects import make_object
+from ptycho_nb.physics.probes import make_probe
+from ptycho_nb.physics.scans import make_positions
+from ptycho_nb.solvers.gauge import align
+from ptycho_nb.solvers.result import (
     Reconstruction,
-    align,
     covered_region,
     load_reconstructions,
     predict_amplitudes,
     save_reconstructions,
 )
-from ptycho_nb.scans import make_positions
 
 WINDOW = (slice(40, 180), slice(30, 200))
 

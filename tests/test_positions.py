@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from ptycho_nb.config import InputError, SimulationConfig
-from ptycho_nb.photons import checkerboard, observe_poisson, scan_amplitudes, split_positions
-from ptycho_nb.positions import _Places, moves_in_words, position_gradient, refine_positions
-from ptycho_nb.probes import make_probe
-from ptycho_nb.reconstruction import predict_amplitudes
-from ptycho_nb.scans import validation_indices
-from ptycho_nb.simulate import simulate_halves
+from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.physics.forward import checkerboard, scan_amplitudes, split_positions
+from ptycho_nb.physics.noise import observe_poisson
+from ptycho_nb.physics.probes import make_probe
+from ptycho_nb.physics.scans import validation_indices
+from ptycho_nb.solvers.positions import _Places, moves_in_words, position_gradient, refine_positions
+from ptycho_nb.solvers.result import predict_amplitudes
 
 ITERATIONS = 14
 

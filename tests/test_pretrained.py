@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ptycho_nb.analysis.metrics import compare
 from ptycho_nb.config import InputError, SimulationConfig
-from ptycho_nb.estimate import estimate
-from ptycho_nb.metrics import compare
-from ptycho_nb.pretrained import amortised, build_corrector, correct, load_pretrained, solver_view
-from ptycho_nb.probes import make_probe
-from ptycho_nb.scans import validation_indices
-from ptycho_nb.simulate import simulate_halves
+from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.network.pretrained import amortised, build_corrector, correct, load_pretrained, solver_view
+from ptycho_nb.physics.probes import make_probe
+from ptycho_nb.physics.scans import validation_indices
+from ptycho_nb.solvers.estimate import estimate
 
 
 def small_scan(kind="lines", probe="disk", nphotons=1e4, **settings):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ptycho_nb.config import InputError
-from ptycho_nb.formats import load_data, read_tike
-from ptycho_nb.rawdata import RawData
+from ptycho_nb.data.formats import load_data, read_tike
+from ptycho_nb.data.scan import RawData
 
 M, N = 10, 64
 

@@ -10,10 +10,17 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ptycho_nb.arm_images import certainty_table, dark_pixel_table, draw_dose_study, halves_of
-from ptycho_nb.arms import arm_name, finish_arm, read_arm, start_arm
+from ptycho_nb.analysis.metrics import compare, data_fit
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, derive_seeds
-from ptycho_nb.doses import (
+from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.files import read_json, write_arrays, write_json
+from ptycho_nb.physics.scans import validation_indices
+from ptycho_nb.runs.arms import arm_name, finish_arm, read_arm, start_arm
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.gauge import aligned_pair
+from ptycho_nb.solvers.result import covered_region, load_reconstructions, save_reconstructions
+from ptycho_nb.studies.dose_images import certainty_table, dark_pixel_table, draw_dose_study, halves_of
+from ptycho_nb.studies.dose_statistics import (
     discuss,
     dose_efficiency,
     dose_needed,
@@ -22,11 +29,7 @@ from ptycho_nb.doses import (
     paired_difference,
     spread,
 )
-from ptycho_nb.estimate import estimate
-from ptycho_nb.files import read_json, write_arrays, write_json
-from ptycho_nb.metrics import compare, data_fit
-from ptycho_nb.reconstruction import aligned_pair, covered_region, load_reconstructions, save_reconstructions
-from ptycho_nb.reports import (
+from ptycho_nb.studies.reports import (
     certainty_sentences,
     method_scores,
     report,
@@ -35,8 +38,6 @@ from ptycho_nb.reports import (
     training_sentences,
     why_sentences,
 )
-from ptycho_nb.scans import validation_indices
-from ptycho_nb.simulate import simulate_halves
 
 DOSES, LOSSES, SEEDS = (1e6, 1e4), ("nll", "mae"), (1, 2)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from ptycho_nb.config import InputError, SimulationConfig
-from ptycho_nb.objects import make_object
-from ptycho_nb.photons import closed_form_intensity_scale, intensity_scale
-from ptycho_nb.probes import defocused_probe, make_probe
-from ptycho_nb.scans import half_regions, make_positions
-from ptycho_nb.simulate import generate_simulated_data, simulate_halves
+from ptycho_nb.data.simulation import generate_simulated_data, simulate_halves
+from ptycho_nb.physics.noise import closed_form_intensity_scale, intensity_scale
+from ptycho_nb.physics.objects import make_object
+from ptycho_nb.physics.probes import defocused_probe, make_probe
+from ptycho_nb.physics.scans import half_regions, make_positions
 
 SMALL = SimulationConfig(n_train=150, n_test=80, seed=5)
 

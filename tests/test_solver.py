@@ -3,20 +3,22 @@ import numpy as np
 import pytest
 
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig
-from ptycho_nb.estimate import PHOTONS, estimate, hold_out
-from ptycho_nb.group_estimates import choose_group_settings
-from ptycho_nb.grouping import group_data
-from ptycho_nb.inference import reconstruct
-from ptycho_nb.model import PtychoModel
-from ptycho_nb.objects import make_object
-from ptycho_nb.photons import deal_photons, shift_probes
-from ptycho_nb.positions import refine_positions
-from ptycho_nb.pretrained import Pretrained, amortised, build_corrector
-from ptycho_nb.probes import make_probe
-from ptycho_nb.reconstruction import crop
-from ptycho_nb.scans import stand_alone, validation_indices
-from ptycho_nb.simulate import generate_simulated_data, simulate_halves
-from ptycho_nb.solver import scan_gradient, solve
+from ptycho_nb.data.simulation import generate_simulated_data, simulate_halves
+from ptycho_nb.network.groups import group_data
+from ptycho_nb.network.inference import reconstruct
+from ptycho_nb.network.inputs import choose_group_settings
+from ptycho_nb.network.model import PtychoModel
+from ptycho_nb.network.pretrained import Pretrained, amortised, build_corrector
+from ptycho_nb.physics.forward import shift_probes
+from ptycho_nb.physics.noise import deal_photons
+from ptycho_nb.physics.objects import make_object
+from ptycho_nb.physics.probes import make_probe
+from ptycho_nb.physics.scans import stand_alone, validation_indices
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.held_out import PHOTONS, hold_out
+from ptycho_nb.solvers.likelihood import scan_gradient, solve
+from ptycho_nb.solvers.positions import refine_positions
+from ptycho_nb.solvers.result import crop
 
 N = 16
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ptycho_nb.arms import ArmError, check_parameters, read_arm, run_arm
 from ptycho_nb.config import InputError
-from ptycho_nb.reconstruction import load_reconstructions
+from ptycho_nb.runs.arms import ArmError, check_parameters, read_arm, run_arm
+from ptycho_nb.solvers.result import load_reconstructions
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies_nbs"
 DOSE = STUDIES / "dose.ipynb"

@@ -16,13 +16,13 @@ import nbformat
 import pytest
 from distributed import Client
 
-import ptycho_nb.sweep
-from ptycho_nb.arms import ArmBusy, locked, read_arm, run_arm, start_arm
+import ptycho_nb.studies.sweep
 from ptycho_nb.cli import main
 from ptycho_nb.config import InputError
 from ptycho_nb.files import read_json, sha256_of, write_json
-from ptycho_nb.surroundings import thread_limits
-from ptycho_nb.sweep import read_arms_table, sweep
+from ptycho_nb.machine import thread_limits
+from ptycho_nb.runs.arms import ArmBusy, locked, read_arm, run_arm, start_arm
+from ptycho_nb.studies.sweep import read_arms_table, sweep
 
 PROGRAM = Path(sys.executable).with_name("ptycho-nb")
 DASK = Path(sys.executable).with_name("dask")
@@ -142,7 +142,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_clear_error(tmp_path, capsys)
 
 
 def test_a_disk_that_is_too_full_is_said_beforehand(tmp_path, monkeypatch):
-    monkeypatch.setattr(ptycho_nb.sweep, "_SPARE_BYTES", 1e18)
+    monkeypatch.setattr(ptycho_nb.studies.sweep, "_SPARE_BYTES", 1e18)
     with pytest.raises(InputError, match=r"MB free; expected 1000000000000 MB"):
         sweep(make_study(tmp_path), tmp_path / "out", grid=GRID)
     assert not (tmp_path / "out" / "dose=1").exists()

@@ -11,14 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ptycho_nb.bundle import load_bundle, save_bundle
 from ptycho_nb.config import InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig, derive_seeds
-from ptycho_nb.grouping import PtychoDataContainer
-from ptycho_nb.inference import reconstruct
-from ptycho_nb.rawdata import RawData
-from ptycho_nb.scans import validation_indices
-from ptycho_nb.simulate import simulate_halves
-from ptycho_nb.training import train_cdi_model
+from ptycho_nb.data.scan import RawData
+from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.network.bundle import load_bundle, save_bundle
+from ptycho_nb.network.groups import PtychoDataContainer
+from ptycho_nb.network.inference import reconstruct
+from ptycho_nb.network.training import train_cdi_model
+from ptycho_nb.physics.scans import validation_indices
 
 SIMULATION = SimulationConfig(nphotons=1e4, object_size_px=256, n_train=120, n_test=40, seed=3)
 MODEL = ModelConfig(gridsize=1, n_filters=8)

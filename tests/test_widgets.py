@@ -13,18 +13,19 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig
-from ptycho_nb.dose_explorer import DoseExplorer
-from ptycho_nb.estimate import estimate
+from ptycho_nb.data.scan import RawData
+from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.explorers.dose import DoseExplorer
+from ptycho_nb.explorers.explorer import Explorer
+from ptycho_nb.explorers.intensity import IntensityExplorer, best_scales
+from ptycho_nb.explorers.probe import ProbeExplorer
 from ptycho_nb.files import write_json
-from ptycho_nb.intensity_explorer import IntensityExplorer, best_scales
-from ptycho_nb.photons import closed_form_intensity_scale, scan_amplitudes, split_positions
-from ptycho_nb.probe_explorer import ProbeExplorer
-from ptycho_nb.probes import disk_probe
-from ptycho_nb.rawdata import RawData
-from ptycho_nb.reconstruction import save_reconstructions
-from ptycho_nb.scans import linear_overlap, scan_report
-from ptycho_nb.simulate import simulate_halves
-from ptycho_nb.widgets import Explorer
+from ptycho_nb.physics.forward import scan_amplitudes, split_positions
+from ptycho_nb.physics.noise import closed_form_intensity_scale
+from ptycho_nb.physics.probes import disk_probe
+from ptycho_nb.physics.scans import linear_overlap, scan_report
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.result import save_reconstructions
 
 CONFIG = SimulationConfig(nphotons=1e5, object_size_px=160, probe_kind="defocused", n_train=1, n_test=60)
 
@@ -337,9 +338,9 @@ def test_a_measured_scan_is_explained_by_the_solver(tmp_path, scan):
 
 
 def test_a_bundle_is_applied_to_its_data(tmp_path, scan):
-    from ptycho_nb.bundle import save_bundle
-    from ptycho_nb.grouping import group_data
-    from ptycho_nb.model import PtychoModel
+    from ptycho_nb.network.bundle import save_bundle
+    from ptycho_nb.network.groups import group_data
+    from ptycho_nb.network.model import PtychoModel
 
     config = ModelConfig(gridsize=1, generator="cnn", n_filters=2)
     container = group_data(scan, config)
