@@ -18,7 +18,7 @@ from ptycho_nb.runs.arms import ArmError, arm_name, check_parameters, finish_arm
 PARAMETERS = "nphotons: float = 1e9  # photons per pattern\nseed: int = 1\ndata_path: str = ''\noutput_dir: str = ''"
 WORK = """
 from pathlib import Path
-from ptycho_nb.arms import finish_arm, start_arm, write_json
+from ptycho_nb.runs.arms import finish_arm, start_arm, write_json
 parameters = dict(nphotons=nphotons, seed=int(seed), data_path=data_path, output_dir=output_dir)
 folder = start_arm(output_dir, parameters)
 write_json(folder / "metrics.json", {"network": {"amplitude": {"ssim": 0.5}}, "here": {"seconds": 0.0}})
@@ -219,7 +219,7 @@ def test_a_killed_run_is_not_done_and_runs_again(tmp_path):
     wait = "import time\nif not (Path(output_dir) / 'go').exists(): time.sleep(60)"
     notebook = make_notebook(tmp_path, PARAMETERS, WORK, wait, FINISH)
     folder = tmp_path / "arm"
-    code = f"from ptycho_nb.arms import run_arm; run_arm({str(notebook)!r}, {str(folder)!r})"
+    code = f"from ptycho_nb.runs.arms import run_arm; run_arm({str(notebook)!r}, {str(folder)!r})"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     deadline = time.monotonic() + 60
     while not (folder / "figures" / "a.png").exists() and time.monotonic() < deadline:

@@ -82,9 +82,9 @@ def test_without_ptychi_the_remedy_is_said():
     code = """
 import sys
 sys.modules["ptychi"] = None  # what Python itself does for a module that cannot be imported
-from ptycho_nb.baselines import lsqml
+from ptycho_nb.solvers.lsqml import lsqml
 from ptycho_nb.config import SimulationConfig
-from ptycho_nb.simulate import simulate_halves
+from ptycho_nb.data.simulation import simulate_halves
 lsqml(simulate_halves(SimulationConfig(n_train=1, n_test=9))[1])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -33,8 +33,8 @@ WORK = """
 import os, time
 from contextlib import suppress
 from pathlib import Path
-from ptycho_nb.arms import finish_arm, start_arm, write_json
-from ptycho_nb.surroundings import cores
+from ptycho_nb.runs.arms import finish_arm, start_arm, write_json
+from ptycho_nb.machine import cores
 parameters = dict(dose=dose, loss=loss, seed=seed, log_path=log_path, output_dir=output_dir)
 folder = start_arm(output_dir, parameters, seeds={"noise_seed": seed}, training={"nepochs": 2})
 if log_path:
@@ -396,7 +396,7 @@ def test_killed_in_training_it_goes_on_to_the_same_metrics(tmp_path, request):
 def test_a_table_for_a_person_and_nothing_for_papermill(tmp_path):
     from jupyter_client.manager import start_new_kernel
 
-    code = "from ptycho_nb.sweep import sweep\n"
+    code = "from ptycho_nb.studies.sweep import sweep\n"
     code += f"sweep({str(make_study(tmp_path))!r}, {str(tmp_path)!r} + out, grid={{'dose': [1, 0]}}, n_workers=1).ok"
     manager, client = start_new_kernel()
     try:

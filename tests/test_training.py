@@ -64,8 +64,8 @@ def test_same_seed_same_numbers(scans, trained):
 KILLED = """
 import os, signal, sys
 from ptycho_nb.config import ModelConfig, TrainingConfig
-from ptycho_nb.rawdata import RawData
-from ptycho_nb.training import train_cdi_model
+from ptycho_nb.data.scan import RawData
+from ptycho_nb.network.training import train_cdi_model
 
 def kill(row):
     if row["epoch"] == 2:
@@ -190,7 +190,7 @@ import sys
 import numpy as np
 from ptycho_nb.bundle import load_bundle
 from ptycho_nb.inference import reconstruct
-from ptycho_nb.rawdata import RawData
+from ptycho_nb.data.scan import RawData
 
 bundle, scan, result = sys.argv[1:]
 made = reconstruct(load_bundle(bundle), RawData.load(scan))
@@ -247,8 +247,8 @@ import numpy as np
 from ptycho_nb.bundle import load_bundle, save_bundle
 from ptycho_nb.config import ModelConfig, TrainingConfig
 from ptycho_nb.inference import reconstruct
-from ptycho_nb.rawdata import RawData
-from ptycho_nb.training import train_cdi_model
+from ptycho_nb.data.scan import RawData
+from ptycho_nb.network.training import train_cdi_model
 
 train, test, bundle = sys.argv[1:]
 assert keras.backend.backend() == "jax"

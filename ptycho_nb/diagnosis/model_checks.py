@@ -123,7 +123,7 @@ def grouping_report(
     positions_px: np.ndarray,  # float64 (M, 2), px
     gridsize: int,
     n_groups: int | None = None,  # requested; None: one for each pattern
-    neighbor_count: int | None = None,  # K, see `ptycho_nb.grouping.group_indices`
+    neighbor_count: int | None = None,  # K, see `ptycho_nb.network.groups.group_indices`
     seed: int = 0,
 ) -> dict[str, Any]:  # requested and achieved groups and their statistics; 'refused', with the reason, where none
     "What grouping makes of some positions."

@@ -107,7 +107,7 @@ class Pair(NamedTuple):
     def frc(
         self,
         quantity: str = "amplitude",  # one of `QUANTITIES`
-    ) -> dict[str, dict[str, np.ndarray]]:  # curves as `ptycho_nb.metrics.frc` returns them, by name
+    ) -> dict[str, dict[str, np.ndarray]]:  # curves as `ptycho_nb.analysis.metrics.frc` returns them, by name
         "Each one's ring correlation with its truth; without truths the one of the two with each other."
         check_choice("quantity", quantity, QUANTITIES)
         truths = {"left": (self.left, self.left_truth), "right": (self.right, self.right_truth)}
