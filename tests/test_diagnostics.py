@@ -17,6 +17,7 @@ from ptycho_nb.files import read_json, write_json
 from ptycho_nb.physics.noise import intensity_scale
 from ptycho_nb.physics.scans import validation_indices
 from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.held_out import hold_out
 from ptycho_nb.solvers.result import load_reconstructions, save_reconstructions
 
 CONFIG = SimulationConfig(nphotons=1e5, probe_kind="defocused", object_size_px=192, object_phase=True, n_train=80,
@@ -238,7 +239,7 @@ def arm(scans, tmp_path_factory):
     epochs = [{"epoch": k, **row} for k in (0, 1)]
     write_json(folder / "history.json", {"header": {"canvas_px": 136, "kept_epoch": 1}, "epochs": epochs})
     validation = validation_indices(test.n_patterns, 0.1, 6)
-    save_reconstructions(folder / "reconstruction.npz", no_network=estimate(test, validation=validation))
+    save_reconstructions(folder / "reconstruction.npz", no_network=estimate(test, held=hold_out(test, validation)))
     return folder
 
 

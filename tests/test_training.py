@@ -188,8 +188,8 @@ def test_an_untrained_residual_unet_returns_the_estimate(scans, scope):
 FRESH = """
 import sys
 import numpy as np
-from ptycho_nb.bundle import load_bundle
-from ptycho_nb.inference import reconstruct
+from ptycho_nb.network.bundle import load_bundle
+from ptycho_nb.network.inference import reconstruct
 from ptycho_nb.data.scan import RawData
 
 bundle, scan, result = sys.argv[1:]
@@ -244,9 +244,9 @@ JAX = """
 import sys
 import keras
 import numpy as np
-from ptycho_nb.bundle import load_bundle, save_bundle
+from ptycho_nb.network.bundle import load_bundle, save_bundle
 from ptycho_nb.config import ModelConfig, TrainingConfig
-from ptycho_nb.inference import reconstruct
+from ptycho_nb.network.inference import reconstruct
 from ptycho_nb.data.scan import RawData
 from ptycho_nb.network.training import train_cdi_model
 

@@ -25,7 +25,7 @@ from scipy.signal import fftconvolve
 from ..config import InputError
 from ..data.scan import RawData
 from ..files import replacing
-from ..physics.forward import split_positions
+from ..physics.forward import Layout
 from ..physics.probes import probe_diameter_px
 from ..solvers.gauge import align, aligned_pair
 from ..solvers.result import Reconstruction, Region, covered_region, crop
@@ -164,11 +164,11 @@ def plot_scan(
     left.plot(x, y, "k-", label=f"probe, {diameter_px:.0f} px")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
 
-    origin, corners, _, shape = split_positions(data.positions_px, data.N)
-    visits = np.zeros(np.array(shape) - data.N + 1)
-    np.add.at(visits, tuple(corners.T), 1)
+    layout = Layout.around(data.positions_px, data.N)
+    visits = np.zeros(np.array(layout.shape[1:]) - data.N + 1)
+    np.add.at(visits, tuple(layout.corners_px.T), 1)
     light = np.abs(data.probe) ** 2 * data.nphotons_mean / np.sum(np.abs(data.probe) ** 2)
-    (top, left_px), (height, width) = origin, shape
+    (top, left_px), (height, width) = layout.origin_px, layout.shape[1:]
     extent = (left_px - 0.5, left_px + width - 0.5, top + height - 0.5, top - 0.5)
     drawn = right.imshow(np.maximum(fftconvolve(visits, light), 0), cmap="viridis", extent=extent)
     figure.colorbar(drawn, ax=right, label="photons per pixel of the sample")

@@ -23,7 +23,7 @@ from ..config import Config, InputError, ModelConfig, TrainingConfig, derive_see
 from ..data.scan import RawData
 from ..files import replacing, write_json
 from ..machine import cores, viewer
-from ..physics.forward import scan_amplitudes, split_positions
+from ..physics.forward import Layout, scan_amplitudes
 from ..physics.scans import validation_indices
 from .generators import fastest_precision, get_generator
 from .groups import PtychoDataContainer, group_data, validation_groups
@@ -91,10 +91,8 @@ def with_object(data: RawData, course: Course) -> Course:
     if data.object is None:
         raise InputError(f"{data.source}, key 'objectGuess'", "no object",
                          "the true object, because realspace_mae_weight > 0", "Set realspace_mae_weight to 0, or add the object.")
-    origin, corners, remainder, _ = split_positions(data.positions_px, data.N)
-    used = np.unique(container.inputs)
-    lit = scan_amplitudes(data.object, container.probe, (corners + origin)[used],
-                          None if remainder is None else remainder[used])
+    used = data.positions_px[np.unique(container.inputs)]
+    lit = scan_amplitudes(data.object, container.probe, Layout.on_canvas(used, data.N, data.object.shape))
     energy = np.mean(np.sum(lit**2, axis=(1, 2)))
     side = container.canvas_px
     padded = np.pad(data.object * (data.N / 2 / np.sqrt(energy)), side, constant_values=1)

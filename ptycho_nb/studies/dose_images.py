@@ -17,7 +17,7 @@ from ..config import InputError, SimulationConfig
 from ..data.scan import RawData
 from ..data.simulation import simulate_halves
 from ..files import read_json
-from ..physics.forward import scan_amplitudes, split_positions
+from ..physics.forward import Layout, scan_amplitudes
 from ..physics.objects import make_object
 from ..physics.probes import load_probe
 from ..solvers.gauge import aligned_pair
@@ -89,9 +89,9 @@ def dark_pixel_table(
     for arm, nphotons in arms.drop_duplicates("nphotons").sort_values("nphotons")[["arm", "nphotons"]].itertuples(index=False):
         _, test = halves_of(Path(folder) / arm)
         chosen = np.unique(np.linspace(0, test.n_patterns - 1, n_patterns).astype(int))
-        origin, corners, remainder, _ = split_positions(test.positions_px[chosen], test.N)
+        layout = Layout.on_canvas(test.positions_px[chosen], test.N, test.object.shape)
         measured = test.diff3d[chosen].astype(float)
-        exact = scan_amplitudes(test.object, test.probe, corners + origin, remainder).astype(float)
+        exact = scan_amplitudes(test.object, test.probe, layout).astype(float)
         exact *= np.sqrt(np.sum(measured**2) / np.sum(exact**2))
         error, dark = np.abs(exact - measured), measured == 0
         ratio = (measured / np.maximum(exact, 1e-30)).ravel()
