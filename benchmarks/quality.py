@@ -16,7 +16,7 @@ from ptycho_nb.data.simulation import generate_simulated_data, simulate_halves
 from ptycho_nb.network.inference import reconstruct
 from ptycho_nb.network.pretrained import amortised
 from ptycho_nb.network.supervised import train_supervised
-from ptycho_nb.network.training import train_cdi_model
+from ptycho_nb.network.training import train as train_network
 from ptycho_nb.physics.objects import make_object
 from ptycho_nb.physics.probes import crop_probe_fourier, make_probe, probe_diameter_px, twin_ambiguity
 from ptycho_nb.physics.scans import half_regions, validation_indices
@@ -137,25 +137,25 @@ def networks(profile: Profile, case: Case) -> Iterator[tuple[str, ModelConfig, T
     longer, cnn = replace(training, nepochs=profile.nepochs[0]), replace(training, nepochs=profile.cnn_epochs)
     unet, plain = ModelConfig(N=N), ModelConfig(N=N, generator="cnn")
     alone, mae = replace(unet, gridsize=1), loss_weights("mae")
-    yield "residual_unet, gridsize 1, NLL", alone, longer, train_cdi_model
+    yield "residual_unet, gridsize 1, NLL", alone, longer, train_network
     with_cnn = case.nphotons in profile.cnn_doses[case.rank]
     if with_cnn:
-        yield "cnn, gridsize 1, NLL", replace(plain, gridsize=1), cnn, train_cdi_model
+        yield "cnn, gridsize 1, NLL", replace(plain, gridsize=1), cnn, train_network
     supervised = case.nphotons in profile.supervised_doses[case.rank]
     if not overlap:
         if supervised:
             yield "supervised residual_unet, gridsize 1", alone, longer, train_supervised
         return
-    yield "residual_unet, gridsize 2, NLL", unet, training, train_cdi_model
+    yield "residual_unet, gridsize 2, NLL", unet, training, train_network
     if with_cnn:
-        yield "cnn, gridsize 2, NLL", plain, cnn, train_cdi_model
+        yield "cnn, gridsize 2, NLL", plain, cnn, train_network
     if supervised:
         yield "supervised residual_unet, gridsize 2", unet, training, train_supervised
     if case.nphotons in profile.scan_doses:
-        yield "residual_unet, scan, NLL", replace(unet, estimate_scope="scan"), training, train_cdi_model
+        yield "residual_unet, scan, NLL", replace(unet, estimate_scope="scan"), training, train_network
     if case.nphotons in profile.mae_doses:
-        yield "residual_unet, gridsize 1, MAE", alone, replace(longer, **mae), train_cdi_model
-        yield "residual_unet, gridsize 2, MAE", unet, replace(training, **mae), train_cdi_model
+        yield "residual_unet, gridsize 1, MAE", alone, replace(longer, **mae), train_network
+        yield "residual_unet, gridsize 2, MAE", unet, replace(training, **mae), train_network
 
 
 Halves = Callable[[int], tuple[RawData, RawData]]  # of a noise seed: the training and the test half
@@ -196,12 +196,12 @@ def measure_case(table: Table, profile: Profile, case: Case, halves: Halves) -> 
     if case.nphotons == 1e3:
         return  # only the rows that the doses between 1e3 and 1e9 are asked of
     for name, model_config, training_config, train_with in networks(profile, case):
-        model, history = train_with(train, None, model_config, training_config, progress=False)
+        model, history = train_with(train, model_config, training_config, progress=False)
         if name in ("residual_unet, gridsize 1, NLL", "residual_unet, gridsize 2, NLL"):
-            group = reconstruct(model.untrained(), test, exclude=validation)
+            group = reconstruct(test, model.untrained(), exclude=validation)
             add(table, case, f"no network, gridsize {model_config.gridsize}", [group], [score(group)],
                 note="each group's own estimate, stitched")
-        header, image = history["header"], reconstruct(model, test, exclude=validation)
+        header, image = history["header"], reconstruct(test, model, exclude=validation)
         image = replace(image, seconds=image.seconds + header["seconds"],
                         cpu_seconds=image.cpu_seconds + header["cpu_seconds"])
         add(table, case, name, [image], [score(image)], note=f"{header['seconds']:.0f} s of them training")

@@ -216,14 +216,14 @@ def measure_network(clock: Clock, scan, config: ModelConfig, precisions: tuple[s
         with tempfile.TemporaryDirectory() as folder:  # as a user has it: from a bundle
             save_bundle(Path(folder) / "wts.h5.zip", model)
             loaded = load_bundle(Path(folder) / "wts.h5.zip")
-        groups = reconstruct(loaded, scan).info["groups"]
+        groups = reconstruct(scan, loaded).info["groups"]
         bound = clock.possible(operations * groups, precision=precision)
         if config.generator == "residual_unet":  # windows as narrow as a group's light, solved while the network works
             steps = groups * 4 * settings.iterations
             solved = clock.possible(steps * STEP[0], steps * STEP[1])
             bound = max(bound * np.mean(lit_px**2) / lit_px.max() ** 2, solved)
         clock.measure(f"reconstruct with {name}", scan.n_patterns, "patterns",
-                      lambda loaded=loaded: reconstruct(loaded, scan), bound,
+                      lambda loaded=loaded: reconstruct(scan, loaded), bound,
                       note=f"raw patterns to stitched object, {groups} groups")
 
 

@@ -70,9 +70,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
     _load_keras()
     from ptycho_nb.network.bundle import save_bundle
-    from ptycho_nb.network.training import train_cdi_model
+    from ptycho_nb.network.training import train
 
-    model, history = train_cdi_model(data, None, model_config, training_config, output_dir=folder)
+    model, history = train(data, model_config, training_config, output_dir=folder)
     save_bundle(folder / _BUNDLE, model)
     header = history["header"]
     print(f"{folder / _BUNDLE}: weights of epoch {header['kept_epoch']} of {training_config.nepochs}; {header['ended']}")
@@ -98,7 +98,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from ptycho_nb.network.inference import reconstruct
     from ptycho_nb.solvers.result import save_reconstructions
 
-    result = reconstruct(Path(arguments.network) / _BUNDLE, data, config)
+    result = reconstruct(data, Path(arguments.network) / _BUNDLE, config)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_reconstructions(output, network=result)
     height, width = result.object.shape

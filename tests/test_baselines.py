@@ -95,16 +95,16 @@ lsqml(simulate_halves(SimulationConfig(n_train=1, n_test=9))[1])
 def test_supervised_training_needs_the_truth(scan):
     blind = RawData(scan.diff3d, scan.positions_px, scan.probe)
     with pytest.raises(InputError, match="the true object"):
-        train_supervised(blind, None, ModelConfig(gridsize=1, n_filters=4), TrainingConfig(nepochs=1), progress=False)
+        train_supervised(blind, ModelConfig(gridsize=1, n_filters=4), TrainingConfig(nepochs=1), progress=False)
 
 
 def test_supervised_training_sees_the_object_and_not_the_photons():
     train, _ = simulate_halves(SimulationConfig(nphotons=1e4, object_size_px=192, n_train=40, n_test=1))
     config, training = ModelConfig(gridsize=1, n_filters=4), TrainingConfig(nepochs=2, precision="float32")
-    model, history = train_supervised(train, None, config, training, progress=False)
+    model, history = train_supervised(train, config, training, progress=False)
     assert np.isclose(model.intensity_scale, model.data_scale)  # photons taught nothing
     wrong = RawData(train.diff3d, train.positions_px, train.probe, 0.5 * train.object.conj() + 1)
-    _, other = train_supervised(wrong, None, config, training, progress=False)
+    _, other = train_supervised(wrong, config, training, progress=False)
     assert history["epochs"][0]["val_loss"] != other["epochs"][0]["val_loss"]
 
 

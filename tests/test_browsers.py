@@ -432,7 +432,7 @@ def test_a_file_that_is_no_history_is_refused_and_does_not_end_the_following(tmp
 @pytest.fixture(scope="module")
 def watched():
     """A small training, once watched and once not."""
-    from ptycho_nb.network.training import train_cdi_model
+    from ptycho_nb.network.training import train as train_network
 
     train = simulate_halves(simulation(nphotons=1e4))[0]
     model = ModelConfig(gridsize=1, n_filters=8)
@@ -440,8 +440,8 @@ def watched():
     monitor = TrainingMonitor(train, n_patterns=16)
     pictures = []
     monitor.image.observe(lambda change: pictures.append(bytes(change["new"])), "value")
-    return monitor, pictures, train_cdi_model(train, None, model, training, progress=monitor), train_cdi_model(
-        train, None, model, training)
+    return monitor, pictures, train_network(train, model, training, progress=monitor), train_network(
+        train, model, training)
 
 
 def test_a_training_is_watched_and_is_the_same_training(watched):

@@ -13,11 +13,13 @@ from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.diagnosis.bias import bias_report, explained_share, object_contrast, plot_against_truth, plot_bias
 from ptycho_nb.diagnosis.raster import lattice_excess, raster_against_free, raster_step_px, scan_both_ways
 from ptycho_nb.diagnosis.training_checks import dead_channels, plot_health, training_health
+from ptycho_nb.network.courses import training_course
 from ptycho_nb.network.groups import PtychoDataContainer, group_data
 from ptycho_nb.network.inference import reconstruct, rescale_factor
 from ptycho_nb.network.inputs import EstimateSettings
 from ptycho_nb.network.model import PtychoModel
-from ptycho_nb.network.training import RecordingAdam, train_cdi_model, training_course
+from ptycho_nb.network.training import RecordingAdam
+from ptycho_nb.network.training import train as train_network
 from ptycho_nb.physics.noise import poisson_deviance
 from ptycho_nb.physics.scans import make_positions
 from ptycho_nb.solvers.estimate import estimate
@@ -43,7 +45,7 @@ def good(scans):
 @pytest.fixture(scope="module")
 def trained(scans):
     """A short training with nothing wrong."""
-    return train_cdi_model(scans[0], None, MODEL, TRAINING)
+    return train_network(scans[0], MODEL, TRAINING)
 
 
 def mean_of(reconstruction):
@@ -126,7 +128,7 @@ def brighter_model(scan, factor, scope="group"):
 def test_rescaling_recovers_a_known_factor(scans, rescale, scope):
     scan, factors, brightness = scans[1], {}, {}
     for factor in (1.0, 12.0):
-        made = reconstruct(brighter_model(scan, factor, scope), scan, rescale=rescale)
+        made = reconstruct(scan, brighter_model(scan, factor, scope), rescale=rescale)
         assert made.info["rescale"] == rescale
         factors[factor] = made.info["rescale_factor"]
         brightness[factor] = np.sum(predict_amplitudes(made) ** 2, dtype=float) / np.sum(scan.diff3d**2, dtype=float)
@@ -138,7 +140,7 @@ def test_rescaling_recovers_a_known_factor(scans, rescale, scope):
 def test_rescaling_is_off_by_default_and_uses_no_truth(scans):
     scan = scans[1]
     model, blind = brighter_model(scan, 3.0), replace(scan, object=None)
-    plain, scaled = reconstruct(model, scan), reconstruct(model, blind, rescale="intensity")
+    plain, scaled = reconstruct(scan, model), reconstruct(blind, model, rescale="intensity")
     assert plain.info["rescale"] == "none" and plain.info["rescale_factor"] == 1
     lit = plain.coverage > 0
     assert np.allclose(scaled.object[lit], plain.object[lit] * scaled.info["rescale_factor"], rtol=1e-5)
@@ -151,7 +153,7 @@ def test_only_used_patterns_decide_the_factor(scans):
     spoilt = scan.diff3d.copy()
     spoilt[excluded] *= 7
     model = brighter_model(scan, 1.0)
-    factors = [reconstruct(model, data, exclude=excluded, rescale="least_squares").info["rescale_factor"]
+    factors = [reconstruct(data, model, exclude=excluded, rescale="least_squares").info["rescale_factor"]
                for data in (scan, replace(scan, diff3d=spoilt))]
     assert factors[0] == factors[1]
 
@@ -166,7 +168,7 @@ def test_least_squares_by_hand_and_the_order_of_the_two(scans, good):
 
 def test_a_wrong_rescale_and_a_dark_object_are_refused(scans, good):
     with pytest.raises(InputError, match=r"rescale.*'intensty'.*'intensity'"):
-        reconstruct("never-read.h5.zip", scans[1], rescale="intensty")
+        reconstruct(scans[1], "never-read.h5.zip", rescale="intensty")
     with pytest.raises(InputError, match="no light"):
         rescale_factor(replace(good, object=np.zeros_like(good.object)), scans[1], "intensity")
 
@@ -186,7 +188,7 @@ def test_the_gradient_norm_is_that_of_the_gradient(scans):
     import tensorflow as tf
 
     one_step, judges = replace(TRAINING, nepochs=1, batch_size=64), np.arange(0, 40, 10)
-    model, history = train_cdi_model(scans[0], None, MODEL, one_step, validation=judges)
+    model, history = train_network(scans[0], MODEL, one_step, validation=judges)
     fresh, container = model.untrained(), group_data(scans[0], MODEL, exclude=judges, targets="held_out")
     course, _ = training_course(replace(container, canvas_px=model.canvas_px), MODEL, 0)
     batch = {**container.batch(np.arange(len(container))), **course.extra(np.arange(len(container)))}
@@ -218,7 +220,7 @@ def test_the_batch_that_made_a_nan_is_named(scans, monkeypatch):
         return arrays
 
     monkeypatch.setattr(PtychoDataContainer, "batch", poisoned)
-    history = train_cdi_model(scans[0], None, MODEL, TRAINING).history
+    history = train_network(scans[0], MODEL, TRAINING).history
     first = history["header"]["first_nan"]
     assert first["epoch"] == 1 and poisonous in np.ravel(first["targets"])
     streamed = [targets for targets in seen if len(targets) == 8]  # others are examples and estimates
@@ -230,7 +232,7 @@ def test_the_batch_that_made_a_nan_is_named(scans, monkeypatch):
 
 
 def test_an_exploding_training_is_named(scans):
-    history = train_cdi_model(scans[0], None, MODEL, replace(TRAINING, learning_rate=1e25)).history
+    history = train_network(scans[0], MODEL, replace(TRAINING, learning_rate=1e25)).history
     report = training_health(history)
     assert "not a number" in report["verdict"] and report["first_nan"]["epoch"] == 1
     assert plot_health(history).axes
@@ -286,7 +288,7 @@ def test_courses_that_go_wrong_are_named():
 @pytest.mark.parametrize("generator", ["residual_unet", "cnn"])
 def test_dead_channels_name_the_layer(scans, generator):
     config = replace(MODEL, generator=generator)
-    model = train_cdi_model(scans[0], None, config, replace(TRAINING, nepochs=1)).model
+    model = train_network(scans[0], config, replace(TRAINING, nepochs=1)).model
     network = model.object_network if generator == "residual_unet" else model.object_network.generator
     layer = network.get_layer("convolution_3")
     layer.set_weights([layer.get_weights()[0], np.full(layer.filters, -1e4)])
@@ -300,7 +302,7 @@ def test_the_cnn_leaves_the_flat_object():
     config = ModelConfig(gridsize=1, generator="cnn", n_filters=8)
     training = TrainingConfig(nepochs=16, batch_size=8, learning_rate=1e-3, patience=99, targets="input",
                               precision="float32")
-    model, history = train_cdi_model(train, None, config, training)
+    model, history = train_network(train, config, training)
     container = group_data(train, config)
     vacuum = np.abs(np.fft.fftshift(np.fft.fft2(container.probe))) / 64 * container.intensity_scale
     flat_loss = poisson_deviance(np.broadcast_to(vacuum, train.diff3d.shape), train.diff3d)

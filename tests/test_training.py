@@ -17,7 +17,7 @@ from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.network.bundle import load_bundle, save_bundle
 from ptycho_nb.network.groups import PtychoDataContainer
 from ptycho_nb.network.inference import reconstruct
-from ptycho_nb.network.training import train_cdi_model
+from ptycho_nb.network.training import train as train_network
 from ptycho_nb.physics.scans import validation_indices
 
 SIMULATION = SimulationConfig(nphotons=1e4, object_size_px=256, n_train=120, n_test=40, seed=3)
@@ -34,7 +34,7 @@ def scans() -> tuple[RawData, RawData]:
 @pytest.fixture(scope="module")
 def trained(scans):
     """A model and its history."""
-    return train_cdi_model(scans[0], None, MODEL, TRAINING)
+    return train_network(scans[0], MODEL, TRAINING)
 
 
 def losses(history: dict) -> list[tuple]:
@@ -55,9 +55,9 @@ def same_weights(first, second) -> bool:
 
 
 def test_same_seed_same_numbers(scans, trained):
-    again = train_cdi_model(scans[0], None, MODEL, TRAINING)
+    again = train_network(scans[0], MODEL, TRAINING)
     assert losses(again.history) == losses(trained.history) and same_weights(again.model, trained.model)
-    other = train_cdi_model(scans[0], None, MODEL, replace(TRAINING, nepochs=1, train_seed=5))
+    other = train_network(scans[0], MODEL, replace(TRAINING, nepochs=1, train_seed=5))
     assert losses(other.history)[1] != losses(trained.history)[1]
 
 
@@ -65,15 +65,15 @@ KILLED = """
 import os, signal, sys
 from ptycho_nb.config import ModelConfig, TrainingConfig
 from ptycho_nb.data.scan import RawData
-from ptycho_nb.network.training import train_cdi_model
+from ptycho_nb.network.training import train as train_network
 
 def kill(row):
     if row["epoch"] == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
 path, folder, model, training = sys.argv[1:]
-train_cdi_model(RawData.load(path), None, ModelConfig.from_json(model), TrainingConfig.from_json(training),
-                output_dir=folder, callback=kill)
+train_network(RawData.load(path), ModelConfig.from_json(model), TrainingConfig.from_json(training),
+              output_dir=folder, callback=kill)
 """
 
 
@@ -85,10 +85,10 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(scans, trained, tm
     assert len(json.loads((folder / "history.json").read_text())["epochs"]) == 3
     scan = RawData.load(tmp_path / "scan.npz")
     with pytest.raises(InputError, match="another training"):
-        train_cdi_model(scan, None, MODEL, replace(TRAINING, nepochs=4), output_dir=folder)
+        train_network(scan, MODEL, replace(TRAINING, nepochs=4), output_dir=folder)
     trained_here = []
-    result = train_cdi_model(scan, None, MODEL, TRAINING, output_dir=folder,
-                             callback=lambda row: trained_here.append(row["epoch"]))
+    result = train_network(scan, MODEL, TRAINING, output_dir=folder,
+                           callback=lambda row: trained_here.append(row["epoch"]))
     assert trained_here == [3]
     assert losses(result.history) == losses(trained.history) and same_weights(result.model, trained.model)
     assert [path.name for path in folder.iterdir()] == ["history.json"]
@@ -113,7 +113,7 @@ def test_a_nan_ends_the_training_with_the_best_weights(scans, trained, monkeypat
         return arrays
 
     monkeypatch.setattr(PtychoDataContainer, "batch", poisoned)
-    result = train_cdi_model(scans[0], None, MODEL, TRAINING)
+    result = train_network(scans[0], MODEL, TRAINING)
     rows = result.history["epochs"]
     assert [row["nan_count"] > 0 for row in rows] == [False, False, True]
     assert "not a number" in result.history["header"]["ended"] and result.history["header"]["kept_epoch"] == 1
@@ -123,13 +123,13 @@ def test_a_nan_ends_the_training_with_the_best_weights(scans, trained, monkeypat
 
 def test_no_epoch_better_than_the_untrained_model(scans):
     wild = replace(TRAINING, learning_rate=3.0, patience=2)
-    result = train_cdi_model(scans[0], None, MODEL, wild)
+    result = train_network(scans[0], MODEL, wild)
     assert result.history["header"]["kept_epoch"] == 0 and "untrained" in result.history["header"]["ended"]
     assert same_weights(result.model, result.model.untrained())
 
 
 def test_another_scan_is_only_watched(scans, trained):
-    watched = train_cdi_model(scans[0], scans[0], MODEL, replace(TRAINING, nepochs=1))
+    watched = train_network(scans[0], MODEL, replace(TRAINING, nepochs=1), test=scans[0])
     rows = watched.history["epochs"]
     assert all(row.pop("test_loss") == row["val_loss"] for row in rows), "here it is the same scan"
     assert losses(watched.history)[0] == losses(trained.history)[0]
@@ -140,7 +140,7 @@ def test_validation_patterns_have_no_influence_on_what_is_learned(scans):
     for factor in (0.5, 2):
         changed = replace(scans[0], diff3d=np.concatenate([scans[0].diff3d[:-1], factor * scans[0].diff3d[-1:]]))
         last = np.array([changed.n_patterns - 1])
-        history = train_cdi_model(changed, None, MODEL, one_epoch, validation=last).history
+        history = train_network(changed, MODEL, one_epoch, validation=last).history
         learned.append(history["epochs"][1]["train_loss"])
         assert history["header"]["n_validation_groups"] == 1
     assert learned[0] == learned[1]
@@ -148,7 +148,7 @@ def test_validation_patterns_have_no_influence_on_what_is_learned(scans):
 
 def test_a_learned_probe_survives_the_bundle(scans, tmp_path):
     model_config = replace(MODEL, probe_trainable=True)
-    model = train_cdi_model(scans[0], None, model_config, replace(TRAINING, nepochs=1)).model
+    model = train_network(scans[0], model_config, replace(TRAINING, nepochs=1)).model
     model.probe_parts.assign(model.probe_parts * 1.1)
     save_bundle(tmp_path / "wts.h5.zip", model)
     again = load_bundle(tmp_path / "wts.h5.zip")
@@ -164,10 +164,10 @@ def test_models_of_every_size_side_by_side():
         for gridsize in (1, 2):
             for generator in ("residual_unet", "cnn"):
                 model = ModelConfig(N=N, gridsize=gridsize, generator=generator, n_filters=4)
-                trained = train_cdi_model(train, None, model, replace(TRAINING, nepochs=1)).model
+                trained = train_network(train, model, replace(TRAINING, nepochs=1)).model
                 results[N, gridsize, generator] = trained, test
     for (N, _, generator), (trained, test) in results.items():
-        reconstruction = reconstruct(trained, test, InferenceConfig(batch_size=5))
+        reconstruction = reconstruct(test, trained, InferenceConfig(batch_size=5))
         assert reconstruction.probe.shape == (N, N) and np.all(np.isfinite(reconstruction.object)), generator
         inside = np.round(test.positions_px).astype(int) - reconstruction.origin_px
         assert np.all(reconstruction.coverage[tuple(inside.T)] > 0)
@@ -176,12 +176,12 @@ def test_models_of_every_size_side_by_side():
 @pytest.mark.parametrize("scope", ["group", "scan"])
 def test_an_untrained_residual_unet_returns_the_estimate(scans, scope):
     config = replace(MODEL, estimate_scope=scope)
-    model = train_cdi_model(scans[0], None, config, replace(TRAINING, nepochs=1)).model
-    untrained = reconstruct(model.untrained(), scans[1])
-    changed = reconstruct(model, scans[1])
+    model = train_network(scans[0], config, replace(TRAINING, nepochs=1)).model
+    untrained = reconstruct(scans[1], model.untrained())
+    changed = reconstruct(scans[1], model)
     assert not np.array_equal(untrained.object, changed.object)
     model.object_network.get_layer("correction").set_weights([np.zeros((3, 3, 8, 8)), np.zeros(8)])
-    assert np.array_equal(reconstruct(model, scans[1]).object, untrained.object)
+    assert np.array_equal(reconstruct(scans[1], model).object, untrained.object)
     assert np.isclose(np.average(np.abs(untrained.object), weights=untrained.coverage), 1, atol=0.1)
 
 
@@ -193,7 +193,7 @@ from ptycho_nb.network.inference import reconstruct
 from ptycho_nb.data.scan import RawData
 
 bundle, scan, result = sys.argv[1:]
-made = reconstruct(load_bundle(bundle), RawData.load(scan))
+made = reconstruct(RawData.load(scan), load_bundle(bundle))
 np.savez(result, object=made.object, probe=made.probe, coverage=made.coverage)
 """
 
@@ -202,12 +202,12 @@ np.savez(result, object=made.object, probe=made.probe, coverage=made.coverage)
 def test_a_bundle_predicts_the_same_in_a_fresh_process(scans, trained, tmp_path, generator):
     model = trained.model
     if generator == "cnn":
-        model = train_cdi_model(scans[0], None, replace(MODEL, generator="cnn", n_filters=4), TRAINING).model
+        model = train_network(scans[0], replace(MODEL, generator="cnn", n_filters=4), TRAINING).model
     save_bundle(tmp_path / "wts.h5.zip", model)
     scans[1].save(tmp_path / "scan.npz")
     run = in_a_process(FRESH, tmp_path / "wts.h5.zip", tmp_path / "scan.npz", tmp_path / "result.npz")
     assert run.returncode == 0, run.stderr[-3000:]
-    here = reconstruct(model, scans[1])
+    here = reconstruct(scans[1], model)
     with np.load(tmp_path / "result.npz") as there:
         assert all(np.array_equal(there[name], getattr(here, name)) for name in ("object", "probe", "coverage"))
 
@@ -248,7 +248,7 @@ from ptycho_nb.network.bundle import load_bundle, save_bundle
 from ptycho_nb.config import ModelConfig, TrainingConfig
 from ptycho_nb.network.inference import reconstruct
 from ptycho_nb.data.scan import RawData
-from ptycho_nb.network.training import train_cdi_model
+from ptycho_nb.network.training import train as train_network
 
 train, test, bundle = sys.argv[1:]
 assert keras.backend.backend() == "jax"
@@ -256,11 +256,11 @@ for generator in ("cnn", "residual_unet"):
     # Twelve divides the groups of both kinds: one shape, one compilation.
     training = TrainingConfig(nepochs=2, batch_size=12, precision="float32", tv_weight=1e-3, realspace_mae_weight=1e-3)
     config = ModelConfig(gridsize=1, generator=generator, n_filters=4)
-    model, history = train_cdi_model(RawData.load(train), None, config, training)
+    model, history = train_network(RawData.load(train), config, training)
     assert history["epochs"][-1]["train_loss"] < history["epochs"][1]["train_loss"], history
-result = reconstruct(model, RawData.load(test))
+result = reconstruct(RawData.load(test), model)
 assert np.all(np.isfinite(result.object))
-there = reconstruct(load_bundle(bundle), RawData.load(test))
+there = reconstruct(RawData.load(test), load_bundle(bundle))
 np.save(bundle + ".npy", there.object)
 """
 
@@ -272,13 +272,13 @@ def test_jax_trains_and_reads_the_bundles_of_tensorflow(scans, trained, tmp_path
     save_bundle(tmp_path / "wts.h5.zip", trained.model)
     run = in_a_process(JAX, tmp_path / "train.npz", tmp_path / "test.npz", tmp_path / "wts.h5.zip", backend="jax")
     assert run.returncode == 0, run.stderr[-3000:]
-    here = reconstruct(trained.model, scans[1]).object
+    here = reconstruct(scans[1], trained.model).object
     assert np.allclose(np.load(tmp_path / "wts.h5.zip.npy"), here, atol=1e-4)
 
 
 def test_light_beyond_the_canvas_of_the_validation_patterns():
     """On a sparse scan the groups that train see farther than those that judge."""
     config = SimulationConfig(nphotons=1e4, probe_kind="defocused", n_train=48, n_test=1, noise_seed=1)
-    model, history = train_cdi_model(simulate_halves(config)[0], None, ModelConfig(estimate_scope="scan"),
-                                     TrainingConfig(nepochs=1))
+    model, history = train_network(simulate_halves(config)[0], ModelConfig(estimate_scope="scan"),
+                                   TrainingConfig(nepochs=1))
     assert model.window_px <= model.canvas_px and np.isfinite(history["epochs"][-1]["val_loss"])

@@ -54,10 +54,10 @@ def scan_both_ways(
                 "probe_refined": estimate(replace(test, probe=start), held=held, refine_probe=True)}
         if model is not None:
             from ptycho_nb.network.inference import reconstruct
-            from ptycho_nb.network.training import train_cdi_model
+            from ptycho_nb.network.training import train as train_network
 
-            learned = train_cdi_model(train, None, model, training or TrainingConfig(seed=config.seed))
-            made["network"] = reconstruct(learned.model, test, exclude=validation)
+            learned = train_network(train, model, training or TrainingConfig(seed=config.seed))
+            made["network"] = reconstruct(test, learned.model, exclude=validation)
         pairs[kind] = ScanPair(test, validation, made)
     return pairs
 

@@ -112,7 +112,7 @@ def object_health(
 
 
 def training_health(
-    history: Mapping[str, Any],  # of `train_cdi_model`, or the content of history.json: 'header' and 'epochs'
+    history: Mapping[str, Any],  # of `train`, or the content of history.json: 'header' and 'epochs'
     reconstruction: Reconstruction | None = None,  # what the trained network made of a scan
     data: RawData | None = None,  # that scan; with it, a texture is told from an image
     validation: np.ndarray | None = None,  # int (v,): patterns that no fit has seen
@@ -120,7 +120,7 @@ def training_health(
     "How a training went and whether its result shows anything; `InputError` for a history without epochs."
     rows, header = history.get("epochs", []), history.get("header", {})
     if not rows:
-        raise InputError("history", "no epochs", "at least one", "Give the history of train_cdi_model.")
+        raise InputError("history", "no epochs", "at least one", "Give the history of train.")
     keys = ("epoch", "train_loss", "val_loss", "gradient_norm", "gradient_norm_max", "intensity_scale", "nan_count")
     found = _nan_findings(header, rows) + _gradient_findings(rows) + _course_findings(header, rows)
     seen = None if reconstruction is None else object_health(reconstruction, data, validation)
@@ -156,7 +156,7 @@ def dead_channels(
 
 # %% ../../nbs/7_diagnosis/55_training_checks.ipynb #6104bd6d
 def plot_health(
-    history: Mapping[str, Any],  # of `train_cdi_model`
+    history: Mapping[str, Any],  # of `train`
 ) -> Figure:
     "Losses, gradient norms and intensity scale over the epochs; a NaN is marked."
     rows = history["epochs"]

@@ -102,7 +102,7 @@ def _from_bundle(path: Path, data: RawData | str | Path | None, count: int) -> P
     part = _near_the_middle(widgets.scan_of(data), 2 * count)
     from ptycho_nb.network.inference import reconstruct
 
-    return _predictions(part, {"network": reconstruct(path, part)}, count)
+    return _predictions(part, {"network": reconstruct(part, path)}, count)
 
 
 def read_predictions(

@@ -162,7 +162,7 @@ def _training_numbers(state: MonitorState) -> str:
     if poisoned:
         lines.append(f"not a number     in epoch {poisoned[0]}")
     if not state.images:
-        lines += ["", "pictures need the model:", "train_cdi_model(…, progress=monitor)"]
+        lines += ["", "pictures need the model:", "train(…, progress=monitor)"]
     if state.ended:
         lines += ["", textwrap.fill(state.ended, 40)]
     return "\n".join(lines)
@@ -188,7 +188,7 @@ def middle_of(
 
 # %% ../../nbs/9_explorers/60_monitor.ipynb #b7c095e3
 class TrainingMonitor(Explorer):
-    """Watch a training: give it as `progress` to `train_cdi_model`, or follow the history that another process writes.
+    """Watch a training: give it as `progress` to `train`, or follow the history that another process writes.
 
     `InputError` for an unknown setting, a scan of too few patterns, or a history that is none.
     """
@@ -233,7 +233,7 @@ class TrainingMonitor(Explorer):
         rows: Sequence[Mapping[str, Any]],  # of all epochs so far
         model: Any = None,  # a PtychoModel as it is after the last of them; None: no picture
     ) -> None:
-        "Show another epoch; `train_cdi_model` calls this."
+        "Show another epoch; `train` calls this."
         with self.lock:
             self.rows = list(rows)
             if model is not None and self.part is not None:
@@ -251,7 +251,7 @@ class TrainingMonitor(Explorer):
     def _take_picture(self, model: Any) -> None:
         from ptycho_nb.network.inference import reconstruct
 
-        made = reconstruct(model, self.part)
+        made = reconstruct(self.part, model)
         made = made.crop_to(covered_region(made))
         self._region = made.region
         if self.part.truth is not None:
@@ -272,7 +272,7 @@ class TrainingMonitor(Explorer):
             return False
         content = read_json(path)
         if not isinstance(content, Mapping) or not isinstance(content.get("epochs"), list) or "header" not in content:
-            raise InputError(str(path), "something else", "the history that train_cdi_model writes", "Give the folder of an arm.")
+            raise InputError(str(path), "something else", "the history that train writes", "Give the folder of an arm.")
         with self.lock:
             self._seen, self.rows = changed_ns, content["epochs"]
             ended = content["header"].get("ended", "")

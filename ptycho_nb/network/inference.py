@@ -26,6 +26,7 @@ from .groups import PtychoDataContainer, group_data
 from .inputs import GroupEstimates, estimate_features, group_layout, scan_layout, window_px
 from .model import MergedPatches, PtychoModel
 from .patches import stitch
+from .training import TrainingResult
 
 # %% ../../nbs/4_network/65_inference.ipynb #1c563b61
 def _batches(model: PtychoModel, container: PtychoDataContainer, batch_size: int) -> Iterator[PtychoDataContainer]:
@@ -156,8 +157,8 @@ def rescale_factor(
 
 # %% ../../nbs/4_network/65_inference.ipynb #7fed50e2
 def reconstruct(
-    model: PtychoModel | str | Path,  # trained, or the path of its bundle
     data: RawData,  # a scan with patterns of the model's N
+    model: PtychoModel | TrainingResult | str | Path,  # trained, or the path of its bundle
     config: InferenceConfig | None = None,  # None: the defaults
     exclude: np.ndarray | None = None,  # int (v,): patterns that are not used, for instance the validation patterns
     rescale: str = "none",  # "intensity" or "least_squares": multiply the object by `rescale_factor`
@@ -167,8 +168,9 @@ def reconstruct(
     Raises `InputError` for patterns of another size, too few of them, an unknown rescale, or a bundle that is damaged.
     """
     check_choice("rescale", rescale, RESCALES)
-    if not isinstance(model, PtychoModel):
+    if isinstance(model, str | Path):
         model = load_bundle(model)
+    model = model.model if isinstance(model, TrainingResult) else model
     config = config or InferenceConfig()
     config.check_against(model.config)
     wall, cpu = time.perf_counter(), time.process_time()

@@ -10,17 +10,16 @@ from dataclasses import replace
 
 from ..config import ModelConfig, TrainingConfig
 from ..data.scan import RawData
-from .training import TrainingResult, train_cdi_model
+from .training import TrainingResult, train
 
 # %% ../../nbs/4_network/57_supervised.ipynb #ea067525
 def train_supervised(
-    train: RawData,  # a simulated scan with its object
-    test: RawData | None,  # another scan, whose loss is recorded
-    model_config: ModelConfig,
-    training_config: TrainingConfig,  # its loss weights are replaced
-    **options,  # of `train_cdi_model`: validation, output_dir, resume, progress, callback
+    data: RawData,  # a simulated scan with its object
+    model: ModelConfig | None = None,  # None: the defaults, with the N of the data
+    training: TrainingConfig | None = None,  # its loss weights are replaced; None: the defaults
+    **options,  # of `train`: test, validation, output_dir, resume, progress, callback
 ) -> TrainingResult:  # model and history
     """Train a model with the true object as its label; `InputError` if a scan has none."""
-    model_config = replace(model_config, probe_trainable=False, intensity_scale_trainable=False)
-    training_config = replace(training_config, nll_weight=0.0, mae_weight=0.0, realspace_mae_weight=1.0)
-    return train_cdi_model(train, test, model_config, training_config, **options)
+    model = replace(model or ModelConfig(N=data.N), probe_trainable=False, intensity_scale_trainable=False)
+    training = replace(training or TrainingConfig(), nll_weight=0.0, mae_weight=0.0, realspace_mae_weight=1.0)
+    return train(data, model, training, **options)
