@@ -24,13 +24,17 @@ import numpy as np
 from ..config import Config, InputError, check_choice
 from ..files import plain_json, read_json, replacing, sha256_of, write_json
 
-_CONFIG, _HISTORY, _METRICS = "config.json", "history.json", "metrics.json"
-_DONE, _NOTEBOOK, _ERROR, _LOCK = "done.json", "notebook.ipynb", "error.txt", ".lock"
+CONFIG, HISTORY, METRICS, DONE = "config.json", "history.json", "metrics.json", "done.json"  # the files of an arm
+WEIGHTS, RECONSTRUCTION, DEVIATION = "wts.h5.zip", "reconstruction.npz", "deviation.npz"
+NOTEBOOK, ERROR, FIGURES = "notebook.ipynb", "error.txt", "figures"
+MANIFEST = "manifest.json"  # of a sweep, in the folder above its arms
+_LOCK = ".lock"
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['arm_name', 'start_arm', 'finish_arm', 'Arm', 'read_arm', 'check_parameters', 'literal', 'ArmError', 'check_arm',
-           'ArmBusy', 'locked', 'standard_error_to', 'run_arm']
+__all__ = ['CONFIG', 'HISTORY', 'METRICS', 'DONE', 'WEIGHTS', 'RECONSTRUCTION', 'DEVIATION', 'NOTEBOOK', 'ERROR', 'FIGURES',
+           'MANIFEST', 'arm_name', 'start_arm', 'finish_arm', 'Arm', 'read_config', 'read_arm', 'check_parameters',
+           'literal', 'ArmError', 'check_arm', 'ArmBusy', 'locked', 'standard_error_to', 'run_arm']
 
 # %% ../../nbs/6_runs/20_arms.ipynb #68418635
 _NAME_LENGTH = 200  # most file systems end a name at 255 bytes
@@ -75,11 +79,11 @@ def arm_name(
 # %% ../../nbs/6_runs/20_arms.ipynb #e903caa9
 def _refuse_other_configuration(folder: Path, parameters: Mapping[str, Any]) -> None:
     "Raise `InputError` if `folder` holds an arm with other parameters; where the output lies is not one of them."
-    results = (_HISTORY, _METRICS, _DONE, "reconstruction.npz", "wts.h5.zip")
-    if not (folder / _CONFIG).exists() or not any((folder / name).exists() for name in results):
+    results = (HISTORY, METRICS, DONE, RECONSTRUCTION, WEIGHTS)
+    if not (folder / CONFIG).exists() or not any((folder / name).exists() for name in results):
         return  # nobody's, or of a run that failed before it had a result
     here = plain_json(parameters, "parameters")
-    there = read_json(folder / _CONFIG).get("parameters", {})
+    there = read_json(folder / CONFIG).get("parameters", {})
     names = [name for name in here | there if name != "output_dir" and here.get(name) != there.get(name)]
     if names:
         found = ", ".join(f"{name} = {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
@@ -91,20 +95,20 @@ def _refuse_other_configuration(folder: Path, parameters: Mapping[str, Any]) -> 
 
 def _stated_checksums(folder: Path) -> dict[str, str]:
     "The checksum of each file that `done.json` lists; `InputError` if that is not what it holds."
-    done = read_json(folder / _DONE)
+    done = read_json(folder / DONE)
     files = done.get("files") if isinstance(done, dict) else None
     # The names are used to remove files, so none may lead out of the folder.
     if not isinstance(files, dict) or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
         remedy = "Remove it and run the arm again."
-        raise InputError(str(folder / _DONE), "something else", "the checksums of the files beside it", remedy)
+        raise InputError(str(folder / DONE), "something else", "the checksums of the files beside it", remedy)
     return files
 
 
 def _remove_finished_run(folder: Path) -> None:
     "Remove `done.json` and then the files that it lists; `config.json` stays, for it still says whose folder this is."
-    if (folder / _DONE).exists():
-        names = _stated_checksums(folder).keys() - {_CONFIG}
-        (folder / _DONE).unlink()
+    if (folder / DONE).exists():
+        names = _stated_checksums(folder).keys() - {CONFIG}
+        (folder / DONE).unlink()
         for name in names:
             (folder / name).unlink(missing_ok=True)
 
@@ -121,8 +125,8 @@ def start_arm(
     folder = Path(output_dir).absolute()
     _refuse_other_configuration(folder, parameters)
     _remove_finished_run(folder)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    write_json(folder / _CONFIG, {"parameters": parameters, **configurations})
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, {"parameters": parameters, **configurations})
     return folder
 
 
@@ -135,17 +139,17 @@ def finish_arm(
     `InputError` if `config.json` or `metrics.json` is missing.
     """
     folder = Path(output_dir).absolute()
-    for name in (_CONFIG, _METRICS):
+    for name in (CONFIG, METRICS):
         if not (folder / name).exists():
             raise InputError(str(folder), f"no {name}", "an arm with its results", f"Write {name} before finishing.")
-    (folder / _DONE).unlink(missing_ok=True)
-    inside = {path.parent for path in folder.rglob(_CONFIG)} - {folder}
+    (folder / DONE).unlink(missing_ok=True)
+    inside = {path.parent for path in folder.rglob(CONFIG)} - {folder}
     paths = [path for path in sorted(folder.rglob("*"))
              if path.is_file() and path.suffix != ".ipynb" and inside.isdisjoint(path.parents)]
     names = [path.relative_to(folder) for path in paths]
     files = {name.as_posix(): sha256_of(folder / name) for name in names if not any(p[0] == "." for p in name.parts)}
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return write_json(folder / _DONE, {"files": files, "finished_utc": finished})
+    return write_json(folder / DONE, {"files": files, "finished_utc": finished})
 
 # %% ../../nbs/6_runs/20_arms.ipynb #40835eb5
 @dataclass(frozen=True)
@@ -167,7 +171,17 @@ class Arm:
     @property
     def figures(self) -> list[Path]:
         "The pictures, sorted by name."
-        return sorted((self.folder / "figures").glob("*.png"))
+        return sorted((self.folder / FIGURES).glob("*.png"))
+
+
+def read_config(
+    folder: str | Path,  # the arm's folder
+) -> dict[str, Any]:  # 'parameters', and the configurations made from them
+    "What an arm was asked for; `InputError` if the folder holds no arm."
+    path = Path(folder) / CONFIG
+    if not path.exists():
+        raise InputError(str(folder), f"no {CONFIG}", "the folder of an arm", "Give the output_dir of a run.")
+    return read_json(path)
 
 
 def read_arm(
@@ -175,15 +189,14 @@ def read_arm(
 ) -> Arm:  # its configuration, results and state
     "Read what an arm left behind and verify its checksums; `InputError` if the folder holds no arm."
     folder = Path(folder).absolute()
-    if not (folder / _CONFIG).exists():
-        raise InputError(str(folder), f"no {_CONFIG}", "the folder of an arm", "Give the output_dir of a run.")
+    config = read_config(folder)
     history, metrics = (
-        read_json(folder / name) if (folder / name).exists() else None for name in (_HISTORY, _METRICS)
+        read_json(folder / name) if (folder / name).exists() else None for name in (HISTORY, METRICS)
     )
-    finished = (folder / _DONE).exists()
+    finished = (folder / DONE).exists()
     stated = _stated_checksums(folder) if finished else {}
     altered = tuple(name for name, digest in stated.items() if not _is_intact(folder / name, digest))
-    return Arm(folder, read_json(folder / _CONFIG), history, metrics, finished, altered)
+    return Arm(folder, config, history, metrics, finished, altered)
 
 
 def _is_intact(path: Path, digest: str) -> bool:
@@ -348,14 +361,14 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any], said: 
         last = Path(said.name).read_text(errors="replace").strip().splitlines()[-1:]
         failure = f"its kernel died, as it does when memory runs out; its last words: {' '.join(last) or 'none'}"
         raise ArmError(notebook.name, failure, output) from error
-    if not (output.parent / _DONE).exists():
-        raise ArmError(notebook.name, f"it ended without {_DONE}, which finish_arm writes in its last cell", output)
+    if not (output.parent / DONE).exists():
+        raise ArmError(notebook.name, f"it ended without {DONE}, which finish_arm writes in its last cell", output)
 
 
 def _keep_error(folder: Path, error: Exception) -> None:
     "Write `error.txt`: what happened, and the traceback of the cell or, if no cell is to blame, of the runner."
     lines = getattr(error.__cause__, "traceback", None) or [line.rstrip() for line in traceback.format_exception(error)]
-    with replacing(folder / _ERROR) as path:
+    with replacing(folder / ERROR) as path:
         path.write_text(f"{error}\n\n" + re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines)) + "\n", encoding="utf-8")
 
 
@@ -374,17 +387,17 @@ def run_arm(
     """
     notebook, folder = Path(notebook).absolute(), Path(output_dir).expanduser().absolute()
     given = check_arm(notebook, folder, parameters or {})
-    if not again and (folder / _DONE).exists() and (arm := read_arm(folder)).done:
+    if not again and (folder / DONE).exists() and (arm := read_arm(folder)).done:
         return arm
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder) as said:
         # Somebody else may have finished it between the first look and the lock.
-        if not again and (folder / _DONE).exists() and (arm := read_arm(folder)).done:
+        if not again and (folder / DONE).exists() and (arm := read_arm(folder)).done:
             return arm
         _remove_finished_run(folder)
-        (folder / _ERROR).unlink(missing_ok=True)
+        (folder / ERROR).unlink(missing_ok=True)
         try:
-            _execute(notebook, folder / _NOTEBOOK, given, said)
+            _execute(notebook, folder / NOTEBOOK, given, said)
         except Exception as error:
             _keep_error(folder, error)
             raise

@@ -15,7 +15,7 @@ import numpy as np
 from ..analysis.plots import save_figure
 from ..config import InputError
 from ..files import read_json, replacing
-from ..runs.arms import arm_name, read_arm
+from ..runs.arms import CONFIG, MANIFEST, arm_name, read_arm
 from .dose_images import certainty_table, dark_pixel_table, draw_dose_study
 from .dose_statistics import discuss, method_label, ordered_methods, plain_dose, spread
 
@@ -68,7 +68,7 @@ def _row(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     stated = entry.get("state", "unfinished")
     row = {"arm": folder.name, "state": stated if stated != "done" else "missing", "error": _one_line(entry.get("error"))}
     row |= {name: value for name, value in entry.get("parameters", {}).items() if name != "output_dir"}
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         return row | ({} if entry else {"state": "missing"})
     try:
         arm = read_arm(folder)
@@ -95,12 +95,12 @@ def results_table(
     import pandas as pd
 
     folder = Path(folder).expanduser().absolute()
-    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
     entries = {entry["name"]: entry for entry in manifest.get("arms", [])}
-    found = sorted((path.parent.name for path in folder.glob("*/config.json")), key=_natural)
+    found = sorted((path.parent.name for path in folder.glob(f"*/{CONFIG}")), key=_natural)
     names = [*entries, *(name for name in found if name not in entries)]
     if not names:
-        what = "an arm itself" if (folder / "config.json").exists() else "no arms"
+        what = "an arm itself" if (folder / CONFIG).exists() else "no arms"
         raise InputError(str(folder), what, "a folder whose sub-folders are arms",
                          "Give the `out` of a sweep, or the folder above that of an arm.")
     table = pd.DataFrame([_row(folder / name, entries.get(name, {})) for name in names])
