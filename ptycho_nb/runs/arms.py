@@ -33,8 +33,8 @@ _logger = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['CONFIG', 'HISTORY', 'METRICS', 'DONE', 'WEIGHTS', 'RECONSTRUCTION', 'DEVIATION', 'NOTEBOOK', 'ERROR', 'FIGURES',
-           'MANIFEST', 'arm_name', 'start_arm', 'finish_arm', 'Arm', 'read_config', 'read_arm', 'check_parameters',
-           'literal', 'ArmError', 'check_arm', 'ArmBusy', 'locked', 'standard_error_to', 'run_arm']
+           'MANIFEST', 'arm_name', 'study_parameters', 'start_arm', 'finish_arm', 'Arm', 'read_config', 'read_arm',
+           'check_parameters', 'literal', 'ArmError', 'check_arm', 'ArmBusy', 'locked', 'standard_error_to', 'run_arm']
 
 # %% ../../nbs/6_runs/20_arms.ipynb #68418635
 _NAME_LENGTH = 200  # most file systems end a name at 255 bytes
@@ -75,6 +75,22 @@ def arm_name(
             "Name an arm by what is varied and nothing else.",
         )
     return "_".join(parts)
+
+# %% ../../nbs/6_runs/20_arms.ipynb #def990a1
+def study_parameters(
+    namespace: Mapping[str, Any],  # of a study notebook: its `globals()`
+) -> dict[str, Any]:  # each parameter with the value that it has now
+    """The parameters of the notebook that calls this: the names that its parameters cell annotates.
+
+    To be called before any of them is changed, for by these values the runner knows an arm again. `InputError` if the
+    parameters cell has not run, or annotates no `output_dir`.
+    """
+    names = [name for name in namespace.get("__annotations__", ()) if name in namespace]
+    if "output_dir" not in names:
+        raise InputError("parameters of the notebook", ", ".join(names) or "none",
+                         "lines like `nphotons: float = 1e9`, output_dir among them",
+                         "Annotate each parameter, and run the parameters cell first.")
+    return {name: namespace[name] for name in names}
 
 # %% ../../nbs/6_runs/20_arms.ipynb #e903caa9
 def _refuse_other_configuration(folder: Path, parameters: Mapping[str, Any]) -> None:

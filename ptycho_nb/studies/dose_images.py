@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..analysis.metrics import frc
+from ..analysis.metrics import METRIC_LABELS, frc
 from ..config import InputError, SimulationConfig
 from ..data.scan import RawData
 from ..files import read_json
@@ -210,8 +210,8 @@ def _draw_panels(scores: pd.DataFrame, aligned: Aligned, folder: Path) -> Figure
         ranges[nphotons] = tuple(np.percentile(_central(aligned["network", "nll"][nphotons][seed][1]), (0.5, 99.5)))
         if ("no_network", "", nphotons) in rows.index:
             row = rows.loc[("no_network", "", nphotons)]
-            notes.append(f"{plain_dose(nphotons)} photons: SSIM {row['ssim']:.3f}, PSNR {row['psnr']:.1f} dB, "
-                         f"FRC50 {row['frc50']:.2f}")
+            scored = ", ".join(METRIC_LABELS[name].in_image(row[name]) for name in ("ssim", "psnr", "frc50"))
+            notes.append(f"{plain_dose(nphotons)} photons: {scored}")
     note = "\n".join(["The same patterns without a network:", *notes]) if notes else ""
     return plot_dose_panels(patterns, images, numbers, ranges, note=note)
 

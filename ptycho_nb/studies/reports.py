@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..analysis.metrics import METRIC_LABELS
 from ..analysis.plots import save_figure
 from ..config import InputError
 from ..files import read_json, replacing
@@ -246,8 +247,8 @@ def discussion(
     return {heading: sentences for heading, sentences in sections.items() if sentences}
 
 # %% ../../nbs/8_studies/50_reports.ipynb #4c782c03
-_COLUMNS = {"ssim": ("SSIM", ".3f"), "psnr": ("PSNR / dB", ".1f"), "ms_ssim": ("MS-SSIM", ".3f"), "frc50": ("FRC50", ".3f"),
-            "phase_mae": ("phase MAE / rad", ".4f"), "nll_per_pixel": ("NLL/px", ".4f")}
+_COLUMNS = {  # as many digits as a spread over seeds leaves
+    "ssim": ".3f", "psnr": ".1f", "ms_ssim": ".3f", "frc50": ".3f", "phase_mae": ".4f", "nll_per_pixel": ".4f"}
 
 
 def _cell(row: Any, form: str) -> str:
@@ -261,15 +262,15 @@ def scores_table(
 ) -> str:  # Markdown
     "Mean and standard deviation over the seeds of every method at every dose, highest dose first."
     scores = scores.fillna({"nphotons": 0.0})  # of a study without doses
-    shown = {name: heading for name, heading in _COLUMNS.items() if scores[name].notna().any()}
-    found = {name: spread(scores, name).set_index(["method", "loss", "nphotons"]) for name in shown}
+    shown = [name for name in _COLUMNS if scores[name].notna().any()]
+    summaries = {name: spread(scores, name).set_index(["method", "loss", "nphotons"]) for name in shown}
     counts = scores.groupby(["method", "loss", "nphotons"]).size()
-    lines = [["photons", "method", "seeds", *(heading for heading, _ in shown.values())]]
+    lines = [["photons", "method", "seeds", *(METRIC_LABELS[name].heading for name in shown)]]
     for nphotons in sorted(scores["nphotons"].unique(), reverse=True):
         here = scores[scores["nphotons"] == nphotons]
         for key in ordered_methods(list(zip(here["method"], here["loss"], strict=True))):
-            cells = [_cell(found[name].loc[(*key, nphotons)], form) if (*key, nphotons) in found[name].index else ""
-                     for name, (_, form) in shown.items()]
+            cells = [_cell(rows.loc[(*key, nphotons)], _COLUMNS[name]) if (*key, nphotons) in rows.index else ""
+                     for name, rows in summaries.items()]
             lines.append([plain_dose(nphotons) if nphotons else "", method_label(*key), str(counts[(*key, nphotons)]), *cells])
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
