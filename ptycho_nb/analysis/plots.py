@@ -29,7 +29,7 @@ from ..physics.forward import Layout
 from ..physics.probes import probe_diameter_px
 from ..solvers.gauge import align, aligned_pair
 from ..solvers.result import Reconstruction, Region, covered_region, crop
-from .metrics import frc, frc50, relative_phase
+from .metrics import METRIC_LABELS, frc, frc50, relative_phase
 
 # %% ../../nbs/5_analysis/20_plots.ipynb #29a39e47
 class Picture(Figure):
@@ -204,8 +204,8 @@ def plot_moves(
     return figure
 
 # %% ../../nbs/5_analysis/20_plots.ipynb #2dfbc68b
-_SHOWN = {"ssim": "SSIM {:.3f}", "psnr": "PSNR {:.1f} dB", "frc50": "FRC50 {:.2f}", "mae": "MAE {:.3f}"}
-_SHOWN_FIT = {"r_factor": "R {:.3f}", "nll_per_pixel": "NLL {:.3f}"}
+_SHOWN = ("ssim", "psnr", "frc50", "mae")
+_SHOWN_FIT = ("r_factor", "nll_per_pixel")
 
 
 def _metrics_text(metrics: Mapping[str, Any], method: str, part: str) -> str:
@@ -213,7 +213,7 @@ def _metrics_text(metrics: Mapping[str, Any], method: str, part: str) -> str:
     values, shown = metrics.get(method, {}).get(part, {}), _SHOWN
     if not values and part == "amplitude":
         values, shown = metrics.get("data_fit", {}).get(method, {}), _SHOWN_FIT
-    texts = [form.format(values[name]) for name, form in shown.items() if values.get(name) is not None]
+    texts = [METRIC_LABELS[name].in_image(values[name]) for name in shown if values.get(name) is not None]
     return "\n".join(", ".join(texts[first : first + 2]) for first in range(0, len(texts), 2))
 
 

@@ -22,7 +22,7 @@ from ..data.simulation import simulate_halves
 from ..physics.scans import scan_report, validation_indices
 from ..solvers.estimate import estimate
 from ..solvers.gauge import aligned_pair
-from ..solvers.held_out import hold_out
+from ..solvers.held_out import HELD_OUT, hold_out
 from ..solvers.result import Reconstruction, Region, common_region
 from .findings import Finding
 
@@ -44,10 +44,10 @@ def scan_both_ways(
     kinds: tuple[str, str] = ("raster", "random"),  # the regular scan first
 ) -> dict[str, ScanPair]:  # by kind
     "The same experiment on a raster and on free positions, and its reconstructions."
-    pairs = {}
+    pairs, share = {}, HELD_OUT if training is None else training.validation_fraction
     for kind in kinds:
         train, test = simulate_halves(replace(config, scan_kind=kind), probe)
-        validation = validation_indices(test.n_patterns, seed=config.seeds()["scan_seed"])
+        validation = validation_indices(test.n_patterns, share, config.seeds()["scan_seed"])
         held = hold_out(test, validation)
         start = _widened(test.probe) if guess is None else guess
         made = {"no_network": estimate(test, held=held, refine_probe=False),
