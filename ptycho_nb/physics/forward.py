@@ -216,11 +216,16 @@ def _amplitudes(objects, lights, canvas, corners, planes, roots, amplitude):
 
 def scan_amplitudes(
     objects: np.ndarray,  # complex64 (H, W), or (G, H, W): the canvases of the layout
-    probe: np.ndarray,  # complex64 (N, N); scaled to photons it gives counts, normalised it gives network units
+    probe: np.ndarray,  # complex64 (N, N), or (L, N, N) modes; scaled to photons it gives counts, normalised network units
     layout: Layout,  # of m patterns
     chunk: int = 16,  # shifted probes in memory at a time
-) -> np.ndarray:  # float32 (m, N, N): |FFT2(P·O)|/N, zero frequency in the centre
+) -> np.ndarray:  # float32 (m, N, N): |FFT2(P·O)|/N, of modes the root of their summed squares; zero frequency in the centre
     "Diffraction amplitudes of a scan; `InputError` for objects that are not the layout's canvases."
+    if probe.ndim == 3:
+        total = np.zeros((len(layout), *probe.shape[1:]), np.float32)
+        for mode in probe:
+            total += np.square(scan_amplitudes(objects, mode, layout, chunk))
+        return np.sqrt(total, out=total)
     N, stack = probe.shape[-1], layout.stack(objects)
     amplitude = np.empty((len(layout), N, N), np.float32)
     kind, board = np.result_type(objects, probe), checkerboard(N) / np.float32(N)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['FLOOR_SHARE', 'FLOOR_PHOTONS', 'intensity_scale', 'closed_form_intensity_scale', 'observe_poisson', 'deal_photons',
-           'radial_mean', 'rate_floor', 'poisson_deviance']
+           'radial_mean', 'rate_floor', 'poisson_deviance', 'pattern_deviances']
 
 # %% ../../nbs/1_physics/60_noise.ipynb #9f816a96
 import numpy as np
 
 from ..machine import compiled
+from .detector import Detector
 
 # %% ../../nbs/1_physics/60_noise.ipynb #33ac70c9
 def intensity_scale(
@@ -86,15 +87,28 @@ def _compare_counts(predicted, measured, floor, counts, ratio):
 
 
 def poisson_deviance(
-    predicted: np.ndarray,  # float32 (m, N, N): predicted amplitude, square root of photons
+    predicted: np.ndarray,  # float32 (m, N, N): predicted amplitude of the light, square root of photons
     measured: np.ndarray,  # float32 (m, N, N): measured amplitude
-) -> float:  # mean of I - n - n·log(I/n) per pixel, dimensionless
+    detector: Detector | None = None,  # None: perfect
+) -> float:  # mean of I - n - n·log(I/n) over the good pixels, dimensionless
     "Poisson negative log-likelihood per pixel, less its smallest possible value."
-    floor, total = rate_floor(intensity_scale(measured) ** 2 / 4), 0.0
-    for first in range(0, len(measured), 16):
-        part = slice(first, first + 16)
-        counts, ratio = np.empty((2, measured[part].size))
-        total += _compare_counts(np.ravel(predicted[part]), np.ravel(measured[part]), floor, counts, ratio)
+    return float(pattern_deviances(predicted, measured, detector).mean())
+
+
+def pattern_deviances(
+    predicted: np.ndarray,  # float32 (m, N, N): predicted amplitude of the light, square root of photons
+    measured: np.ndarray,  # float32 (m, N, N): measured amplitude
+    detector: Detector | None = None,  # None: perfect
+) -> np.ndarray:  # float64 (m,)
+    "`poisson_deviance` of each pattern; their floor is that of all."
+    if detector is not None:
+        predicted = np.sqrt(np.square(predicted[:, detector.good]) + detector.background[detector.good])
+        measured = measured[:, detector.good]
+    floor = rate_floor(sum(float(np.vdot(pattern, pattern)) for pattern in measured) / measured.size)
+    deviances = np.empty(len(measured))
+    for k, (rate, seen) in enumerate(zip(predicted, measured, strict=True)):
+        counts, ratio = np.empty((2, seen.size))
+        excess = _compare_counts(np.ravel(rate), np.ravel(seen), floor, counts, ratio)
         counts *= np.log(ratio, out=ratio)  # NumPy's logarithm does several numbers at a time
-        total += counts.sum()
-    return float(total) / measured.size
+        deviances[k] = (excess + counts.sum()) / seen.size
+    return deviances

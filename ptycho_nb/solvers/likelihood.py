@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..machine import compiled, cores
+from ..physics.detector import Detector
 from ..physics.forward import Layout, checkerboard, exit_waves, scan_amplitudes, shift_probes, sum_shifted_back
 from ..physics.fourier import fourier_transform, image_planes, images_at_once, roots_of_unity
 from ..physics.noise import poisson_deviance
@@ -100,17 +101,72 @@ def _add_gradients(objects, lights, amplitude, patterns, canvas, corners, poisso
             _add_to_lights(real, imaginary, objects, canvas, corners, first, of_lights)
     return squared_error
 
+# %% ../../nbs/3_solvers/30_likelihood.ipynb #4b6011a1
+@compiled
+def _rate_to_factor(rate, measured, good, background, poisson, filled):
+    N, number, total = len(rate), measured.dtype.type, 0.0
+    for y in range(N):
+        for first in range(0, filled * N, N):
+            of_rate, seen, squared_error = rate[y, first : first + N], measured[y, first : first + N], number(0)
+            use, added = good[y], background[y]
+            for x in range(N):
+                whole = of_rate[x] + added[x]
+                predicted = np.sqrt(whole)
+                squared_error += use[x] * (seen[x] - predicted) * (seen[x] - predicted)
+                if poisson:
+                    of_rate[x] = use[x] * (whole - seen[x] * seen[x]) / (whole + whole + number(1))
+                else:
+                    of_rate[x] = use[x] * (number(1) - seen[x] / max(predicted, number(1e-6)))
+            total += squared_error
+    return total
+
+
+@compiled
+def _add_gradients_of_modes(objects, lights, amplitude, patterns, canvas, corners, poisson, good, background, planes, far, roots,
+                            gradient, of_lights):
+    real, imaginary, rate, measured = planes
+    N, squared_error = len(real), 0.0
+    for first in range(0, len(patterns), images_at_once(real)):
+        rate[:] = 0
+        for mode in range(len(lights)):
+            exit_waves(objects, lights[mode], canvas, corners, first, real, imaginary)
+            fourier_transform(real, imaginary, far[mode, 0], far[mode, 1], roots)
+            for y in range(N):
+                re, im, row = far[mode, 0, y], far[mode, 1, y], rate[y]
+                for x in range(len(row)):
+                    row[x] += re[x] * re[x] + im[x] * im[x]
+        _mirrored(amplitude, patterns, first, measured)
+        filled = min(images_at_once(real), len(patterns) - first)  # the waves of empty places are zero
+        squared_error += _rate_to_factor(rate, measured, good, background, poisson, filled)
+        for mode in range(len(lights)):
+            for y in range(N):
+                re, im, row = far[mode, 0, y], far[mode, 1, y], rate[y]
+                for x in range(len(row)):
+                    re[x] *= row[x]
+                    im[x] *= row[x]
+            fourier_transform(far[mode, 1], far[mode, 0], imaginary, real, roots)
+            _add_to_objects(real, imaginary, lights[mode], canvas, corners, first, gradient)
+            if of_lights.shape[1]:
+                _add_to_lights(real, imaginary, objects, canvas, corners, first, of_lights[mode])
+    return squared_error
+
+
+def _mirrored_detector(detector: Detector | None, N: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    detector = Detector.perfect(N) if detector is None else detector
+    return np.ascontiguousarray(detector.good.T, dtype), np.ascontiguousarray(detector.background.T, dtype)
+
 # %% ../../nbs/3_solvers/30_likelihood.ipynb #506af2d2
 def scan_gradient(
     objects: np.ndarray,  # complex64 (G, H, W): canvases
-    probe: np.ndarray,  # complex64 (N, N): scaled to photons
+    probe: np.ndarray,  # complex64 (N, N), or (L, N, N): modes, whose intensities add; scaled to photons
     amplitude: np.ndarray,  # float32 (M, N, N): measured
     layout: Layout,  # of the M patterns
     patterns: np.ndarray,  # int (m,): which of the M patterns to use
     likelihood: str = "poisson",
     for_probe: bool = False,  # also the gradient with respect to the probe
     chunk: int = 16,  # shifted probes in memory at a time
-) -> tuple[np.ndarray, float, np.ndarray | None]:  # gradient (G, H, W), Σ(A - Â)², gradient of the probe (N, N) or None
+    detector: Detector | None = None,  # None: perfect
+) -> tuple[np.ndarray, float, np.ndarray | None]:  # gradient (G, H, W), Σ(A - Â)², gradient of the probe or None
     """Gradient of the likelihood over the given patterns with respect to the objects, and to the probe where asked.
 
     Raises `InputError` for objects that are not the layout's canvases.
@@ -119,22 +175,32 @@ def scan_gradient(
     layout.stack(objects)  # refuses others
     kind, board, gradient = np.result_type(objects, probe), checkerboard(N) / np.float32(N), np.zeros_like(objects)
     planes, roots = image_planes(N, kind), roots_of_unity(N, kind)
-    probe_gradient = np.zeros_like(probe) if for_probe else None
-    lit = (probe * board)[None]
+    modes, poisson = probe.reshape(-1, N, N), likelihood == "poisson"
+    several = len(modes) > 1 or detector is not None
+    probe_gradient = np.zeros_like(modes) if for_probe else None
+    if several:
+        good, background = _mirrored_detector(detector, N, planes[0].dtype)
+        far = np.stack([np.stack(planes[:2])] * len(modes))
     if remainder is None:
         chunk = max(len(patterns), 1)
+        lit = (modes * board)[:, None]
     for start in range(0, len(patterns), chunk):
         k = patterns[start : start + chunk]
         if remainder is not None:
-            lit = shift_probes(probe, remainder[k])
+            lit = shift_probes(modes[0], remainder[k])[None] if len(modes) == 1 else np.stack(
+                [shift_probes(mode, remainder[k]) for mode in modes])
             lit *= board
-        back = np.zeros_like(lit[: len(lit) if for_probe else 0])
-        squared_error += _add_gradients(objects, lit, amplitude, k, layout.canvas[k], layout.corners_px[k],
-                                        likelihood == "poisson", planes, roots, gradient, back)
+        back = np.zeros_like(lit if for_probe else lit[:, :0])
+        places = layout.canvas[k], layout.corners_px[k]
+        if several:
+            squared_error += _add_gradients_of_modes(objects, lit, amplitude, k, *places, poisson, good, background, planes, far,
+                                                     roots, gradient, back)
+        else:
+            squared_error += _add_gradients(objects, lit[0], amplitude, k, *places, poisson, planes, roots, gradient, back[0])
         if for_probe:
             back *= board
-            probe_gradient += back[0] if remainder is None else sum_shifted_back(back, remainder[k])
-    return gradient, squared_error, probe_gradient
+            probe_gradient += back[:, 0] if remainder is None else [sum_shifted_back(of_mode, remainder[k]) for of_mode in back]
+    return gradient, squared_error, probe_gradient if probe_gradient is None else probe_gradient.reshape(probe.shape)
 
 
 @compiled
@@ -149,12 +215,13 @@ def _add_to_weight(power, canvas, corners, weight):
 
 
 def illumination(
-    probe: np.ndarray,  # complex64 (N, N)
+    probe: np.ndarray,  # complex64 (N, N) or (L, N, N)
     layout: Layout,
 ) -> np.ndarray:  # float32 (G, H, W): Σ_k |P|² on each object pixel
     "The summed illumination of every object pixel: the preconditioner, and the weight of an estimate."
     weight = np.zeros(layout.shape, np.float32)
-    _add_to_weight(np.abs(probe) ** 2, layout.canvas, layout.corners_px, weight)
+    power = np.sum(np.abs(probe.reshape(-1, layout.N, layout.N)) ** 2, axis=0)
+    _add_to_weight(power, layout.canvas, layout.corners_px, weight)
     return weight
 
 # %% ../../nbs/3_solvers/30_likelihood.ipynb #3613f065
@@ -164,10 +231,11 @@ class Problem:
 
     amplitude: np.ndarray  # float32 (M, N, N): measured
     layout: Layout  # of the M patterns
-    probe: np.ndarray  # complex64 (N, N): scaled to photons; the first guess where it is refined
+    probe: np.ndarray  # complex64 (N, N), or (L, N, N) modes: scaled to photons; the first guess where it is refined
     start: np.ndarray  # complex64 (G, H, W): first guess of the objects
     patterns: np.ndarray  # int (m,): the patterns to fit
     likelihood: str = "poisson"  # or "amplitude"
+    detector: Detector | None = None  # None: perfect
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +258,7 @@ class Step:
         "`poisson_deviance` of the fitted patterns; computed when it is asked for, by one more pass over them."
         fitted = self.problem.patterns
         predicted = scan_amplitudes(self.objects, self.probe, self.problem.layout[fitted])
-        return poisson_deviance(predicted, self.problem.amplitude[fitted])
+        return poisson_deviance(predicted, self.problem.amplitude[fitted], self.problem.detector)
 
 
 Solver = Generator[Step, Layout | None, None]  # send a layout in, and the patterns lie there from the next step on
@@ -218,7 +286,8 @@ def solve(
     momentum = 1.0
     with ThreadPoolExecutor(threads or cores()) as pool:
         for iteration in range(1, iterations + 1):
-            jobs = [pool.submit(scan_gradient, point, probe, problem.amplitude, layout, k, problem.likelihood) for k in parts]
+            jobs = [pool.submit(scan_gradient, point, probe, problem.amplitude, layout, k, problem.likelihood,
+                                detector=problem.detector) for k in parts]
             (gradient, squared_error, _), *others = (job.result() for job in jobs)
             for other, error, _ in others:
                 gradient += other
@@ -246,8 +315,8 @@ def solve_jointly(
             order = rng.permutation(problem.patterns)
             for first in range(0, len(order), batch_size):
                 batch = order[first : first + batch_size]
-                jobs = [pool.submit(scan_gradient, current, probe, problem.amplitude, layout, k, problem.likelihood, True)
-                        for k in np.array_split(batch, _PARTS)]
+                jobs = [pool.submit(scan_gradient, current, probe, problem.amplitude, layout, k, problem.likelihood, True,
+                                    detector=problem.detector) for k in np.array_split(batch, _PARTS)]
                 results = [job.result() for job in jobs]
                 squared_error += sum(result[1] for result in results)
                 weight = illumination(probe, layout[batch])
