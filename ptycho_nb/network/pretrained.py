@@ -29,7 +29,7 @@ from ..physics.noise import deal_photons, rate_floor
 from ..solvers.estimate import estimate
 from ..solvers.held_out import HeldOut, hold_out
 from ..solvers.result import Reconstruction, Region, common_region, predict_amplitudes
-from .generators import Convolutions, DepthToSpace
+from .generators import Convolutions, unet
 
 STEPS = (1, 2, 4, 8)  # iterations of the solver that the network looks at, beside the chosen one
 _FEATURES = 4 + 4 * len(STEPS)
@@ -117,27 +117,15 @@ def build_corrector(
     seed: int = 0,
 ) -> keras.Model:  # (b, H, W, 20) to (b, H, W, 2), real and imaginary correction in units of s; H, W multiples of 8
     "The network that corrects a canvas."
-    convolution, n = Convolutions(precision, seed), n_filters
+    convolution = Convolutions(precision, seed)
 
-    def blocks(image, filters: int, count: int = depth):
-        for _ in range(count):
-            inner = convolution(convolution(image, filters), filters, activation=None)
-            image = layers.Add(dtype=convolution.policy)([image, inner])
-        return image
-
-    def join(image, other):
-        return layers.Concatenate(dtype=convolution.policy)([image, other])
+    def residual_block(image, filters: int):
+        inner = convolution(convolution(image, filters), filters, activation=None)
+        return layers.Add(dtype=convolution.policy)([image, inner])
 
     features = layers.Input((None, None, _FEATURES), name="features")
-    half = blocks(convolution(features, n, 4, 2), n)
-    quarter = blocks(convolution(half, 2 * n, 2, 2), 2 * n)
-    eighth = blocks(convolution(quarter, 4 * n, 2, 2), 4 * n, 1)
-    image = join(convolution(eighth, 2 * n, 2, 2, up=True), quarter)
-    image = blocks(convolution(image, 2 * n), 2 * n)
-    image = join(convolution(image, n, 2, 2, up=True), half)
-    image = blocks(convolution(image, n), n)
-    image = layers.Conv2D(8, 3, padding="same", kernel_initializer="zeros", dtype="float32", name="correction")(image)
-    return keras.Model(features, DepthToSpace(name="full_size")(image), name="corrector")
+    correction = unet(features, convolution, n_filters, residual_block, counts=(depth, depth, 1, depth, depth))
+    return keras.Model(features, correction, name="corrector")
 
 
 def correct(
