@@ -65,10 +65,33 @@ def read_tike(
     return _from_tike(arrays, str(path))
 
 # %% ../../nbs/2_data/20_formats.ipynb #729020f6
-def load_data(
-    path: str | Path,  # NPZ of the contract or of tike, plain or inside a bzip2
-) -> RawData:
-    """Read a scan in any format that we know; `InputError` if it is none of them."""
+def load_data(path: str | Path) -> RawData:
+    """Read a scan from a file, in any format that the package knows.
+
+    Parameters
+    ----------
+    path : str or Path
+        An NPZ file of this package or of tike, plain or inside a bzip2. The format is recognised by the keys.
+
+    Returns
+    -------
+    RawData
+        Amplitudes, positions in px and probe, and what else the file holds.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged, holds Python objects, or keeps no known contract; it names file, key and remedy.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import ptycho_nb as pt
+    >>> scan, _ = pt.simulate_halves(pt.SimulationConfig(object_size_px=128, n_train=5, n_test=1))
+    >>> path = scan.save(tempfile.mkdtemp() + "/scan.npz")
+    >>> pt.load_data(path).diff3d.shape
+    (5, 64, 64)
+    """
     arrays = read_npz(path)
     if set(_TIKE_KEYS) <= set(arrays):
         return _from_tike(arrays, str(path))

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..config import InputError, check_choice
 from ..files import write_arrays
+from ..physics.scans import nearest_pixel
 
 _logger = logging.getLogger(__name__)
 
@@ -82,17 +83,52 @@ def _checked(
 # %% ../../nbs/2_data/10_scan.ipynb #108d347a
 @dataclass(frozen=True, eq=False)
 class RawData:
-    "A scan: diffraction amplitudes, positions and probe, and what is known besides. Checked when made."
+    """A scan: diffraction amplitudes, positions and probe, and what is known besides. Checked when made.
 
-    diff3d: np.ndarray  # (M, N, N), float32, diffraction amplitude, zero frequency in the centre
-    positions_px: np.ndarray  # (M, 2), float64, patch centres (y, x) on the object grid, px
-    probe: np.ndarray  # (N, N), complex64, as given
-    object: np.ndarray | None = None  # (H, W), complex64, if known
-    scan_index: np.ndarray | None = None  # (M,), int64; zeros if not given
-    positions_start_px: np.ndarray | None = None  # (M, 2), float64; a copy of the positions if not given
-    ground_truth_patches: np.ndarray | None = None  # (M, N, N), complex64
-    metadata: dict[str, Any] = field(default_factory=dict)  # anything that JSON can hold
-    source: str = "RawData"  # where the data come from
+    Parameters
+    ----------
+    diff3d : ndarray of float32, shape (M, N, N)
+        Diffraction amplitude, the square root of counted photons; zero frequency in the centre.
+    positions_px : ndarray of float64, shape (M, 2)
+        Patch centres (y, x) on the object grid, px.
+    probe : ndarray of complex64, shape (N, N)
+        The probe, in any units.
+    object : ndarray of complex64, shape (H, W), optional
+        The object, if it is known, or a guess.
+    scan_index : ndarray of int64, shape (M,), optional
+        Number of the scan that each pattern belongs to. None: zeros.
+    positions_start_px : ndarray of float64, shape (M, 2), optional
+        The positions before any refinement, px. None: a copy of the positions.
+    ground_truth_patches : ndarray of complex64, shape (M, N, N), optional
+        The object under each pattern.
+    metadata : dict
+        Anything that JSON can hold.
+    source : str
+        Where the data come from, for messages.
+
+    Raises
+    ------
+    InputError
+        For arrays of wrong shapes, types or lengths, NaN, negative amplitudes, or a patch that leaves the object.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ptycho_nb as pt
+    >>> data = pt.RawData(diff3d=np.ones((3, 64, 64)), positions_px=[[40, 40], [40, 48], [48, 44]], probe=np.ones((64, 64)))
+    >>> data.n_patterns, data.N, data.nphotons_mean
+    (3, 64, 4096.0)
+    """
+
+    diff3d: np.ndarray
+    positions_px: np.ndarray
+    probe: np.ndarray
+    object: np.ndarray | None = None
+    scan_index: np.ndarray | None = None
+    positions_start_px: np.ndarray | None = None
+    ground_truth_patches: np.ndarray | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    source: str = "RawData"
 
     def __post_init__(self) -> None:
         lengths = {"yx": 2}
@@ -113,7 +149,7 @@ class RawData:
         "Raise `InputError` if a patch leaves the given object."
         if self.object is None:
             return
-        corner = np.floor(self.positions_px + 0.5).astype(np.int64) - self.N // 2
+        corner = nearest_pixel(self.positions_px) - self.N // 2
         outside = np.flatnonzero(np.any((corner < 0) | (corner + self.N > self.object.shape), axis=1))
         if len(outside):
             y, x = self.positions_px[outside[0]]

@@ -47,11 +47,34 @@ def generate_simulated_data(
     return RawData(amplitude, positions_px, probe, object, metadata=metadata, source=f"simulated {half} scan")
 
 # %% ../../nbs/2_data/30_simulation.ipynb #900f1f8b
-def simulate_halves(
-    config: SimulationConfig,
-    probe: np.ndarray | None = None,  # (N, N), complex64; None: made as `probe_kind` says
-) -> tuple[RawData, RawData]:  # train (upper half of the object) and test (lower half)
-    """Simulate two scans of one object that share none of its pixels, as the configuration says."""
+def simulate_halves(config: SimulationConfig, probe: np.ndarray | None = None) -> tuple[RawData, RawData]:
+    """Simulate two scans of one object that share none of its pixels, with photon noise.
+
+    Parameters
+    ----------
+    config : SimulationConfig
+        Sample, probe, scan, dose and seeds.
+    probe : ndarray of complex64, shape (N, N), optional
+        The probe, in any units: the dose scales it. None: made as `config.probe_kind` says.
+
+    Returns
+    -------
+    train, test : RawData
+        Scans of the upper and of the lower half of the object. The true object stands in both.
+
+    Raises
+    ------
+    InputError
+        For an unknown kind of object, probe or scan, or a probe of another N.
+
+    Examples
+    --------
+    >>> import ptycho_nb as pt
+    >>> config = pt.SimulationConfig(nphotons=1e4, object_size_px=192, n_train=30, n_test=20)
+    >>> train, test = pt.simulate_halves(config)
+    >>> train.n_patterns, test.n_patterns, round(train.nphotons_mean / 1e4, 1)
+    (30, 20, 1.0)
+    """
     seeds = config.seeds()
     sample = make_object(config.object_kind, config.object_size_px, seeds["object_seed"], config.object_phase)
     probe = make_probe(config.probe_kind, config.N) if probe is None else probe

@@ -18,6 +18,7 @@ from ..data.scan import RawData
 from ..physics.forward import scan_amplitudes, split_positions
 from ..physics.noise import closed_form_intensity_scale, intensity_scale
 from ..physics.probes import circular_mask, normalise_probe
+from ..physics.scans import nearest_pixel
 from ..solvers.result import Reconstruction, predict_amplitudes
 from .findings import Finding
 
@@ -193,7 +194,7 @@ def lost_share(
 ) -> float:  # 0: everything fits; 1: nothing does
     "The share of dummy patches that a canvas cuts off."
     N = weight.shape[-1]
-    first = np.floor(offsets_px.reshape(-1, 2) + 0.5).astype(int) + canvas_px // 2 - N // 2
+    first = nearest_pixel(offsets_px.reshape(-1, 2)) + canvas_px // 2 - N // 2
     low, high = np.clip(-first, 0, N), np.clip(canvas_px - first, 0, N)
     table = np.pad(weight.astype(np.float64).cumsum(0).cumsum(1), [(1, 0), (1, 0)])
     (y0, x0), (y1, x1) = low.T, np.maximum(high, low).T

@@ -20,7 +20,7 @@ from ..config import InputError, ModelConfig, TrainingConfig
 from ..files import plain_json, replacing, write_json
 from ..physics.forward import split_positions
 from ..physics.probes import disk_probe
-from ..physics.scans import scan_report, validation_indices
+from ..physics.scans import nearest_pixel, scan_report, validation_indices
 from ..solvers.result import Reconstruction
 from . import model_checks, scan_checks
 from .bias import bias_report, plot_bias
@@ -129,7 +129,7 @@ def _canvas(seen: Examination) -> None:
     if subject.history is not None and (trained := _trained_groups(subject)) is not None:
         container, used = trained, subject.history.get("header", {}).get("canvas_px")
     members = np.concatenate([container.inputs, container.targets], axis=1)
-    offsets = {"groups": np.floor(container.positions_px + 0.5)[members] - container.anchor_px[:, None]}
+    offsets = {"groups": nearest_pixel(container.positions_px)[members] - container.anchor_px[:, None]}
     sides = {"groups": used or container.canvas_px}
     if not seen.absurd:
         positions_px = subject.data.positions_px

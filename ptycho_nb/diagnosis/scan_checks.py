@@ -16,6 +16,7 @@ from scipy.signal import fftconvolve
 from scipy.spatial import cKDTree
 
 from ..data.scan import RawData
+from ..physics import scans
 from ..physics.forward import split_positions
 from ..physics.noise import poisson_deviance, radial_mean
 from ..physics.scans import area_overlap, linear_overlap, nearest_spacing_px, scan_report, validation_indices
@@ -196,8 +197,8 @@ def scan_and_dose(
     K = min(n_neighbours, data.n_patterns - 1)
     distance_px = cKDTree(data.positions_px).query(data.positions_px, k=np.arange(2, K + 2))[0]
     counts, edges = np.histogram(step_px, bins=20)
-    low = np.floor(data.positions_px.min(axis=0) + 0.5).astype(int) - maps["origin_px"]
-    high = np.floor(data.positions_px.max(axis=0) + 0.5).astype(int) - maps["origin_px"] + 1
+    low = scans.nearest_pixel(data.positions_px.min(axis=0)) - maps["origin_px"]
+    high = scans.nearest_pixel(data.positions_px.max(axis=0)) - maps["origin_px"] + 1
     exposures, photons = (maps[key][low[0] : high[0], low[1] : high[1]] for key in ("exposures", "photons"))
     per_pattern = data.photons_per_pattern
     fluence = float(np.median(photons))

@@ -19,6 +19,7 @@ from ..config import InputError, ModelConfig, TrainingConfig, check_choice, chec
 from ..data.scan import RawData
 from ..physics.noise import closed_form_intensity_scale
 from ..physics.probes import normalise_probe
+from ..physics.scans import nearest_pixel
 from .patches import canvas_size
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ def nearest_neighbours(
         needed = f"{neighbor_count + 1} for {neighbor_count} neighbours each"
         raise InputError("positions", f"{n_points} points", needed,
                          "Give more patterns, or lower neighbor_count or gridsize.")
-    found = cKDTree(positions_px).query(positions_px, k=np.arange(1, neighbor_count + 2))[1]
-    itself = found == np.arange(n_points)[:, None]
+    nearest = cKDTree(positions_px).query(positions_px, k=np.arange(1, neighbor_count + 2))[1]
+    itself = nearest == np.arange(n_points)[:, None]
     itself[~itself.any(axis=1), -1] = True  # crowded out by others at the very same position: drop the last instead
-    return found[~itself].reshape(n_points, neighbor_count)
+    return nearest[~itself].reshape(n_points, neighbor_count)
 
 # %% ../../nbs/4_network/25_groups.ipynb #9369a030
 def group_indices(
@@ -132,8 +133,8 @@ class PtychoDataContainer:
         targets: np.ndarray,  # int64 (B, T)
     ) -> "PtychoDataContainer":
         "Other groups of the same scan, on the smallest canvas that holds them."
-        anchor_px = _nearest_pixel(self.positions_px[inputs].mean(axis=1))
-        whole_px = _nearest_pixel(self.positions_px[np.concatenate([inputs, targets], axis=1)])
+        anchor_px = nearest_pixel(self.positions_px[inputs].mean(axis=1))
+        whole_px = nearest_pixel(self.positions_px[np.concatenate([inputs, targets], axis=1)])
         canvas_px = canvas_size(whole_px - anchor_px[:, None], self.N)
         return replace(self, inputs=inputs, targets=targets, anchor_px=anchor_px, canvas_px=canvas_px)
 
@@ -143,7 +144,7 @@ class PtychoDataContainer:
         rows: np.ndarray,  # int (b,): the groups on whose canvases they lie
     ) -> np.ndarray:  # int32 (b, k, 2): first row and column on the canvas, px
         "Where patches lie on the canvases of their groups."
-        corner = _nearest_pixel(self.positions_px[patterns]) - self.N // 2
+        corner = nearest_pixel(self.positions_px[patterns]) - self.N // 2
         return (corner - self.canvas_corner_px[rows][:, None]).astype(np.int32)
 
     def remainder(
@@ -152,7 +153,7 @@ class PtychoDataContainer:
     ) -> np.ndarray:  # float32 (…, 2): in [-1/2, 1/2), px
         "What whole pixels leave of the positions."
         positions_px = self.positions_px[patterns]
-        return (positions_px - _nearest_pixel(positions_px)).astype(np.float32)
+        return (positions_px - nearest_pixel(positions_px)).astype(np.float32)
 
     def batch(
         self,
@@ -161,21 +162,20 @@ class PtychoDataContainer:
         # ^ amplitude (b, N, N, C) f4 and target (b, N, N, T) f4, both divided by the intensity scale;
         #   input_corners, target_corners (b, ·, 2) i4 and input_remainder, target_remainder (b, ·, 2) f4, px
         "Some groups as arrays."
-        made = {}
+        arrays = {}
         parts = (("amplitude", "input", self.inputs[rows]), ("target", "target", self.targets[rows]))
         for name, part, patterns in parts:
             measured = np.moveaxis(self.amplitude[patterns], 1, -1)
-            made[name] = np.ascontiguousarray(measured) / np.float32(self.intensity_scale)
-            made[f"{part}_corners"] = self.corners(patterns, rows)
-            made[f"{part}_remainder"] = self.remainder(patterns)
-        return made
+            arrays[name] = np.ascontiguousarray(measured) / np.float32(self.intensity_scale)
+            arrays[f"{part}_corners"] = self.corners(patterns, rows)
+            arrays[f"{part}_remainder"] = self.remainder(patterns)
+        return arrays
 
     def batches(
         self,
         batch_size: int,  # groups in a batch
         shuffle_seed: int | None = None,  # order of the groups; None: as they are
         extra: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,  # more arrays for the groups of a batch
-        drop_remainder: bool = False,  # leave out the last batch if it is not full
     ) -> "tf.data.Dataset":  # of dictionaries as `batch` returns them
         "Stream all groups once, each batch made while others are used. A seed gives the same order in every pass."
         import tensorflow as tf
@@ -183,24 +183,19 @@ class PtychoDataContainer:
         order = np.arange(len(self))
         if shuffle_seed is not None:
             order = np.random.default_rng(shuffle_seed).permutation(order)
-        last = len(order) - (len(order) % batch_size if drop_remainder else 0)
 
         def make(rows: np.ndarray) -> dict[str, np.ndarray]:
             return self.batch(rows) | (extra(rows) if extra is not None else {})
 
         def stream() -> Iterator[dict[str, np.ndarray]]:
-            for first in range(0, last, batch_size):
-                yield make(order[first : min(first + batch_size, last)])
+            for first in range(0, len(order), batch_size):
+                yield make(order[first : first + batch_size])
 
         example = make(order[:1])
         signature = {name: tf.TensorSpec((None, *array.shape[1:]), array.dtype) for name, array in example.items()}
         dataset = tf.data.Dataset.from_generator(stream, output_signature=signature)
-        return dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(last / batch_size))).prefetch(2)
+        return dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(len(order) / batch_size))).prefetch(2)
 
-
-def _nearest_pixel(positions_px: np.ndarray) -> np.ndarray:
-    "Whole pixels as int64; halves go up, also below zero."
-    return np.floor(positions_px + 0.5).astype(np.int64)
 
 # %% ../../nbs/4_network/25_groups.ipynb #57fe6500
 TARGETS = ("held_out", "input")

@@ -49,7 +49,7 @@ class MergedPatches(keras.Model):
 def central_weights(
     probe: np.ndarray,  # complex64 (N, N)
 ) -> np.ndarray:  # float32 (N, N): |P|² and a little more in the central half, 0 outside
-    "How much a patch that is predicted in its central half counts where patches overlap."
+    "Merging weights: |P|² inside the central half, 0 outside."
     power = np.abs(probe) ** 2
     quarter = len(probe) // 4
     inside = np.pad(np.ones((2 * quarter, 2 * quarter), np.float32), quarter)
@@ -175,11 +175,3 @@ class PtychoModel(keras.Model):
         if weights.mae_weight:
             loss += weights.mae_weight * amplitude_mae(predicted, measured)
         return loss
-
-    def predict_object(
-        self,
-        batch: dict[str, np.ndarray],  # the generator's inputs: "estimate", or "amplitude" with the inputs' places
-    ) -> np.ndarray:  # complex64 (b, S, S)
-        "The objects of some groups."
-        parts = ops.convert_to_numpy(self._objects(batch))
-        return (parts[..., 0] + 1j * parts[..., 1]).astype(np.complex64)

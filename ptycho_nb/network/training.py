@@ -282,14 +282,14 @@ def _first_header(plan: TrainingPlan, model: PtychoModel) -> dict[str, Any]:
             "estimate": plan.settings and plan.settings.to_dict(),
             "kept_epoch": 0, "first_nan": None, "ended": "still training"}
 
-# %% ../../nbs/4_network/55_training.ipynb #39a0ee9d
+# %% ../../nbs/4_network/55_training.ipynb #40aebc54
 class TrainingResult(NamedTuple):
     "A trained model and how it came about."
 
     model: PtychoModel  # with the weights that predict the validation patterns best
     history: dict[str, Any]  # "header": what was trained; "epochs": a row for each epoch, number 0 the untrained model
 
-
+# %% ../../nbs/4_network/55_training.ipynb #39a0ee9d
 def train(
     data: RawData,
     model: ModelConfig | None = None,
