@@ -80,9 +80,105 @@ def _checked(
     lengths.update(zip(shape, array.shape, strict=True))
     return converted
 
+# %% ../../nbs/2_data/10_scan.ipynb #54fcea96
+class _Quantities:
+    "What follows from the arrays of a scan."
+
+    @property
+    def is_simulated(self) -> bool:
+        "Whether the scan was simulated: its probe, and its object if it has one, are then the true ones and no guesses."
+        return "simulation" in self.metadata
+
+    @property
+    def truth(self) -> np.ndarray | None:
+        "The object where it is known to be the truth, which is in a simulation; a guess is not."
+        return self.object if self.is_simulated else None
+
+    @property
+    def N(self) -> int:
+        "Side of a pattern, px."
+        return self.diff3d.shape[-1]
+
+    @property
+    def n_patterns(self) -> int:
+        "M, the number of patterns."
+        return len(self.diff3d)
+
+    @property
+    def photons_per_pattern(self) -> np.ndarray:
+        "(M,) float64: detected photons in each pattern."
+        return np.einsum("kyx,kyx->k", self.diff3d, self.diff3d, dtype=np.float64)
+
+    @property
+    def nphotons_mean(self) -> float:
+        "Mean number of detected photons per pattern."
+        return float(self.photons_per_pattern.mean())
+
+    def summary(self) -> dict[str, Any]:
+        "What a colleague asks first about a data set, as plain numbers and names."
+        photons = self.photons_per_pattern
+        return {
+            "source": self.source,
+            "n_patterns": self.n_patterns,
+            "N": self.N,
+            "n_scans": len(np.unique(self.scan_index)),
+            "photons_per_pattern_mean": float(photons.mean()),
+            "photons_per_pattern_min": float(photons.min()),
+            "photons_per_pattern_max": float(photons.max()),
+            "counts_per_pixel_max": float(self.diff3d.max()) ** 2,
+            "y_range_px": [float(self.positions_px[:, 0].min()), float(self.positions_px[:, 0].max())],
+            "x_range_px": [float(self.positions_px[:, 1].min()), float(self.positions_px[:, 1].max())],
+            "object_shape": None if self.object is None else list(self.object.shape),
+        }
+
+# %% ../../nbs/2_data/10_scan.ipynb #4b4273e4
+class _Stored:
+    "A scan as one file, there and back."
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        "The arrays under the keys of the file."
+        arrays = {
+            "xcoords": self.positions_px[:, 1],
+            "ycoords": self.positions_px[:, 0],
+            "diff3d": self.diff3d,
+            "probeGuess": self.probe,
+            "objectGuess": self.object,
+            "scan_index": self.scan_index,
+            "xcoords_start": self.positions_start_px[:, 1],
+            "ycoords_start": self.positions_start_px[:, 0],
+            "ground_truth_patches": self.ground_truth_patches,
+            "metadata": np.array(json.dumps(self.metadata, sort_keys=True)),
+        }
+        return {key: array for key, array in arrays.items() if array is not None}
+
+    def checksums(self) -> dict[str, str]:
+        "SHA-256 of every array, by key: equal if and only if type, shape and content are."
+        return {
+            key: hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
+            for key, array in self.to_arrays().items()
+        }
+
+    def save(self, path: str | Path) -> Path:
+        "Write the data as one NPZ, whole or not at all."
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise InputError(str(path), f"the suffix {path.suffix!r}", "'.npz'", "Name the file something.npz.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_arrays(path, **self.to_arrays())
+
+    @classmethod
+    def load(cls, path: str | Path) -> RawData:
+        "Read the data from an NPZ that keeps the contract; `InputError` says where it does not."
+        return cls.from_arrays(read_npz(path), str(path))
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], source: str = "RawData") -> RawData:
+        "Make the data from arrays under the keys of the file; `InputError` says where the contract is not kept."
+        return cls(**_fields_from_arrays(arrays, source), source=source)
+
 # %% ../../nbs/2_data/10_scan.ipynb #108d347a
 @dataclass(frozen=True, eq=False)
-class RawData:
+class RawData(_Quantities, _Stored):
     """A scan: diffraction amplitudes, positions and probe, and what is known besides. Checked when made.
 
     Parameters
@@ -143,116 +239,14 @@ class RawData:
                 checked = _checked(f"{self.source}, key {key!r}", array, shape, lengths, dtype)
                 object.__setattr__(self, name, checked)
         _refuse_negative(f"{self.source}, key 'diff3d'", self.diff3d)
-        self._check_positions_inside()
-
-    def _check_positions_inside(self) -> None:
-        "Raise `InputError` if a patch leaves the given object."
-        if self.object is None:
-            return
-        corner = nearest_pixel(self.positions_px) - self.N // 2
-        outside = np.flatnonzero(np.any((corner < 0) | (corner + self.N > self.object.shape), axis=1))
-        if len(outside):
-            y, x = self.positions_px[outside[0]]
-            raise InputError(
-                f"{self.source}, keys 'ycoords', 'xcoords'",
-                f"{len(outside)} of {self.n_patterns} positions whose patch of {self.N} px leaves 'objectGuess' of "
-                f"shape {self.object.shape}, first pattern {outside[0]} at (y, x) = ({y:g}, {x:g})",
-                f"{self.N // 2} <= position <= side - {self.N // 2} (positions are patch centres)",
-                "Shift the positions, enlarge the object, or leave 'objectGuess' out.")
-
-    @property
-    def is_simulated(self) -> bool:
-        "Whether the scan was simulated: its probe, and its object if it has one, are then the true ones and no guesses."
-        return "simulation" in self.metadata
-
-    @property
-    def truth(self) -> np.ndarray | None:
-        "The object where it is known to be the truth, which is in a simulation; a guess is not."
-        return self.object if self.is_simulated else None
-
-    @property
-    def N(self) -> int:
-        "Side of a pattern, px."
-        return self.diff3d.shape[-1]
-
-    @property
-    def n_patterns(self) -> int:
-        "M, the number of patterns."
-        return len(self.diff3d)
-
-    @property
-    def photons_per_pattern(self) -> np.ndarray:
-        "(M,) float64: detected photons in each pattern."
-        return np.einsum("kyx,kyx->k", self.diff3d, self.diff3d, dtype=np.float64)
-
-    @property
-    def nphotons_mean(self) -> float:
-        "Mean number of detected photons per pattern."
-        return float(self.photons_per_pattern.mean())
+        if self.object is not None:
+            _refuse_patches_outside(self)
 
     def subset(self, indices: np.ndarray) -> RawData:
         "The data of some patterns only, in the order of `indices`; the object and its frame stay."
         per_pattern = ("diff3d", "positions_px", "scan_index", "positions_start_px", "ground_truth_patches")
         chosen = {name: getattr(self, name)[indices] for name in per_pattern if getattr(self, name) is not None}
         return dataclasses.replace(self, **chosen)
-
-    def summary(self) -> dict[str, Any]:
-        "What a colleague asks first about a data set, as plain numbers and names."
-        photons = self.photons_per_pattern
-        return {
-            "source": self.source,
-            "n_patterns": self.n_patterns,
-            "N": self.N,
-            "n_scans": len(np.unique(self.scan_index)),
-            "photons_per_pattern_mean": float(photons.mean()),
-            "photons_per_pattern_min": float(photons.min()),
-            "photons_per_pattern_max": float(photons.max()),
-            "counts_per_pixel_max": float(self.diff3d.max()) ** 2,
-            "y_range_px": [float(self.positions_px[:, 0].min()), float(self.positions_px[:, 0].max())],
-            "x_range_px": [float(self.positions_px[:, 1].min()), float(self.positions_px[:, 1].max())],
-            "object_shape": None if self.object is None else list(self.object.shape),
-        }
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        "The arrays under the keys of the file."
-        arrays = {
-            "xcoords": self.positions_px[:, 1],
-            "ycoords": self.positions_px[:, 0],
-            "diff3d": self.diff3d,
-            "probeGuess": self.probe,
-            "objectGuess": self.object,
-            "scan_index": self.scan_index,
-            "xcoords_start": self.positions_start_px[:, 1],
-            "ycoords_start": self.positions_start_px[:, 0],
-            "ground_truth_patches": self.ground_truth_patches,
-            "metadata": np.array(json.dumps(self.metadata, sort_keys=True)),
-        }
-        return {key: array for key, array in arrays.items() if array is not None}
-
-    def checksums(self) -> dict[str, str]:
-        "SHA-256 of every array, by key: equal if and only if type, shape and content are."
-        return {
-            key: hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
-            for key, array in self.to_arrays().items()
-        }
-
-    def save(self, path: str | Path) -> Path:
-        "Write the data as one NPZ, whole or not at all."
-        path = Path(path)
-        if path.suffix != ".npz":
-            raise InputError(str(path), f"the suffix {path.suffix!r}", "'.npz'", "Name the file something.npz.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return write_arrays(path, **self.to_arrays())
-
-    @classmethod
-    def load(cls, path: str | Path) -> RawData:
-        "Read the data from an NPZ that keeps the contract; `InputError` says where it does not."
-        return cls.from_arrays(read_npz(path), str(path))
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], source: str = "RawData") -> RawData:
-        "Make the data from arrays under the keys of the file; `InputError` says where the contract is not kept."
-        return cls(**_fields_from_arrays(arrays, source), source=source)
 
 # %% ../../nbs/2_data/10_scan.ipynb #64bb6f13
 _FIELDS = {
@@ -274,6 +268,20 @@ def _refuse_negative(what: str, patterns: np.ndarray) -> None:
         raise InputError(what, f"negative values in {len(negative)} of {len(patterns)} entries of shape "
                          f"{patterns.shape}, first at {negative[0]}", "values >= 0",
                          "Set pixels that a background subtraction made negative to 0.")
+
+
+def _refuse_patches_outside(data: RawData) -> None:
+    "Raise `InputError` if a patch leaves the given object."
+    corner = nearest_pixel(data.positions_px) - data.N // 2
+    outside = np.flatnonzero(np.any((corner < 0) | (corner + data.N > data.object.shape), axis=1))
+    if len(outside):
+        y, x = data.positions_px[outside[0]]
+        raise InputError(
+            f"{data.source}, keys 'ycoords', 'xcoords'",
+            f"{len(outside)} of {data.n_patterns} positions whose patch of {data.N} px leaves 'objectGuess' of "
+            f"shape {data.object.shape}, first pattern {outside[0]} at (y, x) = ({y:g}, {x:g})",
+            f"{data.N // 2} <= position <= side - {data.N // 2} (positions are patch centres)",
+            "Shift the positions, enlarge the object, or leave 'objectGuess' out.")
 
 # %% ../../nbs/2_data/10_scan.ipynb #275d8608
 _REQUIRED = ("xcoords", "ycoords", "diff3d", "probeGuess")

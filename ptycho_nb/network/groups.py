@@ -86,8 +86,8 @@ def held_out_targets(
 
 # %% ../../nbs/4_network/25_groups.ipynb #dd3daf8d
 @dataclass(frozen=True, eq=False)
-class PtychoDataContainer:
-    "The groups of a scan, as numbers of patterns; batches are made on demand."
+class _Groups:
+    "The groups of a scan, as numbers of patterns."
 
     amplitude: np.ndarray  # float32 (M, N, N): measured, square root of counts; shared with the data, not copied
     positions_px: np.ndarray  # float64 (M, 2): patch centres (y, x), px
@@ -126,6 +126,11 @@ class PtychoDataContainer:
     def canvas_corner_px(self) -> np.ndarray:
         "int64 (B, 2): object pixel of element [0, 0] of each canvas."
         return self.anchor_px - self.canvas_px // 2
+
+# %% ../../nbs/4_network/25_groups.ipynb #774b5bf5
+@dataclass(frozen=True, eq=False)
+class PtychoDataContainer(_Groups):
+    "The groups of a scan, as numbers of patterns; batches are made on demand."
 
     def with_groups(
         self,

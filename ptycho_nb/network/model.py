@@ -7,6 +7,7 @@ __all__ = ['MergedPatches', 'central_weights', 'PtychoModel']
 
 # %% ../../nbs/4_network/50_model.ipynb #46450ad4
 import math
+from typing import Self
 
 import keras
 import numpy as np
@@ -56,12 +57,8 @@ def central_weights(
     return (inside * (power + 0.01 * power.max())).astype(np.float32)
 
 # %% ../../nbs/4_network/50_model.ipynb #cf3d25ea
-class PtychoModel(keras.Model):
-    """Generator, merging, forward model and intensity scale in one Keras model.
-
-    It takes a batch of `PtychoDataContainer` (with the estimates of `GroupEstimates`, where the generator wants them)
-    and predicts the targets' amplitudes (b, N, N, T), divided by the intensity scale as those of the batch are.
-    """
+class _Parts(keras.Model):
+    "What a model is made of: the generator, the probe and the intensity scale, and how they begin."
 
     def __init__(
         self,
@@ -112,11 +109,11 @@ class PtychoModel(keras.Model):
         "s, the square root of photons: as given or as learned."
         return float(np.exp(ops.convert_to_numpy(self.log_scale)))
 
-    def untrained(self) -> "PtychoModel":
+    def untrained(self) -> Self:
         "A model of the same make with the weights that training started from."
-        fresh = PtychoModel(self.config, self.initial_probe, self.data_scale, self.canvas_px, training=self.training_config,
-                            settings=self.settings, subpixel=self.subpixel, precision=self.precision, seed=self.seed,
-                            window_px=self.window_px)
+        fresh = type(self)(self.config, self.initial_probe, self.data_scale, self.canvas_px, training=self.training_config,
+                           settings=self.settings, subpixel=self.subpixel, precision=self.precision, seed=self.seed,
+                           window_px=self.window_px)
         for ours, theirs in zip(self._adapted_layers(), fresh._adapted_layers(), strict=True):
             theirs.set_weights(ours.get_weights())
         return fresh
@@ -132,6 +129,14 @@ class PtychoModel(keras.Model):
         "Tell a generator that wants to know what patterns have in common; to be done once, before training."
         for layer in self._adapted_layers():
             layer.adapt(amplitude)
+
+# %% ../../nbs/4_network/50_model.ipynb #c1dd0d6f
+class PtychoModel(_Parts):
+    """Generator, merging, forward model and intensity scale in one Keras model.
+
+    It takes a batch of `PtychoDataContainer` (with the estimates of `GroupEstimates`, where the generator wants them)
+    and predicts the targets' amplitudes (b, N, N, T), divided by the intensity scale as those of the batch are.
+    """
 
     def _network_inputs(self, batch: dict):
         if self.input_kind == "estimate":
