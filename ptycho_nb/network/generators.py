@@ -127,15 +127,16 @@ def unet(
             image = unit(image, filters)
         return image
 
-    def join(image, skipped):
-        return layers.Concatenate(dtype=convolution.policy)([image, skipped])
+    def join(image, skipped, name: str):  # names of our own: Keras counts its own up, and a bundle holds them
+        return layers.Concatenate(dtype=convolution.policy, name=name)([image, skipped])
 
     n = n_filters
     half = refine(convolution(image, n, 4, 2), n, counts[0])
     quarter = refine(convolution(half, 2 * n, 2, 2), 2 * n, counts[1])
     eighth = refine(convolution(quarter, 4 * n, 2, 2), 4 * n, counts[2])
-    image = convolution(join(convolution(eighth, 2 * n, 2, 2, up=True), quarter), 2 * n)
-    image = convolution(join(convolution(refine(image, 2 * n, counts[3]), n, 2, 2, up=True), half), n)
+    image = convolution(join(convolution(eighth, 2 * n, 2, 2, up=True), quarter, "join_quarter"), 2 * n)
+    image = refine(image, 2 * n, counts[3])
+    image = convolution(join(convolution(image, n, 2, 2, up=True), half, "join_half"), n)
     image = layers.Conv2D(8, 3, padding="same", kernel_initializer="zeros", dtype="float32",
                           name="correction")(refine(image, n, counts[4]))
     return DepthToSpace(name="full_size")(image)
