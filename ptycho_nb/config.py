@@ -227,12 +227,18 @@ class SimulationConfig(Config):
         One of `ptycho_nb.physics.probes.PROBE_KINDS`.
     scan_kind : str
         One of `ptycho_nb.physics.scans.SCAN_KINDS`.
-    n_train, n_test : int
-        Patterns on the training half and on the test half.
+    n_train : int
+        Patterns on the training half.
+    n_test : int
+        Patterns on the test half.
     seed : int
         Master seed; the others derive from it unless given.
-    object_seed, scan_seed, noise_seed : int, optional
-        Seeds of the sample, of the positions and of the photons.
+    object_seed : int, optional
+        Seed of the sample.
+    scan_seed : int, optional
+        Seed of the positions.
+    noise_seed : int, optional
+        Seed of the photons.
 
     Raises
     ------
