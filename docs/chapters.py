@@ -7,6 +7,7 @@ import importlib
 import inspect
 import io
 import json
+import os
 import posixpath
 import re
 import shutil
@@ -134,8 +135,10 @@ def relink(text: str, file: str, page: str, pages: dict[str, str], root: Path = 
             return f"![{label}]({posixpath.relpath(_picture_page(there), here or '.')})"
         if there in pages:
             return f"[{label}]({posixpath.relpath(pages[there], here or '.')}{mark}{anchor})"
-        if (root / there).exists() or there.startswith(("docs/", "studies_nbs/")):
+        if (root / there).exists():
             return label
+        if re.search(r"\.(md|ipynb|py|rst)$", there):
+            raise PageError(f"{file}: the link to {target} leads nowhere")
         return found[0]  # no path at all: code such as x[0](y)
 
     return _LINK.sub(replaced, text)
@@ -341,6 +344,9 @@ _KINDS = ("Functions", "Data", "Configurations", "Errors")
 def public_names() -> Iterator[tuple[str, str, Any]]:
     "Each name of the package's `__all__`, what kind of thing it is, and the thing itself."
     package = importlib.import_module(PACKAGE)
+    standard_error_to = importlib.import_module(f"{PACKAGE}.runs.arms").standard_error_to
+    with open(os.devnull, "wb") as nowhere, standard_error_to(nowhere):
+        importlib.import_module("keras")  # TensorFlow greets at length
     for name in getattr(package, "__all__", ()):
         if name.startswith("__"):
             continue

@@ -32,6 +32,7 @@ autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 python_maximum_signature_line_length = 80
 add_module_names = False
+default_role = "py:obj"  # `name` in a docstring is code, and a link where the name is public
 suppress_warnings = ["ref.citation"]  # numpydoc: a reference that only the section References names
 
 # The look. MathJax is copied into _static by build.py.
@@ -47,6 +48,7 @@ mathjax3_config = {"options": {"enableMenu": False}}  # its accessibility menu w
 html_theme_options = {
     "header_links_before_dropdown": 7,
     "navbar_end": ["theme-switcher"],
+    "navbar_persistent": ["search-button"],
     "footer_start": ["copyright"],
     "footer_end": [],
     "navigation_with_keys": False,
@@ -64,8 +66,6 @@ class ChapterRole(SphinxRole):
     def run(self):
         chapter = self.known.get(self.text)
         if chapter is None:
-            if not any("." in module for module in self.known):  # modules not in sub-packages yet
-                return [nodes.literal(self.text, self.text)], []
             return [], [self.inliner.reporter.error(f"no notebook exports the module {self.text!r}", line=self.lineno)]
         link = addnodes.pending_xref("", nodes.inline("", chapter.title), refdomain="std", reftype="doc", refexplicit=True,
                                      reftarget=f"/{chapter.page}", refdoc=self.env.docname, refwarn=True)
