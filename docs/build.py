@@ -1,7 +1,8 @@
 """Build the documentation: `python docs/build.py`, or `make docs`. Warnings are errors; no network is used.
 
-The pages of docs/, the notebooks of nbs/ with their stored outputs, the executed studies of docs/gallery/ and the benchmark's
-results are assembled into a source tree (chapters.py), Sphinx makes a site of it (conf.py), and the site is checked.
+The pages of docs/, the notebooks of nbs/ with their stored outputs, the executed studies of docs/gallery/ and the
+results of the benchmark are assembled into a source tree (chapters.py), Sphinx makes a site of it (conf.py), and the
+site is checked.
 """
 import argparse
 import re
@@ -18,8 +19,8 @@ sys.path.insert(0, str(ROOT))  # this checkout is documented, whatever else is i
 
 MATHJAX = "sphinx-mathjax-offline"  # the package that carries MathJax
 _NEEDED = ("/mathjax/tex-chtml.js", "/mathjax/output/chtml/fonts/", "/mathjax/input/tex/extensions/")
-_LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src",
-           "object": "data", "link": "href"}  # what a browser fetches without being asked
+_LOADED = dict.fromkeys(("script", "img", "iframe", "source", "video", "audio", "embed"), "src")
+_LOADED |= {"object": "data", "link": "href"}  # what a browser fetches without being asked
 _FOREIGN = re.compile(r"(?:https?:)?//[\w.-]+\.\w+")
 
 

@@ -1,4 +1,4 @@
-"""What the site shows besides its hand-written pages: the notebooks as chapters, the public names, the executed studies.
+"""What the site shows besides its hand-written pages: notebooks as chapters, the public names, the executed studies.
 
 Everything is discovered, no list is kept by hand. `assemble` writes a source tree for Sphinx; nothing is executed.
 """
@@ -26,7 +26,7 @@ PAGE_OF = {  # files outside docs/ that are pages of the site
     "benchmarks/LOG.md": "benchmarks/log.md",
 }
 _DIRECTIVE = re.compile(r"^#\|[ ]*(\S*).*\n?", re.MULTILINE)
-_CONTINUED = ("benchmarks", "chapters", "gallery", "reference")  # folders of docs/ whose pages end in what is discovered
+_CONTINUED = ("benchmarks", "chapters", "gallery", "reference")  # their pages end in what is discovered
 _LINK = re.compile(r"(!?)\[([^\]\n]*)\]\(([^)\s]+)\)")
 
 
@@ -71,7 +71,8 @@ class Chapter:
     @cached_property
     def module(self) -> str:  # what it exports to, inside the package; empty if nothing
         for cell in self.notebook["cells"]:
-            if cell["cell_type"] == "code" and (found := re.search(r"^#\|\s*default_exp\s+(\S+)", cell["source"], re.M)):
+            found = re.search(r"^#\|\s*default_exp\s+(\S+)", cell["source"], re.MULTILINE)
+            if found and cell["cell_type"] == "code":
                 return found[1]
         return ""
 
@@ -254,7 +255,10 @@ class Assembly:
             if (self.root / file).exists():
                 text = self.text_of(file, page)
                 if page == "benchmarks/index.md":
-                    self.more(page, re.sub(r"^# .*\n", "", text, count=1) + "\n" + _toctree(["log"]))
+                    about, mark, results = text.partition("\n## ")  # the machine goes to the end
+                    about = re.sub(r"^# .*\n", "", about, count=1).strip()
+                    results = f"{mark.lstrip()}{results.rstrip()}\n\n## machine and versions\n\n{about}"
+                    self.more(page, f"{results}\n\n{_toctree(['log'])}")
                 else:
                     self.write(page, text)
 
@@ -321,7 +325,8 @@ class Assembly:
         chapters = chapter_of_module(self.root)
         for name, kind, value in public_names():
             groups.setdefault(kind, []).append(name)
-            self.write(f"reference/{name}.rst", _reference_page(name, value, chapters.get(value.__module__.removeprefix(f"{PACKAGE}."))))
+            chapter = chapters.get(value.__module__.removeprefix(f"{PACKAGE}."))
+            self.write(f"reference/{name}.rst", _reference_page(name, value, chapter))
         parts = []
         for kind in (kind for kind in _KINDS if kind in groups):
             rows = "\n".join(f"   ~{PACKAGE}.{name}" for name in groups[kind])

@@ -35,6 +35,8 @@ add_module_names = False
 default_role = "py:obj"  # `name` in a docstring is code, and a link where the name is public
 suppress_warnings = ["ref.citation"]  # numpydoc: a reference that only the section References names
 
+highlight_language = "none"  # of code that does not say what it is
+
 # The look. MathJax is copied into _static by build.py.
 html_theme = "pydata_sphinx_theme"
 html_title = "ptycho_nb"
@@ -67,8 +69,9 @@ class ChapterRole(SphinxRole):
         chapter = self.known.get(self.text)
         if chapter is None:
             return [], [self.inliner.reporter.error(f"no notebook exports the module {self.text!r}", line=self.lineno)]
-        link = addnodes.pending_xref("", nodes.inline("", chapter.title), refdomain="std", reftype="doc", refexplicit=True,
-                                     reftarget=f"/{chapter.page}", refdoc=self.env.docname, refwarn=True)
+        link = addnodes.pending_xref(
+            "", nodes.inline("", chapter.title), refdomain="std", reftype="doc", refexplicit=True, refwarn=True,
+            reftarget=f"/{chapter.page}", refdoc=self.env.docname)
         return [link], []
 
 
