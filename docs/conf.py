@@ -31,6 +31,7 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 python_maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
 add_module_names = False
 default_role = "py:obj"  # `name` in a docstring is code, and a link where the name is public
 suppress_warnings = ["ref.citation"]  # numpydoc: a reference that only the section References names
@@ -75,6 +76,12 @@ class ChapterRole(SphinxRole):
         return [link], []
 
 
+def readable_signature(app, what, name, value, options, signature, returns):
+    "A default that is made anew each time has no value to show, and `<factory>` is no Python."
+    return (signature and signature.replace("<factory>", "..."), returns)
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", readable_signature)
     app.add_role("chapter", ChapterRole())
     return {"parallel_read_safe": True}
