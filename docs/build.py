@@ -120,7 +120,8 @@ def main() -> int:
         return 1
     code = sphinx_build(["-q", "-W", "--keep-going", "-b", "html", *["-E"] * fresh, "-c", str(ROOT / "docs"),
                          "-d", str(out / "doctrees"), str(out / "source"), str(out / "html")])
-    if code:
+    if code:  # what was read with a warning is to be read again, or the warning would be gone
+        shutil.rmtree(out / "doctrees", ignore_errors=True)
         return code
     faults = check_site(out / "html")
     print(*faults, sep="\n", file=sys.stderr, end="\n" if faults else "")

@@ -26,7 +26,7 @@ PAGE_OF = {  # files outside docs/ that are pages of the site
     "benchmarks/LOG.md": "benchmarks/log.md",
 }
 _DIRECTIVE = re.compile(r"^#\|[ ]*(\S*).*\n?", re.MULTILINE)
-_CONTINUED = ("benchmarks", "chapters", "gallery", "reference")  # their pages end in what is discovered
+_CONTINUED = ("benchmarks", "chapters", "gallery", "index.md", "reference")  # their pages end in what is discovered
 _LINK = re.compile(r"(!?)\[([^\]\n]*)\]\(([^)\s]+)\)")
 
 
@@ -251,16 +251,17 @@ class Assembly:
         self.write(page, f"{written.rstrip()}\n\n{text}")
 
     def outside_docs(self) -> None:
-        for file, page in PAGE_OF.items():
-            if (self.root / file).exists():
-                text = self.text_of(file, page)
-                if page == "benchmarks/index.md":
-                    about, mark, results = text.partition("\n## ")  # the machine goes to the end
-                    about = re.sub(r"^# .*\n", "", about, count=1).strip()
-                    results = f"{mark.lstrip()}{results.rstrip()}\n\n## machine and versions\n\n{about}"
-                    self.more(page, f"{results}\n\n{_toctree(['log'])}")
-                else:
-                    self.write(page, text)
+        there = {page: file for file, page in PAGE_OF.items() if (self.root / file).exists()}
+        for page, file in there.items():
+            text = self.text_of(file, page)
+            if page == "benchmarks/index.md":
+                about, mark, results = text.partition("\n## ")  # the machine goes to the end
+                about = re.sub(r"^# .*\n", "", about, count=1).strip()
+                results = f"{mark.lstrip()}{results.rstrip()}\n\n## machine and versions\n\n{about}"
+                self.more(page, f"{results}\n\n{_toctree(['log'])}")
+            else:
+                self.write(page, text)
+        self.more("index.md", _toctree([page for page in there if "/" not in page]))
 
     def notebook(self, chapter: Chapter, note: str = "") -> None:
         notebook = readable_notebook(chapter.notebook, note)
