@@ -378,16 +378,15 @@ def _reference_page(name: str, value: Any, chapter: Chapter | None) -> str:
 
 
 def _thumbnail(notebook: dict[str, Any], width: int = 480) -> bytes:
-    "The largest picture of a notebook, made small; empty if it has none."
+    "The picture of a notebook that holds most, made small; empty if it has none."
     from PIL import Image
 
     encoded = [output["data"]["image/png"] for cell in notebook["cells"] for output in cell.get("outputs", [])
                if "image/png" in output.get("data", {})]
     if not encoded:
         return b""
-    pictures = [Image.open(io.BytesIO(base64.b64decode("".join(text)))) for text in encoded]
-    largest = max(pictures, key=lambda picture: picture.width * picture.height)
-    small = largest.convert("RGB")
+    richest = max(("".join(text) for text in encoded), key=len)
+    small = Image.open(io.BytesIO(base64.b64decode(richest))).convert("RGB")
     small.thumbnail((width, width))
     small.save(buffer := io.BytesIO(), "PNG", optimize=True)
     return buffer.getvalue()

@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +40,29 @@ def smaller_png(png: bytes, factor: float = 1.0, colours: int = 256) -> bytes:
     return png if factor == 1 and len(png) <= len(buffer.getvalue()) else buffer.getvalue()
 
 
-def without_places(text: str, folders: Sequence[str | Path]) -> str:
-    "Text that names none of these folders of this machine (the innermost first), and no object's place in memory."
-    for folder in folders:
-        text = text.replace(f"{folder}/", "").replace(str(folder), ".")
+def places(scratch: str | Path) -> dict[str, str]:
+    "What names this run and this machine, and what is written instead, in the order in which it is to be replaced."
+    folders = {str(scratch), os.path.realpath(scratch), str(ROOT), str(Path.home())} - {"/"}
+    folders = sorted(folders, key=len, reverse=True)
+    of_tempfile = (re.fullmatch(r"(?:(.+)-|tmp)[a-z0-9_]{8}", name) for name in sorted(os.listdir(scratch)))
+    names = {found[0]: found[1] or "scratch" for found in of_tempfile if found}
+    return {f"{folder}/": "" for folder in folders} | dict.fromkeys(folders, ".") | names
+
+
+def without_places(text: str, replaced: Mapping[str, str]) -> str:
+    "Text without what `places` lists, the colours of a terminal, and the place of objects in memory."
+    for found, written in replaced.items():
+        text = text.replace(found, written)
     return _IDENTITY.sub("", _ESCAPES.sub("", text))
 
 
-def _kept_output(output: dict[str, Any], folders: Sequence[str | Path]) -> dict[str, Any] | None:
+def _kept_output(output: dict[str, Any], replaced: Mapping[str, str]) -> dict[str, Any] | None:
     if output["output_type"] == "error" or output.get("name") == "stderr":
         return None
     output = {key: value for key, value in output.items() if key not in ("metadata", "execution_count")}
     if output["output_type"] == "stream":
-        return output | {"text": without_places("".join(output["text"]), folders)}
-    data = {kind: value if kind == "image/png" else without_places("".join(value), folders)
+        return output | {"text": without_places("".join(output["text"]), replaced)}
+    data = {kind: value if kind == "image/png" else without_places("".join(value), replaced)
             for kind, value in output["data"].items() if isinstance(value, str | list) and "widget" not in kind}
     had_widget = any("widget" in kind for kind in output["data"])
     if "image/png" in data or had_widget:
@@ -64,7 +73,7 @@ def _kept_output(output: dict[str, Any], folders: Sequence[str | Path]) -> dict[
     return output | {"data": data, "metadata": {}} | count
 
 
-def kept_notebook(notebook: dict[str, Any], folders: Sequence[str | Path]) -> dict[str, Any]:
+def kept_notebook(notebook: dict[str, Any], replaced: Mapping[str, str]) -> dict[str, Any]:
     "An executed notebook without what belongs to this run and this machine."
     cells = []
     for cell in notebook["cells"]:
@@ -73,7 +82,7 @@ def kept_notebook(notebook: dict[str, Any], folders: Sequence[str | Path]) -> di
             continue
         cell = dict(cell, metadata={"tags": tags} if tags else {})
         if cell["cell_type"] == "code":
-            outputs = (_kept_output(output, folders) for output in cell["outputs"])
+            outputs = (_kept_output(output, replaced) for output in cell["outputs"])
             cell |= {"execution_count": None, "outputs": [output for output in outputs if output is not None]}
         cells.append(cell)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -103,11 +112,14 @@ def run_study(path: Path, scratch: Path) -> dict[str, Any]:
     "The executed notebook, with its defaults, its temporary files inside `scratch`."
     import papermill
 
+    from ptycho_nb.runs.arms import standard_error_to
+
     output = scratch / path.name
     before, os.environ["TMPDIR"] = os.environ.get("TMPDIR"), str(scratch)
     try:
-        papermill.execute_notebook(str(path), str(output), cwd=str(path.parent), progress_bar=False, start_timeout=300,
-                                   extra_arguments=["--log-level=ERROR"])
+        with open(scratch / "standard_error", "wb") as said, standard_error_to(said):
+            papermill.execute_notebook(str(path), str(output), cwd=str(path.parent), progress_bar=False,
+                                       start_timeout=300, extra_arguments=["--log-level=ERROR"])
     finally:
         os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
     return json.loads(output.read_text(encoding="utf-8"))
@@ -131,8 +143,7 @@ def main() -> int:
         try:
             with tempfile.TemporaryDirectory(prefix="gallery-") as folder:
                 executed = run_study(path, Path(folder))
-                folders = sorted({folder, os.path.realpath(folder), str(ROOT), str(Path.home())}, key=len, reverse=True)
-                text = fitted(kept_notebook(executed, [place for place in folders if place != "/"]))
+                text = fitted(kept_notebook(executed, places(folder)))
         except Exception as error:  # the others still run; the copy of an earlier run stays
             what = str(error) or type(error).__name__
             if hasattr(error, "ename"):

@@ -205,7 +205,7 @@ def test_the_gallery_keeps_nothing_of_this_machine():
             papermill={"duration": 1},
             widgets={},
         ),
-        ["/scratch/a/b", "/scratch/a"],
+        {"/scratch/a/b/": "", "/scratch/a": "."},
     )
     assert list(kept["metadata"]) == ["kernelspec"] and [cell["source"] for cell in kept["cells"]] == ["x = 1", "run()"]
     outputs = kept["cells"][1]["outputs"]
@@ -215,6 +215,13 @@ def test_the_gallery_keeps_nothing_of_this_machine():
         ["image/png"],
     ]
     assert outputs[1]["data"]["text/plain"] == "<A>" and kept["cells"][1]["execution_count"] is None
+
+
+def test_temporary_folders_lose_their_chance_names(tmp_path):
+    for name in ("explore-a1b2c3d4", "tmpa1b2c3d_", "standard_error", "explore.ipynb"):
+        (tmp_path / name).touch()
+    text = f"everything is in {tmp_path}/explore-a1b2c3d4, {tmp_path}/tmpa1b2c3d_/x and {gallery.ROOT}/runs"
+    assert gallery.without_places(text, gallery.places(tmp_path)) == "everything is in explore, scratch/x and runs"
 
 
 def test_pictures_become_smaller_until_the_notebook_fits():
