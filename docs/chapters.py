@@ -350,10 +350,12 @@ _KINDS = ("Functions", "Data", "Configurations", "Errors")
 def public_names() -> Iterator[tuple[str, str, Any]]:
     "Each name of the package's `__all__`, what kind of thing it is, and the thing itself."
     package = importlib.import_module(PACKAGE)
+    if not getattr(package, "__all__", ()):
+        raise PageError(f"{PACKAGE}.__all__ names nothing that the reference could show")
     standard_error_to = importlib.import_module(f"{PACKAGE}.runs.arms").standard_error_to
     with open(os.devnull, "wb") as nowhere, standard_error_to(nowhere):
         importlib.import_module("keras")  # TensorFlow greets at length
-    for name in getattr(package, "__all__", ()):
+    for name in package.__all__:
         if name.startswith("__"):
             continue
         value = getattr(package, name)
