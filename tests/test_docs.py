@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -149,6 +150,19 @@ def test_every_notebook_of_this_checkout_can_be_a_chapter():
         assert shown and not any(line.startswith("#|") for source in shown for line in source.splitlines()), (
             chapter.path
         )
+
+
+@pytest.mark.parametrize("page", ["detector_mask", "probe_mode"])
+def test_places_that_a_page_names_exist(page):
+    """Pages that say where something would go name functions of a chapter: they have to be there."""
+    known = chapters.chapter_of_module()
+    text = (ROOT / "docs" / "howto" / f"{page}.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \{chapter\}`([\w.]+)` \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) >= 8
+    for module, text in rows:
+        code = "\n".join(cell["source"] for cell in known[module].notebook["cells"] if cell["cell_type"] == "code")
+        for name in re.findall(r"`([\w.]+)`", text):
+            assert name.split(".")[-1] in code, f"{module} has no {name}"
 
 
 # What is checked on the built site
