@@ -20,9 +20,11 @@ from ptycho_nb.network.training import train as train_network
 from ptycho_nb.physics.objects import make_object
 from ptycho_nb.physics.probes import crop_probe_fourier, make_probe, probe_diameter_px, twin_ambiguity
 from ptycho_nb.physics.scans import half_regions, validation_indices
-from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.estimate import estimate, prepare
 from ptycho_nb.solvers.gauge import aligned_pair
-from ptycho_nb.solvers.lsqml import lsqml, ptychi_installed
+from ptycho_nb.solvers.held_out import HeldOut, hold_out
+from ptycho_nb.solvers.likelihood import solve
+from ptycho_nb.solvers.lsqml import lsqml_epochs, ptychi_installed
 from ptycho_nb.solvers.result import Reconstruction
 
 N = 64
@@ -111,15 +113,15 @@ def add(table: Table, case: Case, method: str, results: list[Reconstruction], sc
                                          for name in ("seconds", "cpu_seconds")), **means, **spread, **more)
 
 
-def fast_methods(overlap: bool) -> dict[str, Callable[[RawData, np.ndarray | None], Reconstruction]]:
-    """Rows without any training on this scan, by name; called with a scan and its validation patterns."""
+def fast_methods(overlap: bool) -> dict[str, Callable[[RawData, HeldOut], Reconstruction]]:
+    """Rows without any training on this scan, by name; called with a scan and the counts held out of it."""
     if overlap:
-        methods = {"estimate, not smoothed": lambda scan, v: estimate(scan, validation=v, smoothing_px=(0.0,))}
+        methods = {"estimate, not smoothed": lambda scan, held: estimate(scan, held=held, smoothing_px=(0.0,))}
     else:
-        methods = {"estimate, 20 steps": lambda scan, _: estimate(scan, validation=np.array([], int), iterations=20)}
+        methods = {"estimate, 20 steps": lambda scan, _: estimate(scan, held=hold_out(scan, []), iterations=20)}
     return methods | {
-        "estimate": lambda scan, v: estimate(scan, validation=v),
-        "estimate, amplitude": lambda scan, v: estimate(scan, validation=v, likelihood="amplitude"),
+        "estimate": lambda scan, held: estimate(scan, held=held),
+        "estimate, amplitude": lambda scan, held: estimate(scan, held=held, likelihood="amplitude"),
         "amortised": lambda scan, _: amortised(scan)}
 
 
@@ -167,7 +169,7 @@ def measure_fast(table: Table, profile: Profile, case: Case, halves: Halves) -> 
         scan = halves(seed)[1]
         validation = held_out(case, scan, seed)
         for name, method in methods.items():
-            result = method(scan, validation)
+            result = method(scan, hold_out(scan, validation))
             if name == next(iter(methods)):
                 score = amplitude_score(scan) if case.overlap else lit_score(scan, result)
             found.setdefault(name, []).append(result)
@@ -185,10 +187,10 @@ def measure_case(table: Table, profile: Profile, case: Case, halves: Halves) -> 
     score = amplitude_score(test) if case.overlap else lit_score(test, next(iter(found.values())))
 
     def refine(name: str, result: Reconstruction) -> None:
-        refined = estimate(test, validation=validation, start=result)
+        refined = estimate(test, held=hold_out(test, validation), start=result)
         add(table, case, f"{name} + refine", [refined], [score(refined)], note="seconds of the refinement alone")
 
-    once = amortised(test, validation=validation, splits=1)
+    once = amortised(test, held=hold_out(test, validation), splits=1)
     add(table, case, ONE_SPLIT, [once], [score(once)])
     refine(ONE_SPLIT, once)
     if case.nphotons == 1e3:
@@ -217,34 +219,27 @@ def measure_lsqml(table: Table, profile: Profile, case: Case, scan: RawData, val
     elif case.overlap and case.nphotons in profile.lsqml_some_doses[case.rank]:
         wanted = profile.lsqml_epochs[:-1] or wanted
     for noise_model in ("poisson", "gaussian"):
-        kept = {}
-
-        def keep(epoch: int, so_far: Reconstruction, kept=kept) -> None:
-            if epoch in wanted:
-                kept[epoch] = so_far
-
-        lsqml(scan, epochs=wanted[-1], noise_model=noise_model, watch=keep,
-              validation=np.array([], int) if validation is None else validation)
-        for epoch, result in kept.items():
-            add(table, case, f"LSQML {noise_model}, {epoch} epochs", [result], [score(result)])
+        held = hold_out(scan, np.array([], int) if validation is None else validation)
+        for result in lsqml_epochs(scan, wanted[-1], noise_model, held=held):
+            if (epoch := result.info["epochs"]) in wanted:
+                add(table, case, f"LSQML {noise_model}, {epoch} epochs", [result], [score(result)])
 
 
 def time_to_999(table: Table, profile: Profile, case: Case, scan: RawData) -> None:
     """Seconds to an SSIM of .999, each method the best of some runs, everything but scoring included."""
-    validation = validation_indices(scan.n_patterns, seed=1)
-    score = amplitude_score(scan)
-
-    objects = []
-    course = estimate(scan, validation=validation, on_step=lambda _, object: objects.append(object.copy()))
-    iterations = next((k for k, object in enumerate(objects, start=1)
-                       if score(replace(course, object=object))["ssim"] >= 0.999), len(objects))
+    held, score = hold_out(scan, validation_indices(scan.n_patterns, seed=1)), amplitude_score(scan)
+    course, fit = estimate(scan, held=held), prepare(scan, held)
+    iterations = next((step.iteration for step in solve(fit.problem, 60)
+                       if score(replace(course, object=step.object))["ssim"] >= 0.999), 60)
 
     def ours() -> Reconstruction:
-        return estimate(scan, validation=validation, iterations=iterations)
+        return estimate(scan, held=held, iterations=iterations)
 
     def theirs(noise_model: str) -> Reconstruction:
-        return lsqml(scan, epochs=profile.converged, noise_model=noise_model, validation=validation,
-                     watch=lambda _, so_far: score(so_far)["ssim"] >= 0.999)
+        for result in lsqml_epochs(scan, profile.converged, noise_model, held=held):
+            if score(result)["ssim"] >= 0.999:
+                break
+        return result
 
     methods = {"estimate to SSIM .999": ours}
     if ptychi_installed():

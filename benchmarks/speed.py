@@ -30,9 +30,10 @@ from ptycho_nb.network.model import PtychoModel
 from ptycho_nb.network.optics import as_complex, diffraction_amplitude
 from ptycho_nb.network.patches import extract_patches, stitch
 from ptycho_nb.network.pretrained import amortised, load_pretrained
-from ptycho_nb.physics.forward import split_positions
+from ptycho_nb.physics.forward import Layout
 from ptycho_nb.physics.noise import intensity_scale
 from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.held_out import hold_out
 from ptycho_nb.solvers.likelihood import scan_gradient
 
 N = 64
@@ -106,11 +107,11 @@ def gradient_by_backend(scan, patterns: np.ndarray) -> Callable[[], object]:
     """The gradient of the squared amplitude error of some patterns with respect to the object, by TensorFlow."""
     import tensorflow as tf
 
-    _, corners, _, shape = split_positions(scan.positions_px, scan.N)
-    side = max(shape)
+    layout = Layout.around(scan.positions_px, scan.N)
+    side = max(layout.shape)
     probe = (scan.probe * intensity_scale(scan.diff3d)).astype(np.complex64)
     measured_amplitude = ops.convert_to_tensor(scan.diff3d[patterns][None])
-    places = ops.convert_to_tensor(corners[patterns][None].astype(np.int32))
+    places = ops.convert_to_tensor(layout.corners_px[patterns][None].astype(np.int32))
     parts = tf.Variable(np.stack([np.ones((1, side, side)), np.zeros((1, side, side))], axis=-1).astype(np.float32))
 
     @tf.function
@@ -125,10 +126,10 @@ def gradient_by_backend(scan, patterns: np.ndarray) -> Callable[[], object]:
 
 def gradient_by_solver(scan, patterns: np.ndarray) -> Callable[[], object]:
     """The same by the solver, on one thread."""
-    _, corners, _, shape = split_positions(scan.positions_px, scan.N)
+    layout = Layout.around(scan.positions_px, scan.N)
     probe = (scan.probe * intensity_scale(scan.diff3d)).astype(np.complex64)
-    blank, canvas = np.ones((1, *shape), np.complex64), np.zeros(len(corners), int)
-    return lambda: scan_gradient(blank, probe, scan.diff3d, patterns, canvas, corners, likelihood="amplitude")
+    blank = np.ones(layout.shape, np.complex64)
+    return lambda: scan_gradient(blank, probe, scan.diff3d, layout, patterns, "amplitude")
 
 
 def measure_solvers(clock: Clock, scan, quick: bool) -> None:
@@ -142,7 +143,7 @@ def measure_solvers(clock: Clock, scan, quick: bool) -> None:
     steps = 10
     bound = clock.possible(n * steps * STEP[0], n * steps * STEP[1])
     clock.measure(f"estimate, {steps} steps, no validation", n * steps, "pattern steps",
-                  lambda: estimate(scan, iterations=steps, validation=np.array([], int)), bound)
+                  lambda: estimate(scan, iterations=steps, held=hold_out(scan, np.array([], int))), bound)
     clock.measure(f"estimate, {steps} steps, validated and smoothed", n * steps, "pattern steps",
                   lambda: estimate(scan, iterations=steps, patience=steps), bound)
     clock.measure("estimate, from patterns to object", n, "patterns", lambda: estimate(scan),

@@ -15,7 +15,8 @@ from ptycho_nb.data.formats import load_data
 from ptycho_nb.physics.scans import validation_indices
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.gauge import align
-from ptycho_nb.solvers.lsqml import lsqml, ptychi_installed
+from ptycho_nb.solvers.held_out import hold_out
+from ptycho_nb.solvers.lsqml import lsqml_epochs, ptychi_installed
 from ptycho_nb.solvers.result import Reconstruction, covered_region
 
 
@@ -34,6 +35,7 @@ def measure(table: Table, quick: bool, path: Path) -> None:
         scan = scan.subset(np.arange(0, scan.n_patterns, 6))
     case = f"{scan.n_patterns} patterns of {scan.N}²"
     validation = validation_indices(scan.n_patterns, seed=0)
+    held = hold_out(scan, validation)
 
     def add(method: str, result: Reconstruction, reference: Reconstruction, note: str = "") -> None:
         fit = data_fit(result, scan, validation)
@@ -41,22 +43,19 @@ def measure(table: Table, quick: bool, path: Path) -> None:
                   pearson=phase_agreement(result, reference),
                   relative_squared_error=fit["relative_squared_error"])
 
-    ours = estimate(scan, validation=validation)
+    ours = estimate(scan, held=held)
     if not ptychi_installed():
         add("estimate, with the probe", ours, ours, "pty-chi is not installed: compared with itself")
         return
-    course = {}
-
-    def keep(epoch: int, so_far: Reconstruction) -> None:
-        if epoch in ((1, 2) if quick else (10, 20, 50)):
-            course[epoch] = so_far
-
-    converged = lsqml(scan, epochs=2 if quick else 50, noise_model="gaussian", validation=validation, watch=keep)
-    for epoch, so_far in course.items():
-        add(f"LSQML gaussian, {epoch} epochs", so_far, converged)
+    epochs = (1, 2) if quick else (10, 20, 50)
+    course = lsqml_epochs(scan, epochs[-1], "gaussian", held=held)
+    course = [result for result in course if result.info["epochs"] in epochs]
+    converged = course[-1]
+    for result in course:
+        add(f"LSQML gaussian, {result.info['epochs']} epochs", result, converged)
     add("estimate, with the probe", ours, converged, f"{len(ours.info['history'])} iterations")
     for iterations in (2,) if quick else (5, 10, 20):
-        some = estimate(scan, validation=validation, iterations=iterations)
+        some = estimate(scan, held=held, iterations=iterations)
         add(f"estimate, {iterations} iterations", some, converged,
             f"{some.seconds / converged.seconds:.3f} of LSQML's seconds")
 

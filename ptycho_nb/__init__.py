@@ -1,1 +1,61 @@
+"""Physics-informed neural-network ptychography in notebooks: how few photons can I get away with?
+
+    import ptycho_nb as pt
+
+    scan = pt.load_data("scan.npz")
+    image = pt.amortised(scan)  # or pt.estimate(scan): no network
+
+Everything that a first look needs is here. The wings hold the rest, each imports only from those above it in this list:
+
+config, files, machine   checked values; files written whole or not at all; processors, compiled loops
+physics                  objects, probes, scans; the forward model, photons and their noise
+data                     a scan and its checks, other programs' files, simulation
+solvers                  the likelihood solver, counts held out, the estimate, positions, LSQML; what they return
+network                  generators, training, inference, the pretrained network: the only wing that loads TensorFlow
+analysis                 metrics and pictures
+runs                     one experiment, one folder
+diagnosis                what is wrong with a scan or a result, in words
+studies                  many experiments, their statistics and reports
+explorers                widgets for JupyterLab
+"""
 __version__ = "0.1.0"
+
+import importlib
+
+_HOME = {  # where each public name lives; it is imported when it is first used
+    "load_data": "data.formats",
+    "simulate_halves": "data.simulation",
+    "estimate": "solvers.estimate",
+    "refine_positions": "solvers.positions",
+    "hold_out": "solvers.held_out",
+    "amortised": "network.pretrained",
+    "train": "network.training",
+    "reconstruct": "network.inference",
+    "compare": "analysis.metrics",
+    "data_fit": "analysis.metrics",
+    "plot_object": "analysis.plots",
+    "plot_comparison": "analysis.plots",
+    "diagnose": "diagnosis.report",
+    "sweep": "studies.sweep",
+    "report": "studies.reports",
+    "RawData": "data.scan",
+    "Reconstruction": "solvers.result",
+    "SimulationConfig": "config",
+    "ModelConfig": "config",
+    "TrainingConfig": "config",
+    "InferenceConfig": "config",
+    "InputError": "config",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ptycho_nb' has no attribute {name!r}; it offers {', '.join(_HOME)}")
+    value = getattr(importlib.import_module(f"ptycho_nb.{_HOME[name]}"), name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -19,9 +19,7 @@ from typing import Any
 
 from .config import Config, InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig, check_choice
 from .files import read_json
-from .runs.arms import ArmError, literal, read_arm, run_arm, standard_error_to
-
-_BUNDLE = "wts.h5.zip"  # the trained network in a folder
+from .runs.arms import CONFIG, MANIFEST, WEIGHTS, ArmError, literal, read_arm, run_arm, standard_error_to
 
 # %% auto #0
 __all__ = ['deal_settings', 'read_grid', 'main']
@@ -73,9 +71,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from ptycho_nb.network.training import train
 
     model, history = train(data, model_config, training_config, output_dir=folder)
-    save_bundle(folder / _BUNDLE, model)
+    save_bundle(folder / WEIGHTS, model)
     header = history["header"]
-    print(f"{folder / _BUNDLE}: weights of epoch {header['kept_epoch']} of {training_config.nepochs}; {header['ended']}")
+    print(f"{folder / WEIGHTS}: weights of epoch {header['kept_epoch']} of {training_config.nepochs}; {header['ended']}")
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
@@ -98,7 +96,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from ptycho_nb.network.inference import reconstruct
     from ptycho_nb.solvers.result import save_reconstructions
 
-    result = reconstruct(data, Path(arguments.network) / _BUNDLE, config)
+    result = reconstruct(data, Path(arguments.network) / WEIGHTS, config)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_reconstructions(output, network=result)
     height, width = result.object.shape
@@ -119,9 +117,9 @@ def _info(arguments: argparse.Namespace) -> None:
     scans = sorted(str(path) for path in path.glob("*.npz"))
     if not path.is_dir():
         print(json.dumps(load_data(path).summary(), indent=1, default=str))
-    elif (path / "manifest.json").exists():
+    elif (path / MANIFEST).exists():
         _print_sweep(path)
-    elif scans and not (path / "config.json").exists():
+    elif scans and not (path / CONFIG).exists():
         raise InputError(str(path), "a folder of scans", "a scan, or the folder of an arm", f"Name one: {', '.join(scans)}")
     else:
         _print_arm(arguments.path)
@@ -129,7 +127,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _print_sweep(folder: Path) -> None:
     "The state of each arm of a sweep, and how many are in which."
-    arms = read_json(folder / "manifest.json")["arms"]
+    arms = read_json(folder / MANIFEST)["arms"]
     for arm in arms:
         print(f"{arm['name']}: {arm['state']}{': ' + arm['error'] if 'error' in arm else ''}")
     counts = Counter(arm["state"] for arm in arms)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numba
 
 # %% auto #0
-__all__ = ['processors', 'cores', 'thread_limits', 'viewer', 'versions', 'compiled']
+__all__ = ['processors', 'cores', 'thread_limits', 'viewer', 'progress_bar', 'versions', 'compiled']
 
 # %% ../nbs/0_base/30_machine.ipynb #85f25732
 _THREADS = (
@@ -51,6 +51,20 @@ def viewer() -> str | None:  # 'notebook', 'terminal', or None: nobody
     if kernel is None:
         return "terminal" if sys.stderr.isatty() else None
     return "notebook" if kernel.get_parent().get("content", {}).get("allow_stdin", False) else None
+
+
+def progress_bar(
+    steps: Iterable,  # what is gone through
+    total: int | None = None,  # how many there are at most
+    unit: str = "it",
+    show: bool = True,  # False: never
+) -> Iterable:  # the same, one by one
+    "Show a bar for what takes more than two seconds, if somebody is looking."
+    if not (show and viewer()):
+        return steps
+    from tqdm.auto import tqdm
+
+    return tqdm(steps, total=total, unit=unit, delay=2, leave=False)
 
 # %% ../nbs/0_base/30_machine.ipynb #9bc00dfb
 _PACKAGES = ("ptycho_nb", "numpy", "scipy", "tensorflow", "keras", "scikit-image", "papermill", "distributed")

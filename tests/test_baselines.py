@@ -2,6 +2,7 @@
 import importlib.util
 import subprocess
 import sys
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from ptycho_nb.network.supervised import train_supervised
 from ptycho_nb.physics.objects import make_object
 from ptycho_nb.physics.probes import defocused_probe, disk_probe, twin_ambiguity
 from ptycho_nb.solvers.estimate import estimate
-from ptycho_nb.solvers.lsqml import lsqml
+from ptycho_nb.solvers.held_out import hold_out
+from ptycho_nb.solvers.lsqml import lsqml, lsqml_epochs
 from ptycho_nb.solvers.result import covered_region, predict_amplitudes
 
 needs_ptychi = pytest.mark.skipif(importlib.util.find_spec("ptychi") is None, reason="pty-chi is not installed")
@@ -39,8 +41,8 @@ def likeness(one, other, region) -> float:
 def test_lsqml_has_our_geometry(scan, noise_model, at_least):
     "Remainders of the wrong sign give the Gaussian model .993; a conjugated probe gives both less than .1."
     validation = np.arange(0, 130, 10)
-    ours = estimate(scan, validation=validation)
-    theirs = lsqml(scan, epochs=8, noise_model=noise_model, batch_size=20, validation=validation)
+    ours = estimate(scan, held=hold_out(scan, validation))
+    theirs = lsqml(scan, epochs=8, noise_model=noise_model, batch_size=20, held=hold_out(scan, validation))
     assert theirs.method == "lsqml" and theirs.info["epochs"] == 8 and theirs.seconds > 0
     np.testing.assert_allclose(theirs.probe, ours.probe, rtol=1e-5)  # exact, and in photons
     assert theirs.info["probe_moved"] < 1e-3
@@ -63,26 +65,24 @@ def test_lsqml_refines_the_probe_of_measured_data(scan):
 
 @needs_ptychi
 def test_lsqml_can_be_watched_and_stopped(scan):
-    seen = []
-    last = lsqml(scan, epochs=9, batch_size=20, watch=lambda epoch, so_far: seen.append((epoch, so_far)) or epoch == 3)
-    assert [epoch for epoch, _ in seen] == [1, 2, 3] and last.info["epochs"] == 3
-    seconds = [so_far.seconds for _, so_far in seen]
-    assert 0 < seconds[0] < seconds[1] < seconds[2] == last.seconds
-    assert not np.array_equal(seen[0][1].object, seen[1][1].object)  # copies, not one changing array
+    course = list(islice(lsqml_epochs(scan, epochs=9, batch_size=20), 3))
+    assert [result.info["epochs"] for result in course] == [1, 2, 3]
+    assert 0 < course[0].seconds < course[1].seconds < course[2].seconds
+    assert not np.array_equal(course[0].object, course[1].object)  # copies, not one changing array
 
 
 def test_lsqml_refuses_what_it_cannot_use(scan):
     with pytest.raises(InputError, match="Did you mean 'poisson'"):
         lsqml(scan, noise_model="poison")
     with pytest.raises(InputError, match="patterns to fit"):
-        lsqml(scan, validation=np.arange(130))
+        lsqml(scan, held=hold_out(scan, np.arange(130)))
 
 
 def test_without_ptychi_the_remedy_is_said():
     code = """
 import sys
 sys.modules["ptychi"] = None  # what Python itself does for a module that cannot be imported
-from ptycho_nb.solvers.lsqml import lsqml
+from ptycho_nb.solvers.lsqml import lsqml, lsqml_epochs
 from ptycho_nb.config import SimulationConfig
 from ptycho_nb.data.simulation import simulate_halves
 lsqml(simulate_halves(SimulationConfig(n_train=1, n_test=9))[1])

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ from ptycho_nb.explorers.dose import DoseExplorer
 from ptycho_nb.explorers.monitor import TrainingMonitor
 from ptycho_nb.explorers.probe import ProbeExplorer
 from ptycho_nb.files import write_json
+from ptycho_nb.runs.arm_scan import truth_of_arm
 from ptycho_nb.runs.arms import arm_name, check_parameters, finish_arm, start_arm
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.gauge import align
 from ptycho_nb.solvers.result import save_reconstructions
-from ptycho_nb.studies.pairs import find_arms, pair_up, remade_truth, show_arm, view_of
+from ptycho_nb.studies.pairs import find_arms, pair_up, show_arm, view_of
 
 EXPLORE = Path(__file__).resolve().parent.parent / "studies_nbs" / "explore.ipynb"
 SIMULATION = SimulationConfig(nphotons=1e6, object_size_px=192, object_phase=True, n_train=40, n_test=90, seed=5)
@@ -153,9 +155,9 @@ def test_an_arm_that_breaks_while_it_is_browsed_leaves_the_state(sweep):
 def test_the_truth_is_the_object_that_was_simulated(finished, scans):
     shown = show_arm(finished / "nphotons=1e4")
     np.testing.assert_array_equal(shown.truth, scans[1e4].truth)
-    assert remade_truth({"simulation": None}) is None
+    assert truth_of_arm(replace(shown.arm, config={"simulation": None})) is None
     with pytest.raises(InputError, match="nphotonz"):
-        remade_truth({"simulation": {"nphotonz": 1.0}})
+        truth_of_arm(replace(shown.arm, config={"simulation": {"nphotonz": 1.0}}))
 
 
 def test_a_pair_is_in_one_gauge_and_its_preview_nearly(images, scans):

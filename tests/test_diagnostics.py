@@ -11,12 +11,16 @@ import pytest
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, TrainingConfig
 from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.diagnosis.model_checks import canvas_findings, canvas_report, lost_share
+from ptycho_nb.diagnosis.reading import read_subject
 from ptycho_nb.diagnosis.report import diagnose
 from ptycho_nb.diagnosis.scan_checks import scan_and_dose, scan_findings, scan_verdict, stored_quantity
+from ptycho_nb.explorers.intensity import read_predictions
 from ptycho_nb.files import read_json, write_json
 from ptycho_nb.physics.noise import intensity_scale
 from ptycho_nb.physics.scans import validation_indices
+from ptycho_nb.runs.arm_scan import scan_of_arm
 from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.held_out import hold_out
 from ptycho_nb.solvers.result import load_reconstructions, save_reconstructions
 
 CONFIG = SimulationConfig(nphotons=1e5, probe_kind="defocused", object_size_px=192, object_phase=True, n_train=80,
@@ -238,7 +242,7 @@ def arm(scans, tmp_path_factory):
     epochs = [{"epoch": k, **row} for k in (0, 1)]
     write_json(folder / "history.json", {"header": {"canvas_px": 136, "kept_epoch": 1}, "epochs": epochs})
     validation = validation_indices(test.n_patterns, 0.1, 6)
-    save_reconstructions(folder / "reconstruction.npz", no_network=estimate(test, validation=validation))
+    save_reconstructions(folder / "reconstruction.npz", no_network=estimate(test, held=hold_out(test, validation)))
     return folder
 
 
@@ -253,6 +257,26 @@ def test_a_sound_arm_is_not_suspected(arm, tmp_path):
     assert {"scan", "canvas", "intensity", "bias", "training"} <= set(report["sections"]) and report["kind"] == "arm"
     assert report["sections"]["bias"]["no_network"]["pearson"] > 0.9
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
+
+
+def test_the_patterns_that_judge_are_those_that_the_arm_held_out(arm, tmp_path):
+    """A study may hold out another share than a tenth: judged by that tenth, some of the patterns were fitted."""
+    np.testing.assert_array_equal(read_subject(arm).validation, validation_indices(CONFIG.n_test, 0.1, 6))
+    other = changed(arm, tmp_path / "arm")
+    config = read_json(other / "config.json")
+    write_json(other / "config.json", {**config, "training": {**config["training"], "validation_fraction": 0.3}})
+    subject = read_subject(other)
+    np.testing.assert_array_equal(subject.validation, validation_indices(CONFIG.n_test, 0.3, 6))
+    assert len(subject.validation) == 30 and "scan" in diagnose(other, tmp_path / "report")["figures"]
+
+
+def test_an_arm_whose_positions_were_refined_keeps_its_scan(arm, tmp_path):
+    other = changed(arm, tmp_path / "arm")
+    made = load_reconstructions(other / "reconstruction.npz")["no_network"]
+    middle_px = made.positions_px.mean(axis=0)
+    shifted = dataclasses.replace(made, positions_px=middle_px + 0.95 * (made.positions_px - middle_px))
+    save_reconstructions(other / "reconstruction.npz", no_network=shifted)
+    assert scan_of_arm(other).name_for(shifted) == "test" and len(read_predictions(other).measured) == 64
 
 
 def test_an_arm_with_a_canvas_of_78_px(arm, tmp_path):

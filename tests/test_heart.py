@@ -11,7 +11,7 @@ from ptycho_nb.config import InputError
 from ptycho_nb.network.losses import amplitude_mae, poisson_nll, realspace_mae, total_variation
 from ptycho_nb.network.optics import as_complex, diffract, diffraction_amplitude, illuminate, shift_probe
 from ptycho_nb.network.patches import accumulate_patches, canvas_size, extract_patches, merge_patches, stitch
-from ptycho_nb.physics.forward import scan_amplitudes, shift_probes
+from ptycho_nb.physics.forward import Layout, scan_amplitudes, shift_probes
 from ptycho_nb.physics.noise import intensity_scale, observe_poisson, poisson_deviance
 from ptycho_nb.physics.objects import make_object
 from ptycho_nb.physics.probes import defocused_probe
@@ -99,7 +99,8 @@ def test_forward_model_equals_numpy(subpixel):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
     rest = None if remainder is None else remainder.reshape(-1, 2)
-    whole_scan = scan_amplitudes(canvases, probe, corners.reshape(-1, 2), rest, np.repeat(np.arange(3), 4))
+    layout = Layout(N, corners.reshape(-1, 2), canvases.shape, rest, np.repeat(np.arange(3), 4))
+    whole_scan = scan_amplitudes(canvases, probe, layout)
     np.testing.assert_allclose(found.reshape(whole_scan.shape), whole_scan, atol=1e-5)
 
 

@@ -9,7 +9,7 @@ from skimage.metrics import structural_similarity
 from ptycho_nb.analysis.metrics import compare, data_fit, frc, frc50, image_metrics, ms_ssim
 from ptycho_nb.config import InputError
 from ptycho_nb.data.scan import RawData
-from ptycho_nb.physics.forward import scan_amplitudes, split_positions
+from ptycho_nb.physics.forward import Layout, scan_amplitudes
 from ptycho_nb.physics.noise import observe_poisson
 from ptycho_nb.physics.objects import make_object
 from ptycho_nb.physics.probes import make_probe
@@ -43,10 +43,11 @@ def scan():
     truth = make_object("lines", 192, seed=5, phase=True)
     positions = make_positions("jittered", 60, (50, 140, 45, 150), seed=1)
     probe = make_probe("defocused", 64) * np.float32(30)
-    origin, corners, remainder, (height, width) = split_positions(positions, 64)
-    counts = observe_poisson(scan_amplitudes(truth, probe, corners + origin, remainder) ** 2, seed=0)
-    canvas = truth[origin[0] : origin[0] + height, origin[1] : origin[1] + width]
-    exact = Reconstruction(canvas, np.ones(canvas.shape), origin, positions, probe, "exact")
+    layout = Layout.around(positions, 64)
+    (top, left), (height, width) = layout.origin_px, layout.shape[1:]
+    canvas = truth[top : top + height, left : left + width]
+    counts = observe_poisson(scan_amplitudes(canvas, probe, layout) ** 2, seed=0)
+    exact = Reconstruction(canvas, np.ones(canvas.shape), layout.origin_px, positions, probe, "exact")
     return truth, RawData(counts, positions, probe, object=truth), exact
 
 

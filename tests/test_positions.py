@@ -6,10 +6,11 @@ import pytest
 
 from ptycho_nb.config import InputError, SimulationConfig
 from ptycho_nb.data.simulation import simulate_halves
-from ptycho_nb.physics.forward import checkerboard, scan_amplitudes, split_positions
+from ptycho_nb.physics.forward import Layout, checkerboard, scan_amplitudes
 from ptycho_nb.physics.noise import observe_poisson
 from ptycho_nb.physics.probes import make_probe
 from ptycho_nb.physics.scans import validation_indices
+from ptycho_nb.solvers.held_out import hold_out
 from ptycho_nb.solvers.positions import _Places, moves_in_words, position_gradient, refine_positions
 from ptycho_nb.solvers.result import predict_amplitudes
 
@@ -46,7 +47,7 @@ def test_the_gradient_is_that_of_the_likelihood(likelihood):
     corners, here = np.array([[1, 2], [5, 5]]), np.array([[0.2, -0.3], [0.4, 0.1]])
 
     def predict(positions):
-        return scan_amplitudes(sample, probe, corners, positions).astype(float)
+        return scan_amplitudes(sample, probe, Layout(64, corners, sample.shape, positions)).astype(float)
 
     measured = observe_poisson(predict(np.zeros((2, 2))) ** 2 + 20, 1)
 
@@ -57,7 +58,8 @@ def test_the_gradient_is_that_of_the_likelihood(likelihood):
         rate = amplitude**2 + 0.5  # half a photon on both sides, as in the solver
         return np.sum(rate - (measured**2 + 0.5) * np.log(rate), axis=(1, 2))
 
-    gradient, information = position_gradient(sample, probe, measured, np.arange(2), corners, here, likelihood)
+    layout = Layout(64, corners, sample.shape, here)
+    gradient, information = position_gradient(sample, probe, measured, np.arange(2), layout, likelihood)
     step = 0.02  # single-precision amplitudes
     for axis in np.eye(2):
         finite = (cost(here + step * axis) - cost(here - step * axis)) / (2 * step)
@@ -88,8 +90,9 @@ def test_the_result_is_whole(wrong):
 
 def test_a_validation_pattern_never_judges_a_position_that_it_chose():
     scan, _ = make_scan(1e5, "defocused", 0.5, n=20)
-    places = _Places(scan, np.arange(15), np.arange(15, 20), 1.0)
-    sample = np.random.default_rng(0).uniform(0.5, 1, places.shape).astype(np.complex64)
+    canvas = Layout.around(scan.positions_px, scan.N, margin_px=4)
+    places = _Places(scan, hold_out(scan, np.arange(15, 20)), 1.0, canvas)
+    sample = np.random.default_rng(0).uniform(0.5, 1, canvas.shape[1:]).astype(np.complex64)
     probe = scan.probe
     before = places.predict(sample, probe)
     places.now[places.sides == 1] += 1  # found by the white fields
@@ -119,17 +122,17 @@ def test_at_low_dose_the_given_positions_stay_unless_the_validation_patterns_are
 def test_no_position_leaves_a_given_object():
     scan, _ = make_scan(1e5, "defocused", 0.0, n=40)
     tight = scan.positions_px - scan.positions_px.min(axis=0) + scan.N // 2
-    _, _, _, shape = split_positions(tight, scan.N)
-    scan = replace(scan, positions_px=tight, object=np.ones(shape))
-    places = _Places(scan, np.arange(36), np.arange(36, 40), 1.0)
+    scan = replace(scan, positions_px=tight, object=np.ones(Layout.around(tight, scan.N).shape[1:]))
+    canvas = Layout.around(tight, scan.N, margin_px=4)
+    places = _Places(scan, hold_out(scan, np.arange(36, 40)), 1.0, canvas)
     for _ in range(3):
-        places.move(np.ones(places.shape, np.complex64), scan.probe, "amplitude")
+        places.move(np.ones(canvas.shape[1:], np.complex64), scan.probe, "amplitude")
         replace(scan, positions_px=places.merged(places.now))  # refused if a patch leaves the object
 
 
 def test_what_cannot_be_done_is_refused():
     scan, _ = make_scan(1e5, "disk", 0.0, n=10)
     with pytest.raises(InputError, match="validation patterns"):
-        refine_positions(scan, validation=np.array([], int))
+        refine_positions(scan, held=hold_out(scan, np.array([], int)))
     with pytest.raises(InputError, match="believed_px"):
         refine_positions(scan, believed_px=0)

@@ -12,6 +12,7 @@ from ptycho_nb.network.pretrained import amortised, build_corrector, correct, lo
 from ptycho_nb.physics.probes import make_probe
 from ptycho_nb.physics.scans import validation_indices
 from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.held_out import hold_out
 
 
 def small_scan(kind="lines", probe="disk", nphotons=1e4, **settings):
@@ -34,16 +35,16 @@ def shipped():
 def test_it_improves_objects_that_it_has_never_seen(shipped, kind, probe, gain):
     scan = small_scan(kind, probe)
     validation = validation_indices(scan.n_patterns, 0.1, 0)
-    found = amortised(scan, shipped, validation=validation)
-    assert ssim(found, scan) > ssim(estimate(scan, validation=validation), scan) + gain
+    found = amortised(scan, shipped, held=hold_out(scan, validation))
+    assert ssim(found, scan) > ssim(estimate(scan, held=hold_out(scan, validation)), scan) + gain
 
 
 @pytest.mark.parametrize("nphotons", [1e3, 1e5, 1e7, 1e9])
 def test_it_costs_nothing_at_any_dose(shipped, nphotons):
     scan = small_scan(nphotons=nphotons)
     validation = validation_indices(scan.n_patterns, 0.1, 0)
-    found = amortised(scan, shipped, validation=validation)
-    assert ssim(found, scan) > ssim(estimate(scan, validation=validation), scan) - 5e-4
+    found = amortised(scan, shipped, held=hold_out(scan, validation))
+    assert ssim(found, scan) > ssim(estimate(scan, held=hold_out(scan, validation)), scan) - 5e-4
 
 
 def test_every_pattern_is_used_by_some_split(shipped):
@@ -52,14 +53,14 @@ def test_every_pattern_is_used_by_some_split(shipped):
     assert ssim(together, scan) > ssim(once, scan) and together.info["splits"] == 4
     assert np.all(together.coverage[once.coverage > 0] > 0)
     kept = validation_indices(scan.n_patterns, 0.1, 0)
-    assert amortised(scan, shipped, validation=kept).info["splits"] == 1, "given patterns are never fitted"
+    assert amortised(scan, shipped, held=hold_out(scan, kept)).info["splits"] == 1, "given patterns are never fitted"
 
 
 def test_it_starts_the_refinement(shipped):
     scan = small_scan(n=120)
     validation = validation_indices(scan.n_patterns, 0.1, 0)
-    found = amortised(scan, shipped, validation=validation)
-    refined = estimate(scan, validation=validation, start=found)
+    found = amortised(scan, shipped, held=hold_out(scan, validation))
+    refined = estimate(scan, held=hold_out(scan, validation), start=found)
     kept = refined.info["chosen"]["nll_per_pixel"]
     assert kept <= min(found.info["validation_nll_per_pixel"].values()) + 1e-6
 
@@ -67,7 +68,7 @@ def test_it_starts_the_refinement(shipped):
 def test_a_turned_scan_gives_the_turned_object(shipped):
     """The mean over eight orientations turns with the canvas, whatever the network has learned."""
     scan = small_scan(n=60)
-    view = solver_view(scan, validation_indices(scan.n_patterns, 0.1, 0))
+    view = solver_view(scan, hold_out(scan))
     square = slice(0, 128), slice(0, 128)  # a multiple of eight: nothing has to be padded
 
     def part(image, turns):
@@ -99,7 +100,7 @@ def test_refusals(tmp_path, shipped):
     with pytest.raises(InputError, match="no weights of a corrector"):
         load_pretrained(tmp_path / "other.npz")
     with pytest.raises(InputError, match=r"validation.*no patterns"):
-        amortised(small_scan(n=30), shipped, validation=np.array([], int))
+        amortised(small_scan(n=30), shipped, held=hold_out(small_scan(n=30), np.array([], int)))
     with pytest.raises(InputError, match=r"splits.*0.*at least 1"):
         amortised(small_scan(n=30), shipped, splits=0)
     with pytest.raises(InputError, match=r"orientations.*9.*1 to 8"):

@@ -18,6 +18,7 @@ from ptycho_nb.physics.scans import validation_indices
 from ptycho_nb.runs.arms import arm_name, finish_arm, read_arm, start_arm
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.gauge import aligned_pair
+from ptycho_nb.solvers.held_out import hold_out
 from ptycho_nb.solvers.result import covered_region, load_reconstructions, save_reconstructions
 from ptycho_nb.studies.dose_images import certainty_table, dark_pixel_table, draw_dose_study, halves_of
 from ptycho_nb.studies.dose_statistics import (
@@ -58,8 +59,8 @@ def make_arm(folder: Path, finished: bool = True, **parameters) -> Path:
     _, test = simulate_halves(simulation)
     validation = validation_indices(test.n_patterns, 0.1, seeds["validation_seed"])
     smoothing_px = (2.0 if parameters["loss"] == "mae" else 0.7,)
-    made = {"network": estimate(test, validation=validation, smoothing_px=smoothing_px, iterations=8),
-            "no_network": estimate(test, validation=validation, iterations=8)}
+    made = {"network": estimate(test, held=hold_out(test, validation), smoothing_px=smoothing_px, iterations=8),
+            "no_network": estimate(test, held=hold_out(test, validation), iterations=8)}
     metrics = {name: compare(item, test.truth) | {"seconds": item.seconds} for name, item in made.items()}
     metrics["network"]["training"] = {"kept_epoch": 2, "precision": "float32"}
     metrics["data_fit"] = {name: data_fit(item, test, validation) for name, item in made.items()}

@@ -9,14 +9,14 @@ from ptycho_nb.network.inference import reconstruct
 from ptycho_nb.network.inputs import choose_group_settings
 from ptycho_nb.network.model import PtychoModel
 from ptycho_nb.network.pretrained import Pretrained, amortised, build_corrector
-from ptycho_nb.physics.forward import shift_probes
+from ptycho_nb.physics.forward import Layout, shift_probes
 from ptycho_nb.physics.noise import deal_photons
 from ptycho_nb.physics.objects import make_object
 from ptycho_nb.physics.probes import make_probe
 from ptycho_nb.physics.scans import stand_alone, validation_indices
 from ptycho_nb.solvers.estimate import estimate
-from ptycho_nb.solvers.held_out import PHOTONS, hold_out
-from ptycho_nb.solvers.likelihood import scan_gradient, solve
+from ptycho_nb.solvers.held_out import hold_out, hold_out_photons
+from ptycho_nb.solvers.likelihood import Problem, scan_gradient, solve
 from ptycho_nb.solvers.positions import refine_positions
 from ptycho_nb.solvers.result import crop
 
@@ -55,25 +55,27 @@ def test_the_compiled_gradient_is_the_textbook_one(likelihood, fractional, preci
     amplitude = rng.uniform(0, 3, (M, N, N)).astype(probe.real.dtype)
     canvas, corners = rng.integers(0, 3, M), rng.integers(0, 14, (M, 2))
     remainder = rng.uniform(-0.5, 0.5, (M, 2)).astype(np.float32) if fractional else None
-    found = scan_gradient(objects, probe, amplitude, np.arange(M), canvas, corners, remainder, likelihood,
-                          for_probe=True, chunk=8)
+    layout = Layout(N, corners, objects.shape, remainder, canvas)
+    found = scan_gradient(objects, probe, amplitude, layout, np.arange(M), likelihood, for_probe=True, chunk=8)
     expected = textbook_gradient(objects, probe, amplitude, canvas, corners, remainder, likelihood)
     for one, other in zip(found, expected, strict=True):
         assert np.max(np.abs(one - other)) < 1e-5 * np.max(np.abs(other))
 
 
 def test_no_pattern_writes_beyond_its_canvas():
-    objects, probe = np.ones((1, 20, 20), np.complex64), np.ones((N, N), np.complex64)
-    amplitude = np.ones((2, N, N), np.float32)
     for corners in ([[0, 0], [5, 0]], [[0, 0], [0, -1]]):
         with pytest.raises(InputError, match=r"positions.*patches inside the object"):
-            scan_gradient(objects, probe, amplitude, np.arange(2), np.zeros(2, int), np.array(corners))
+            Layout(N, np.array(corners), (20, 20))
+    with pytest.raises(InputError, match=r"object.*the canvases"):
+        scan_gradient(np.ones((1, 19, 20), np.complex64), np.ones((N, N), np.complex64), np.ones((2, N, N), np.float32),
+                      Layout(N, np.array([[0, 0], [4, 0]]), (20, 20)), np.arange(2))
 
 
 def test_a_start_is_not_overwritten():
     start = np.ones((1, 20, 20), np.complex64)
-    solve(start, np.ones((N, N), np.complex64), np.ones((2, N, N), np.float32), np.arange(2), np.zeros(2, int),
-          np.array([[0, 0], [4, 4]]), iterations=3)
+    layout = Layout(N, np.array([[0, 0], [4, 4]]), (20, 20))
+    problem = Problem(np.ones((2, N, N), np.float32), layout, np.ones((N, N), np.complex64), start, np.arange(2))
+    assert [step.iteration for step in solve(problem, iterations=3)] == [1, 2, 3]
     np.testing.assert_array_equal(start, 1)
 
 
@@ -109,15 +111,15 @@ def rms_error(result, scan, lit=None):
 
 def test_patterns_that_stand_alone_are_recognised(lone, dense):
     assert stand_alone(lone.positions_px, lone.probe) and not stand_alone(dense.positions_px, dense.probe)
-    assert hold_out(lone, None, 0)[2].share < 1
-    np.testing.assert_array_equal(hold_out(dense, None, 3)[2].patterns, validation_indices(dense.n_patterns, 0.1, 3))
+    assert hold_out(lone).share < 1
+    np.testing.assert_array_equal(hold_out(dense, seed=3).patterns, validation_indices(dense.n_patterns, 0.1, 3))
 
 
 def test_photons_judge_patterns_that_stand_alone(lone):
     by_photons = estimate(lone)
     assert by_photons.info["validation_photons"] == pytest.approx(0.1)
     assert by_photons.info["chosen"]["iteration"] > 10, "with so many photons the solver has far to go"
-    by_patterns = estimate(lone, validation=validation_indices(lone.n_patterns, 0.1, 0))
+    by_patterns = estimate(lone, held=hold_out(lone, validation_indices(lone.n_patterns, 0.1, 0)))
     brightest = by_photons.coverage.max()
     lit = by_photons.coverage > 0.1 * brightest
     assert np.mean(by_patterns.coverage[lit] < 0.01 * brightest) > 0.05, "a pattern left out leaves a hole"
@@ -125,11 +127,11 @@ def test_photons_judge_patterns_that_stand_alone(lone):
 
 
 def test_photons_judge_overlapping_patterns_as_well(dense):
-    by_photons, by_patterns = (estimate(dense, validation=held) for held in (PHOTONS, None))
+    by_photons, by_patterns = (estimate(dense, held=held) for held in (hold_out_photons(dense), hold_out(dense)))
     assert rms_error(by_photons, dense) < 1.1 * rms_error(by_patterns, dense)
     power = [np.sum(np.abs(result.probe) ** 2) for result in (by_photons, by_patterns)]
     assert abs(power[0] / power[1] - 1) < 0.02, "the dose that is stated is that of all photons"
-    again = estimate(dense, validation=PHOTONS, start=by_photons)
+    again = estimate(dense, held=hold_out_photons(dense), start=by_photons)
     assert abs(np.mean(np.abs(again.object)) / np.mean(np.abs(by_photons.object)) - 1) < 0.01
 
 
@@ -150,7 +152,7 @@ def test_settings_for_groups_of_lone_patterns(lone):
 
 
 def test_refusals(lone, dense):
-    with pytest.raises(InputError, match=r"validation.*'photon'.*photons"):
-        estimate(dense, validation="photon")
+    with pytest.raises(InputError, match=r"held.*of this scan"):
+        estimate(dense, held=hold_out(lone))
     with pytest.raises(InputError, match="positions of patterns that stand alone cannot be told"):
         refine_positions(lone)

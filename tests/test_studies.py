@@ -1,4 +1,5 @@
 """The study notebooks as their users run them: by papermill alone, and by the library's runner."""
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ import nbformat
 import pytest
 
 from ptycho_nb.config import InputError
-from ptycho_nb.runs.arms import ArmError, check_parameters, read_arm, run_arm
+from ptycho_nb.files import write_json
+from ptycho_nb.runs.arms import METRICS, ArmError, check_arm, check_parameters, read_arm, read_config, run_arm
 from ptycho_nb.solvers.result import load_reconstructions
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies_nbs"
@@ -37,6 +39,34 @@ def test_parameters_are_plain_and_no_function_is_defined(notebook):
     assert not any(line.startswith(("def ", "class ")) for source in sources for line in source.splitlines())
 
 
+def up_to_start_arm(notebook: Path, given: dict) -> dict:
+    """Run a study notebook up to its call of `start_arm`, with parameters as papermill inserts them; its names."""
+    first, *cells = [cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
+    assert first.metadata.tags == ["parameters"]
+    names: dict = {}
+    exec(first.source, names)
+    names.update(given)
+    for statement in (statement for cell in cells for statement in ast.parse(cell.source).body):
+        exec(compile(ast.Module([statement], []), notebook.name, "exec"), names)
+        if isinstance(statement, ast.Assign) and "start_arm(output_dir, parameters" in ast.unparse(statement):
+            return names
+    raise AssertionError("the notebook starts no arm")
+
+
+@pytest.mark.parametrize("notebook", sorted(STUDIES.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_an_arm_is_known_by_every_parameter(notebook, tmp_path):
+    given = {"seed": 7} if "seed" in check_parameters(notebook, {}) else {"object_seed": 7}
+    up_to_start_arm(notebook, given | {"output_dir": str(tmp_path)})
+    expected = check_parameters(notebook, {}) | given | {"output_dir": str(tmp_path)}
+    assert read_config(tmp_path)["parameters"] == expected
+    write_json(tmp_path / METRICS, {})
+    check_arm(notebook, tmp_path, given)
+    for name in expected.keys() - {"output_dir"}:
+        other = "other" if isinstance(expected[name], str) else expected[name] + 1
+        with pytest.raises(InputError, match=f"another configuration .*{name} = "):
+            check_arm(notebook, tmp_path, given | {name: other})
+
+
 @pytest.fixture(scope="module")
 def by_papermill(tmp_path_factory):
     """An arm run by papermill alone, as a user types it."""
@@ -59,6 +89,8 @@ def test_papermill_alone_leaves_a_whole_arm(by_papermill):
     assert {"network", "no_network", "refined", "data_fit"} <= metrics.keys()
     assert set(metrics["data_fit"]["network"]) == {"nll_per_pixel", "r_factor", "relative_squared_error"}
     assert simulation["nphotons"] == 1e4 and simulation["n_train"] == 60
+    stated = {"nphotons": 1e4, "output_dir": str(folder), **SMALL}
+    assert by_papermill.config["parameters"] == check_parameters(DOSE, {}) | stated
     assert set(load_reconstructions(folder / "reconstruction.npz")) >= {"network", "no_network", "refined"}
 
 

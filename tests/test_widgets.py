@@ -20,7 +20,7 @@ from ptycho_nb.explorers.explorer import Explorer
 from ptycho_nb.explorers.intensity import IntensityExplorer, best_scales
 from ptycho_nb.explorers.probe import ProbeExplorer
 from ptycho_nb.files import write_json
-from ptycho_nb.physics.forward import scan_amplitudes, split_positions
+from ptycho_nb.physics.forward import Layout, scan_amplitudes
 from ptycho_nb.physics.noise import closed_form_intensity_scale
 from ptycho_nb.physics.probes import disk_probe
 from ptycho_nb.physics.scans import linear_overlap, scan_report
@@ -208,8 +208,8 @@ def test_the_photon_budget_is_that_of_the_scan(scan):
     explorer = ProbeExplorer(scan, kind="file", nphotons=CONFIG.nphotons)
     state = explorer.state
     assert [state.budget, state.photons, state.l2_norm] == pytest.approx([1, 1e5, 32])
-    origin, corners, remainder, _ = split_positions(scan.positions_px, scan.N)
-    energy = np.square(scan_amplitudes(scan.object, scan.probe, corners + origin, remainder)).sum(axis=(1, 2))
+    layout = Layout.on_canvas(scan.positions_px, scan.N, scan.object.shape)
+    energy = np.square(scan_amplitudes(scan.object, scan.probe, layout)).sum(axis=(1, 2))
     middle = np.argmin(np.linalg.norm(scan.positions_px - scan.positions_px.mean(axis=0), axis=1))
     assert state.counts.sum() == pytest.approx(1e5 * energy[middle] / energy.mean(), rel=1e-3)
     explorer.set(probe_scale=1 / 12)
@@ -552,8 +552,8 @@ def test_artists_are_moved_and_not_made_again(explorer, which):
 
 
 def test_explorers_of_probe_and_dose_need_no_framework():
-    code = ("import sys; from ptycho_nb import probe_explorer, dose_explorer, intensity_explorer;"
-            "probe_explorer.ProbeExplorer(); dose_explorer.DoseExplorer();"
+    code = ("import sys; from ptycho_nb.explorers import dose, intensity, probe;"
+            "probe.ProbeExplorer(); dose.DoseExplorer();"
             "print('tensorflow' in sys.modules, 'matplotlib.pyplot' in sys.modules)")
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["False", "False"] and not said.stderr

@@ -25,11 +25,11 @@ from scipy.signal import fftconvolve
 from ..config import InputError
 from ..data.scan import RawData
 from ..files import replacing
-from ..physics.forward import split_positions
+from ..physics.forward import Layout
 from ..physics.probes import probe_diameter_px
 from ..solvers.gauge import align, aligned_pair
 from ..solvers.result import Reconstruction, Region, covered_region, crop
-from .metrics import frc, frc50, relative_phase
+from .metrics import METRIC_LABELS, frc, frc50, relative_phase
 
 # %% ../../nbs/5_analysis/20_plots.ipynb #29a39e47
 class Picture(Figure):
@@ -164,11 +164,11 @@ def plot_scan(
     left.plot(x, y, "k-", label=f"probe, {diameter_px:.0f} px")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
 
-    origin, corners, _, shape = split_positions(data.positions_px, data.N)
-    visits = np.zeros(np.array(shape) - data.N + 1)
-    np.add.at(visits, tuple(corners.T), 1)
+    layout = Layout.around(data.positions_px, data.N)
+    visits = np.zeros(np.array(layout.shape[1:]) - data.N + 1)
+    np.add.at(visits, tuple(layout.corners_px.T), 1)
     light = np.abs(data.probe) ** 2 * data.nphotons_mean / np.sum(np.abs(data.probe) ** 2)
-    (top, left_px), (height, width) = origin, shape
+    (top, left_px), (height, width) = layout.origin_px, layout.shape[1:]
     extent = (left_px - 0.5, left_px + width - 0.5, top + height - 0.5, top - 0.5)
     drawn = right.imshow(np.maximum(fftconvolve(visits, light), 0), cmap="viridis", extent=extent)
     figure.colorbar(drawn, ax=right, label="photons per pixel of the sample")
@@ -204,8 +204,8 @@ def plot_moves(
     return figure
 
 # %% ../../nbs/5_analysis/20_plots.ipynb #2dfbc68b
-_SHOWN = {"ssim": "SSIM {:.3f}", "psnr": "PSNR {:.1f} dB", "frc50": "FRC50 {:.2f}", "mae": "MAE {:.3f}"}
-_SHOWN_FIT = {"r_factor": "R {:.3f}", "nll_per_pixel": "NLL {:.3f}"}
+_SHOWN = ("ssim", "psnr", "frc50", "mae")
+_SHOWN_FIT = ("r_factor", "nll_per_pixel")
 
 
 def _metrics_text(metrics: Mapping[str, Any], method: str, part: str) -> str:
@@ -213,7 +213,7 @@ def _metrics_text(metrics: Mapping[str, Any], method: str, part: str) -> str:
     values, shown = metrics.get(method, {}).get(part, {}), _SHOWN
     if not values and part == "amplitude":
         values, shown = metrics.get("data_fit", {}).get(method, {}), _SHOWN_FIT
-    texts = [form.format(values[name]) for name, form in shown.items() if values.get(name) is not None]
+    texts = [METRIC_LABELS[name].in_image(values[name]) for name in shown if values.get(name) is not None]
     return "\n".join(", ".join(texts[first : first + 2]) for first in range(0, len(texts), 2))
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ..config import InputError, SimulationConfig, check_choice
-from ..physics.forward import scan_amplitudes, split_positions
+from ..physics.forward import Layout, scan_amplitudes
 from ..physics.noise import observe_poisson
 from ..physics.objects import make_object
 from ..physics.probes import make_probe
@@ -35,8 +35,7 @@ def generate_simulated_data(
     if probe.shape != (config.N, config.N):
         raise InputError("probe", f"shape {probe.shape}", f"(N, N) with N = {config.N}",
                          "Make the probe with the N of the configuration.")
-    origin, corners_px, remainder_px, _ = split_positions(positions_px, config.N)
-    amplitude = scan_amplitudes(object, probe, corners_px + origin, remainder_px)
+    amplitude = scan_amplitudes(object, probe, Layout.on_canvas(positions_px, config.N, object.shape))
     energy = np.einsum("kyx,kyx->k", amplitude, amplitude, dtype=np.float64).mean()
     photons_per_energy = config.nphotons / energy
     rng = np.random.default_rng([config.seeds()["noise_seed"], _HALVES.index(half)])

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config import InputError
 from ..data.scan import RawData
-from ..physics.forward import scan_amplitudes, split_positions
+from ..physics.forward import Layout, scan_amplitudes
 from ..physics.noise import closed_form_intensity_scale, intensity_scale
 from ..physics.probes import circular_mask, normalise_probe
 from ..physics.scans import nearest_pixel
@@ -53,14 +53,17 @@ def probe_paths(
     "The two paths of normalisation side by side, on the patterns of some groups."
     paths = {"A_mask_mean": normalise_by_mask(probe, probe_scale), "B_energy": normalise_probe(probe)[0]}
     patterns = np.unique(groups)
-    origin, corners, remainder, shape = split_positions(data.positions_px[patterns], data.N)
-    corners, sample = (corners, np.ones(shape, np.complex64)) if object is None else (corners + origin, object)
+    if object is None:
+        layout = Layout.around(data.positions_px[patterns], data.N)
+        sample = np.ones(layout.shape, np.complex64)
+    else:
+        layout, sample = Layout.on_canvas(data.positions_px[patterns], data.N, object.shape), object
     photons = float(data.photons_per_pattern[patterns].mean())
     lit = paths["B_energy"].real ** 2 + paths["B_energy"].imag ** 2 > 0
     ratio = np.abs(paths["A_mask_mean"][lit]) / np.abs(paths["B_energy"][lit])
     counts, numbers = {}, {"given": _size(probe), "patterns_per_group": groups.shape[1], "n_patterns": len(patterns)}
     for name, scaled in paths.items():
-        predicted = scan_amplitudes(sample, scaled, corners, remainder)
+        predicted = scan_amplitudes(sample, scaled, layout)
         s = np.sqrt(photons / np.mean(np.sum(predicted.astype(np.float64) ** 2, axis=(1, 2))))
         counts[name] = (s * predicted.astype(np.float64)) ** 2
         numbers[name] = _size(scaled) | {

@@ -22,6 +22,7 @@ from ..data.simulation import simulate_halves
 from ..physics.scans import scan_report, validation_indices
 from ..solvers.estimate import estimate
 from ..solvers.gauge import aligned_pair
+from ..solvers.held_out import HELD_OUT, hold_out
 from ..solvers.result import Reconstruction, Region, common_region
 from .findings import Finding
 
@@ -43,13 +44,14 @@ def scan_both_ways(
     kinds: tuple[str, str] = ("raster", "random"),  # the regular scan first
 ) -> dict[str, ScanPair]:  # by kind
     "The same experiment on a raster and on free positions, and its reconstructions."
-    pairs = {}
+    pairs, share = {}, HELD_OUT if training is None else training.validation_fraction
     for kind in kinds:
         train, test = simulate_halves(replace(config, scan_kind=kind), probe)
-        validation = validation_indices(test.n_patterns, 0.1, config.seeds()["scan_seed"])
+        validation = validation_indices(test.n_patterns, share, config.seeds()["scan_seed"])
+        held = hold_out(test, validation)
         start = _widened(test.probe) if guess is None else guess
-        made = {"no_network": estimate(test, validation=validation, refine_probe=False),
-                "probe_refined": estimate(replace(test, probe=start), validation=validation, refine_probe=True)}
+        made = {"no_network": estimate(test, held=held, refine_probe=False),
+                "probe_refined": estimate(replace(test, probe=start), held=held, refine_probe=True)}
         if model is not None:
             from ptycho_nb.network.inference import reconstruct
             from ptycho_nb.network.training import train as train_network

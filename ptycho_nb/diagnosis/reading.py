@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ..config import InputError, ModelConfig, SimulationConfig
+from ..config import InputError, ModelConfig
 from ..data.formats import load_data
 from ..data.scan import RawData, read_npz
-from ..data.simulation import simulate_halves
 from ..files import read_json
-from ..physics.probes import load_probe
-from ..physics.scans import split_by_half, validation_indices
+from ..runs.arm_scan import ArmScan, scan_of_arm
+from ..runs.arms import CONFIG, HISTORY, RECONSTRUCTION, WEIGHTS, read_config
 from ..solvers.result import Reconstruction, load_reconstructions
 from .findings import Finding
 
@@ -123,6 +122,7 @@ class Subject:
     kind: str  # 'scan' or 'arm'
     data: RawData | None  # the scan to look at; None if it cannot be had
     train: RawData | None = None  # the scan that the network learned on
+    validation: np.ndarray | None = None  # int (v,): patterns of the scan that no fit of the arm has seen; None: not known
     config: dict[str, Any] = field(default_factory=dict)  # config.json
     history: dict[str, Any] | None = None  # history.json
     manifest: dict[str, Any] | None = None  # of the bundle
@@ -140,48 +140,26 @@ class Subject:
         return ModelConfig.from_dict(self.config["model"]) if "model" in self.config else None
 
     @property
-    def validation(self) -> np.ndarray | None:
-        "The patterns that no fit of the arm has seen."
-        seeds = self.config.get("seeds", {})
-        if self.data is None or "validation_seed" not in seeds:
-            return None
-        return validation_indices(self.data.n_patterns, 0.1, seeds["validation_seed"])
-
-    @property
     def stated_nphotons(self) -> float | None:
         "The dose that the configuration or the metadata name."
         simulated = self.data.metadata.get("simulation") if self.data is not None else None
         return (self.config.get("simulation") or simulated or {}).get("nphotons")
 
 # %% ../../nbs/7_diagnosis/70_reading.ipynb #b4bcbeaa
-def _scans_of_arm(config: Mapping[str, Any]) -> tuple[dict[str, RawData], list[Finding]]:
-    "The scans that an arm may have used, by name; made again or read again."
-    parameters = config.get("parameters", {})
-    if parameters.get("data_path"):
-        try:
-            data, found = read_data(parameters["data_path"])
-        except InputError as error:
-            return {}, [_refusal(error)]
-        if data is None:
-            return {}, found
-        halves = zip(("train", "test"), split_by_half(data.positions_px, data.N), strict=True)
-        return {"whole": data, **{name: data.subset(half) for name, half in halves if len(half)}}, found
-    if "simulation" in config:
-        probe = load_probe(parameters["probe_path"]) if parameters.get("probe_path") else None
-        halves = simulate_halves(SimulationConfig.from_dict(config["simulation"]), probe)
-        return dict(zip(("train", "test"), halves, strict=True)), []
-    return {}, [Finding("warning", "data", "The scan of this arm cannot be made again: its configuration names none",
-                        "neither data_path nor simulation",
-                        "Run the study with data_path, or diagnose the file itself.")]
-
-
-def _matching(scans: Mapping[str, RawData], main: Reconstruction | None) -> str | None:
-    "The scan that a reconstruction was made from."
-    for name, scan in scans.items():
-        if main is not None and main.positions_px.shape == scan.positions_px.shape and np.allclose(
-                main.positions_px, scan.positions_px, atol=scan.N / 2):
-            return name
-    return None
+def _scans(folder: Path, config: Mapping[str, Any]) -> tuple[ArmScan | None, list[Finding]]:
+    "The scans that an arm may have used, as far as they can be had again; and what was wrong with them."
+    path = config.get("parameters", {}).get("data_path")
+    try:
+        data, findings = read_data(path) if path else (None, [])
+    except InputError as error:
+        return None, [_refusal(error)]
+    if path and data is None:
+        return None, findings
+    if not path and "simulation" not in config:
+        return None, [Finding("warning", "data", "The scan of this arm cannot be made again: its configuration names none",
+                              "neither data_path nor simulation",
+                              "Run the study with data_path, or diagnose the file itself.")]
+    return scan_of_arm(folder, data), findings
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
@@ -194,29 +172,30 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def _read_arm(folder: Path) -> Subject:
-    if not (folder / "config.json").exists():
-        raise InputError(str(folder), "no config.json", "the folder of an arm, or the file of a scan",
+    if not (folder / CONFIG).exists():
+        raise InputError(str(folder), f"no {CONFIG}", "the folder of an arm, or the file of a scan",
                          "Give the output_dir of a run.")
-    config, found = read_json(folder / "config.json"), []
-    history = read_json(folder / "history.json") if (folder / "history.json").exists() else None
-    made: dict[str, Reconstruction] = {}
+    config, findings, reconstructions = read_config(folder), [], {}
+    history = read_json(folder / HISTORY) if (folder / HISTORY).exists() else None
     try:
-        made = load_reconstructions(folder / "reconstruction.npz")
+        reconstructions = load_reconstructions(folder / RECONSTRUCTION)
     except (InputError, ValueError, OSError, zipfile.BadZipFile) as error:
-        found.append(Finding("warning", "data", "The arm has no reconstruction that can be read", str(error),
-                             "Run the arm to its end."))
-    scans, more = _scans_of_arm(config)
-    main = next(iter(made.values()), None)
-    name = _matching(scans, main)
-    if scans and main is not None and name is None:
+        findings.append(Finding("warning", "data", "The arm has no reconstruction that can be read", str(error),
+                                "Run the arm to its end."))
+    scan, more = _scans(folder, config)
+    main = next(iter(reconstructions.values()), None)
+    name = None if scan is None else scan.name_for(main)
+    if scan is not None and main is not None and name is None:
         more.append(Finding("error", "data", "The reconstruction belongs to another scan than the configuration",
                             f"{len(main.positions_px)} positions",
                             "Run the arm again, or put the right files together."))
-        made = {}
-    data = scans.get(name or "test", scans.get("whole"))
-    train = scans.get("whole" if name == "whole" else "train")
-    return Subject(folder, "arm", data, train, config, history, _read_manifest(folder / "wts.h5.zip"), made,
-                   tuple(found + more))
+        reconstructions = {}
+    examined = None if scan is None else name or ("test" if "test" in scan.scans else "whole")
+    return Subject(
+        folder, "arm", None if scan is None else scan.scans[examined],
+        train=None if scan is None else scan.scans.get("whole" if name == "whole" else "train"),
+        validation=None if scan is None else scan.held_out(examined), config=config, history=history,
+        manifest=_read_manifest(folder / WEIGHTS), reconstructions=reconstructions, findings=tuple(findings + more))
 
 
 def read_subject(
@@ -226,5 +205,5 @@ def read_subject(
     path = Path(path).expanduser()
     if path.is_dir():
         return _read_arm(path)
-    data, found = read_data(path)
-    return Subject(path, "scan", data, findings=tuple(found))
+    data, findings = read_data(path)
+    return Subject(path, "scan", data, findings=tuple(findings))

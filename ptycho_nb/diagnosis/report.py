@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..analysis.plots import plot_object, plot_scan, save_figure
 from ..config import InputError, ModelConfig, TrainingConfig
 from ..files import plain_json, replacing, write_json
-from ..physics.forward import split_positions
+from ..physics.forward import Layout
 from ..physics.probes import disk_probe
 from ..physics.scans import nearest_pixel, scan_report, validation_indices
 from ..solvers.result import Reconstruction
@@ -134,7 +134,7 @@ def _canvas(seen: Examination) -> None:
     if not seen.absurd:
         positions_px = subject.data.positions_px
         offsets["whole scan"] = positions_px - (positions_px.min(axis=0) + positions_px.max(axis=0)) / 2
-        sides["whole scan"] = max(split_positions(positions_px, subject.data.N, margin_px=1)[3])
+        sides["whole scan"] = max(Layout.around(positions_px, subject.data.N, margin_px=1).shape)
     reports = {name: model_checks.canvas_report(offsets[name], container.probe, sides[name]) for name in offsets}
     seen.sections["canvas"] = reports
     seen.findings += [item for name, report in reports.items() for item in model_checks.canvas_findings(report, name)]

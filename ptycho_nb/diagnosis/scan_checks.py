@@ -17,10 +17,11 @@ from scipy.spatial import cKDTree
 
 from ..data.scan import RawData
 from ..physics import scans
-from ..physics.forward import split_positions
+from ..physics.forward import Layout
 from ..physics.noise import poisson_deviance, radial_mean
 from ..physics.scans import area_overlap, linear_overlap, nearest_spacing_px, scan_report, validation_indices
 from ..solvers.estimate import estimate
+from ..solvers.held_out import hold_out
 from ..solvers.result import Reconstruction, predict_amplitudes
 from .findings import Finding, sort_findings
 
@@ -159,16 +160,16 @@ def exposure_maps(
     data: RawData,
 ) -> dict[str, np.ndarray]:  # exposures (H, W) and photons (H, W) per object pixel; origin_px (2,) of element [0, 0]
     "How many probes see each pixel of the object, and how many photons pass through it in the whole scan."
-    origin, corners, _, shape = split_positions(data.positions_px, data.N)
-    visits = np.zeros(np.array(shape) - data.N + 1)
-    np.add.at(visits, tuple(corners.T), 1)
+    layout = Layout.around(data.positions_px, data.N)
+    visits = np.zeros(np.array(layout.shape[1:]) - data.N + 1)
+    np.add.at(visits, tuple(layout.corners_px.T), 1)
     power = np.abs(data.probe.astype(np.complex128)) ** 2
     order = np.argsort(power, axis=None)[::-1]
     inside = np.zeros(power.size)
     inside[order[: np.searchsorted(np.cumsum(power.ravel()[order]), 0.9 * power.sum()) + 1]] = 1
     light = power * data.nphotons_mean / power.sum()
     return {"exposures": np.rint(fftconvolve(visits, inside.reshape(power.shape))).clip(0),
-            "photons": fftconvolve(visits, light).clip(0), "origin_px": origin}
+            "photons": fftconvolve(visits, light).clip(0), "origin_px": layout.origin_px}
 
 # %% ../../nbs/7_diagnosis/20_scan_checks.ipynb #1884be43
 def photon_reach(
@@ -303,14 +304,13 @@ def axis_order(
     "The deviance of unseen patterns under each order of the axes, the best, and its lead in standard errors."
     n_patterns = int(np.clip(2e6 / data.N**2, 40, 150)) if n_patterns is None else n_patterns
     part = compact_part(data, n_patterns)
-    judges = validation_indices(part.n_patterns, 0.2, seed)
+    held = hold_out(part, validation_indices(part.n_patterns, 0.2, seed))
     deviances, quick = {}, None
     for name, turned in AXIS_ORDERS.items():
-        result = estimate(replace(part, positions_px=turned(part.positions_px)), validation=judges, seed=seed,
-                          iterations=iterations, patience=iterations, smoothing_px=(0.0, 1.0, 2.0))
-        predicted = predict_amplitudes(result, judges)
-        measured = part.diff3d[judges]
-        deviances[name] = np.array([poisson_deviance(predicted[[k]], measured[[k]]) for k in range(len(judges))])
+        result = estimate(replace(part, positions_px=turned(part.positions_px)), held=held, seed=seed,
+                          iterations=iterations, patience=iterations, smoothing_px=(0.0, 1.0, 2.0), progress=False)
+        predicted, measured = predict_amplitudes(result, held.patterns), held.amplitude
+        deviances[name] = np.array([poisson_deviance(predicted[[k]], measured[[k]]) for k in range(len(measured))])
         quick = result if quick is None else quick
     best = min(deviances, key=lambda name: deviances[name].mean())
     lead = deviances["as given"] - deviances[best]

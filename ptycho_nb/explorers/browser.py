@@ -18,7 +18,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-from ..analysis.metrics import frc50
+from ..analysis.metrics import METRIC_LABELS, frc50
 from ..config import InputError, check_choice
 from ..studies.pairs import QUANTITIES, Pair, Shown, find_arms, pair_up, remark_on, show_arm, stored_methods, view_of
 from .explorer import Explorer, Panels, slider, step_above
@@ -53,8 +53,8 @@ class BrowserState:
     preview: bool  # the gauge is fixed roughly, and the exact one is to follow
 
 # %% ../../nbs/9_explorers/20_browser.ipynb #8508d8dd
-_METRICS = {"SSIM": "ssim", "PSNR / dB": "psnr", "MS-SSIM": "ms_ssim", "FRC50": "frc50", "MAE": "mae"}
-_FITS = {"R factor": "r_factor", "NLL / px": "nll_per_pixel", "rel. sq. error": "relative_squared_error"}
+_METRICS = ("ssim", "psnr", "ms_ssim", "frc50", "mae")
+_FITS = ("r_factor", "nll_per_pixel", "relative_squared_error")
 
 
 class ScaleBar(AnchoredSizeBar):
@@ -172,14 +172,12 @@ def _shortened(name: str, longest: int = 44) -> str:
 
 def _numbers(state: BrowserState) -> str:
     "What the arms state about their two reconstructions, and what is seen."
-    def column(side: str, key: str) -> str:
-        value = state.metrics[side].get(key)
-        return f"{'-' if value is None else format(value, '.3g'):>9}"
+    def line(key: str) -> str:
+        values = (state.metrics[side].get(key) for side in ("left", "right"))
+        texts = ("-" if value is None else format(value, ".3g") for value in values)
+        return f"{METRIC_LABELS[key].heading:<14}{''.join(f'{text:>9}' for text in texts)}"
 
-    lines = [f"{state.quantity:<14}{'left':>9}{'right':>9}"]
-    lines += [f"{name:<14}{column('left', key)}{column('right', key)}" for name, key in _METRICS.items()]
-    lines += ["", f"{'data fit':<14}"]
-    lines += [f"{name:<14}{column('left', key)}{column('right', key)}" for name, key in _FITS.items()]
+    lines = [f"{state.quantity:<14}{'left':>9}{'right':>9}", *map(line, _METRICS), "", f"{'data fit':<14}", *map(line, _FITS)]
     y0, y1, x0, x1 = state.view
     lines += ["", f"in view: y {y0 + 0.5:.0f}-{y1 - 0.5:.0f}, x {x0 + 0.5:.0f}-{x1 - 0.5:.0f} px",
               f"mean |{state.difference}|  {state.difference_in_view:.3g}"]

@@ -17,13 +17,13 @@ from ..analysis.plots import draw_image
 from ..config import SimulationConfig
 from ..data.scan import RawData
 from ..machine import cores
-from ..physics.forward import scan_amplitudes, split_positions
+from ..physics.forward import Layout, scan_amplitudes
 from ..physics.noise import closed_form_intensity_scale, observe_poisson, radial_mean
 from ..physics.objects import make_object
 from ..physics.probes import PROBE_KINDS, make_probe
 from ..physics.scans import make_positions
 from ..solvers.estimate import estimate
-from ..solvers.likelihood import solve
+from ..solvers.likelihood import Problem, solve
 from ..solvers.result import crop
 from .explorer import Explorer, Panels, number_table, photon_image, show_photons, slider
 
@@ -144,20 +144,19 @@ class DoseExplorer(Explorer):
     def _rate(self, probe: str) -> np.ndarray:
         "(49, N, N): expected photons per pixel for a dose of one photon per pattern."
         if probe not in self._rates:
-            origin, corners, _, _ = split_positions(self.positions_px, self.N)
-            energy = np.square(scan_amplitudes(self.object, make_probe(probe, self.N), corners + origin), dtype=float)
+            layout = Layout.on_canvas(self.positions_px, self.N, self.object.shape)
+            energy = np.square(scan_amplitudes(self.object, make_probe(probe, self.N), layout), dtype=float)
             self._rates[probe] = energy * (len(energy) / energy.sum())
         return self._rates[probe]
 
     def _preview(self, amplitude: np.ndarray, probe: np.ndarray, nphotons: float) -> tuple:
         "A few steps, neither stopped nor smoothed."
-        origin, corners, _, shape = split_positions(self.positions_px, self.N)
+        layout = Layout.around(self.positions_px, self.N)
         scaled = (probe * closed_form_intensity_scale(nphotons, self.N)).astype(np.complex64)
-        every = np.arange(len(corners))
-        found = solve(np.ones((1, *shape), np.complex64), scaled, amplitude, every, 0 * every, corners,
-                      iterations=self.preview_steps, threads=min(cores(), 2))
+        problem = Problem(amplitude, layout, scaled, np.ones(layout.shape, np.complex64), np.arange(len(layout)))
+        *_, last = solve(problem, self.preview_steps, threads=min(cores(), 2))
         y0, y1, x0, x1 = self._region()
-        return found[0][y0 - origin[0] : y1 - origin[0], x0 - origin[1] : x1 - origin[1]], None, self.preview_steps, 0.0
+        return crop(last.object, (y0, y1, x0, x1), layout.origin_px), None, self.preview_steps, 0.0
 
     def _full(self, amplitude: np.ndarray, probe: np.ndarray, nphotons: float) -> tuple:
         "The estimate with its own choice of stopping and smoothing, and its SSIM."

@@ -13,14 +13,12 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
-from ..config import InputError, SimulationConfig
+from ..config import InputError
 from ..data.formats import load_data
 from ..data.scan import RawData
-from ..data.simulation import simulate_halves
 from ..physics.noise import closed_form_intensity_scale, intensity_scale, poisson_deviance, radial_mean
-from ..physics.probes import load_probe
-from ..physics.scans import split_by_half
-from ..runs.arms import read_arm
+from ..runs.arm_scan import scan_of_arm
+from ..runs.arms import RECONSTRUCTION, read_arm
 from ..solvers.estimate import estimate
 from ..solvers.result import Reconstruction, load_reconstructions, predict_amplitudes
 from . import explorer as widgets
@@ -71,29 +69,15 @@ def _predictions(
     return Predictions(data.diff3d[chosen], by_method, scales.get("network"), nphotons or data.nphotons_mean)
 
 # %% ../../nbs/9_explorers/40_intensity.ipynb #9804076f
-def _scan_of_arm(config: Mapping[str, Any], folder: Path, data: RawData | str | Path | None) -> list[RawData]:
-    "The scans that an arm may have reconstructed; `InputError` if they cannot be found."
-    parameters = config.get("parameters", {})
-    if data is None and "simulation" in config:
-        path = parameters.get("probe_path", "")
-        return list(simulate_halves(SimulationConfig.from_dict(config["simulation"]), load_probe(path) if path else None))
-    data = data or parameters.get("data_path")
-    if not data:
-        raise InputError(str(folder), "neither a simulation nor data_path in config.json", "one of them",
-                         "Give the scan as data.")
-    whole = widgets.scan_of(data)
-    return [whole, whole.subset(split_by_half(whole.positions_px, whole.N)[1])]
-
-
 def _from_arm(folder: Path, data: RawData | str | Path | None, count: int) -> Predictions:
     arm = read_arm(folder)
-    reconstructions = load_reconstructions(folder / "reconstruction.npz")
-    positions_px = next(iter(reconstructions.values())).positions_px
-    for scan in _scan_of_arm(arm.config, folder, data):
-        if scan.positions_px.shape == positions_px.shape and np.allclose(scan.positions_px, positions_px, atol=1.0):
-            return _predictions(scan, reconstructions, count, arm.config.get("simulation", {}).get("nphotons"))
-    raise InputError(str(folder), f"a reconstruction of {len(positions_px)} patterns at other positions",
-                     "a reconstruction of the scan given", "Give the scan that the arm has reconstructed as data.")
+    reconstructions = load_reconstructions(folder / RECONSTRUCTION)
+    first, scan = next(iter(reconstructions.values())), scan_of_arm(arm, data)
+    name = scan.name_for(first)
+    if name is None:
+        raise InputError(str(folder), f"a reconstruction of {len(first.positions_px)} patterns at other positions",
+                         "a reconstruction of the scan given", "Give the scan that the arm has reconstructed as data.")
+    return _predictions(scan.scans[name], reconstructions, count, arm.config.get("simulation", {}).get("nphotons"))
 
 
 def _from_bundle(path: Path, data: RawData | str | Path | None, count: int) -> Predictions:

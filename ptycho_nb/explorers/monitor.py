@@ -21,6 +21,7 @@ from ..analysis.metrics import relative_phase
 from ..config import InputError
 from ..data.scan import RawData
 from ..files import read_json
+from ..runs.arms import HISTORY
 from ..solvers.result import Region, covered_region, crop
 from ..studies.pairs import QUANTITIES, quick_align
 from .browser import ScaleBar, picture_limits
@@ -263,7 +264,7 @@ class TrainingMonitor(Explorer):
 
     def refresh(self) -> bool:  # whether there was something new
         "Read the arm's history, if it has grown; `InputError` if the file is something else."
-        path = Path(self.folder or "") / "history.json"
+        path = Path(self.folder or "") / HISTORY
         if self.folder is None or not path.exists():
             self.say(f"{path}: not there yet" if self.folder else "The monitor was made without a folder.")
             return False

@@ -17,7 +17,7 @@ from ..analysis.plots import draw_image
 from ..config import InputError
 from ..data.scan import RawData
 from ..physics import probes
-from ..physics.forward import scan_amplitudes
+from ..physics.forward import Layout, scan_amplitudes
 from ..physics.noise import closed_form_intensity_scale
 from ..physics.scans import area_overlap, linear_overlap, nearest_pixel, nearest_spacing_px
 from . import explorer as widgets
@@ -182,7 +182,7 @@ class ProbeExplorer(widgets.Explorer):
         budget = energy / (N / 2) ** 2
         # The dose counts detected photons: what the object absorbs was sent on top of them.
         transmitted = float(np.sum(np.abs(normalised) ** 2 * self._transmission)) / (N / 2) ** 2
-        amplitude = scan_amplitudes(self._patch, probe, np.zeros((1, 2), int))[0]
+        amplitude = scan_amplitudes(self._patch, probe, Layout(N, np.zeros((1, 2), int), (N, N)))[0]
         photons_per_energy = closed_form_intensity_scale(self.nphotons, N) ** 2 / transmitted
         diameter_px = probes.probe_diameter_px(probe)
         return ProbeState(

@@ -14,7 +14,7 @@ import numpy as np
 from ..config import InputError, ModelConfig, TrainingConfig
 from ..data.scan import RawData
 from ..machine import cores
-from ..physics.forward import scan_amplitudes, split_positions
+from ..physics.forward import Layout, scan_amplitudes
 from ..physics.scans import validation_indices
 from .generators import get_generator
 from .groups import PtychoDataContainer, group_data, validation_groups
@@ -71,8 +71,9 @@ def judging_course(
         return Course(judges, None)
     if config.estimate_scope == "group":
         return Course(judges, GroupEstimates(judges, settings))
-    layout, origin_px = scan_layout(judges, fitted)
-    return Course(judges, _scan_windows(judges, estimate_features(judges, layout, settings, cores())[0], origin_px))
+    placed = scan_layout(judges, fitted)
+    return Course(judges, _scan_windows(judges, estimate_features(judges, placed, settings, cores())[0],
+                                        placed.layout.origin_px))
 
 # %% ../../nbs/4_network/52_courses.ipynb #b8d4f236
 def with_object(data: RawData, course: Course) -> Course:
@@ -81,10 +82,8 @@ def with_object(data: RawData, course: Course) -> Course:
     if data.object is None:
         raise InputError(f"{data.source}, key 'objectGuess'", "no object",
                          "the true object, because realspace_mae_weight > 0", "Set realspace_mae_weight to 0, or add the object.")
-    origin, corners, remainder, _ = split_positions(data.positions_px, data.N)
-    used = np.unique(container.inputs)
-    lit = scan_amplitudes(data.object, container.probe, (corners + origin)[used],
-                          None if remainder is None else remainder[used])
+    used = data.positions_px[np.unique(container.inputs)]
+    lit = scan_amplitudes(data.object, container.probe, Layout.on_canvas(used, data.N, data.object.shape))
     energy = np.mean(np.sum(lit**2, axis=(1, 2)))
     side = container.canvas_px
     padded = np.pad(data.object * (data.N / 2 / np.sqrt(energy)), side, constant_values=1)

@@ -53,8 +53,7 @@ def _network_for(model: PtychoModel, container: PtychoDataContainer) -> keras.Mo
 def _network_inputs(model: PtychoModel, groups: PtychoDataContainer) -> tuple:
     "What the network wants to see of some groups, the weights of the objects that it makes, and their corners, px."
     rows = np.arange(len(groups))
-    layout = group_layout(groups, rows, groups.inputs)
-    weights = illumination(np.sqrt(model.patch_weights), layout.shape, layout.canvas, layout.corners)
+    weights = illumination(np.sqrt(model.patch_weights), group_layout(groups, rows, groups.inputs).layout)
     if model.input_kind == "diffraction":
         batch = groups.batch(rows)
         inputs = {name: batch[name] for name in ("amplitude", "input_corners", "input_remainder")}
@@ -125,11 +124,11 @@ def _apply_in_tiles(network, features: np.ndarray) -> np.ndarray:
 
 
 def _by_scan(model: PtychoModel, container: PtychoDataContainer) -> tuple[np.ndarray, ...]:
-    layout, origin = scan_layout(container, np.unique(container.inputs))
-    features = estimate_features(container, layout, model.settings, cores())[0]
-    coverage = illumination(container.probe, layout.shape, layout.canvas, layout.corners)[0]
+    placed = scan_layout(container, np.unique(container.inputs))
+    features = estimate_features(container, placed, model.settings, cores())[0]
+    coverage = illumination(container.probe, placed.layout)[0]
     object, lit = _apply_in_tiles(model.object_network, features), coverage >= 1e-6 * coverage.max()
-    return np.where(lit, object, 1), np.where(lit, coverage, 0), origin
+    return np.where(lit, object, 1), np.where(lit, coverage, 0), placed.layout.origin_px
 
 # %% ../../nbs/4_network/65_inference.ipynb #4dafc7c9
 RESCALES = ("none", "intensity", "least_squares")

@@ -19,19 +19,20 @@ import keras
 import numpy as np
 from keras import layers, ops
 from scipy.special import gammaln
-from tqdm.auto import tqdm
 
 from ..config import InputError
 from ..data.scan import RawData
 from ..files import write_arrays
-from ..machine import viewer
+from ..machine import progress_bar
 from ..physics.noise import deal_photons, rate_floor
-from ..solvers.estimate import estimate
+from ..solvers.estimate import estimate, prepare
 from ..solvers.held_out import HeldOut, hold_out
+from ..solvers.likelihood import solve
 from ..solvers.result import Reconstruction, Region, common_region, predict_amplitudes
 from .generators import Convolutions, unet
 
 STEPS = (1, 2, 4, 8)  # iterations of the solver that the network looks at, beside the chosen one
+_MOST_STEPS = 60
 _FEATURES = 4 + 4 * len(STEPS)
 
 # %% ../../nbs/4_network/70_pretrained.ipynb #86fbdf2c
@@ -94,20 +95,18 @@ class SolverView:
 
 def solver_view(
     data: RawData,
-    validation: np.ndarray | str | None = None,  # int (v,): patterns never fitted; as in `hold_out`
-    seed: int = 0,  # draws what is held out
+    held: HeldOut,  # counts of this scan that are never fitted
 ) -> SolverView:
     "Run the likelihood solver with the probe as it is and keep what the network wants to see."
-    steps = {}
-
-    def keep(iteration: int, object: np.ndarray) -> None:
-        if iteration in STEPS:
-            steps[iteration] = object.copy()
-
-    base = estimate(data, validation=validation, likelihood="poisson", refine_probe=False, on_step=keep,
-                    at_least=STEPS[-1], seed=seed)
-    held = hold_out(data, validation, seed)[2]
-    return SolverView(base, tuple(steps[iteration] for iteration in STEPS), excess_error(base, held), held)
+    fit, objects = prepare(data, held), []
+    for step in solve(fit.problem, _MOST_STEPS):
+        fit.see(step)
+        if step.iteration in STEPS:
+            objects.append(step.object.copy())
+        if fit.settled and step.iteration >= STEPS[-1]:
+            break
+    base = fit.reconstruction(data.positions_px, fit.problem.layout, "no_network")
+    return SolverView(base, tuple(objects), excess_error(base, held), held)
 
 # %% ../../nbs/4_network/70_pretrained.ipynb #6e7bfb4a
 def build_corrector(
@@ -188,42 +187,84 @@ def _merged(views: list[SolverView], corrections: list[np.ndarray], fraction: fl
                for view, correction in zip(views, corrections, strict=True)]
     return replace(views[0].base, object=np.average(objects, axis=0, weights=weights), coverage=coverages.mean(axis=0))
 
-
+# %% ../../nbs/4_network/70_pretrained.ipynb #b37c4cbd
 def amortised(
-    data: RawData,  # a scan that no network has seen
-    pretrained: Pretrained | None = None,  # None: `load_pretrained()`
+    data: RawData,
+    pretrained: Pretrained | None = None,
     *,
-    validation: np.ndarray | str | None = None,  # int (v,): patterns never fitted, which make one split; else as in `hold_out`
-    refine_probe: bool | None = None,  # None: yes for measured data, no for simulated data, whose probe is exact
-    splits: int = 4,  # how many times other counts are held out; the solver runs once for each
-    orientations: int = 8,  # 1 to 8 ways of turning and mirroring the canvas to take the mean over, shared out among the splits
-    seed: int = 0,  # draws what is held out
-    progress: bool = True,  # show a bar if it takes some seconds and somebody is watching
-) -> Reconstruction:  # method "amortised"; what the counts held out chose is in `info`
-    "Reconstruct a scan with a network that was trained on others; `InputError` if nothing is held out."
+    held: HeldOut | None = None,
+    refine_probe: bool | None = None,
+    splits: int = 4,
+    orientations: int = 8,
+    seed: int = 0,
+    progress: bool = True,
+) -> Reconstruction:
+    """Reconstruct a scan with a network that was trained on other scans; it needs no training on this one.
+
+    The likelihood solver runs, and the network corrects what it found. Other counts are held out in turn (a *split*), and
+    the objects are averaged. The held-out counts decide whether the correction is used as a whole, by half, or not at all.
+
+    Parameters
+    ----------
+    data : RawData
+        The scan: M patterns of N x N px.
+    pretrained : Pretrained, optional
+        Default: the network that comes with the package, ``load_pretrained()``.
+    held : HeldOut, optional
+        Counts that are never fitted, of ``hold_out(data, ...)``; they make a single split. Default: `splits` of them.
+    refine_probe : bool, optional
+        Refine the probe first. Default: yes for measured data, no for simulated data, whose probe is exact.
+    splits : int
+        How many times other counts are held out; the solver runs once for each.
+    orientations : int
+        1 to 8 ways of turning and mirroring the canvas to take the mean over, shared out among the splits.
+    seed : int
+        Draws what is held out.
+    progress : bool
+        Show a bar if it takes more than two seconds and somebody is looking.
+
+    Returns
+    -------
+    Reconstruction
+        Method ``'amortised'``; ``info`` holds what the held-out counts chose.
+
+    Raises
+    ------
+    InputError
+        If nothing is held out, or `splits` or `orientations` are out of range.
+
+    Examples
+    --------
+    >>> import ptycho_nb as pt
+    >>> _, scan = pt.simulate_halves(pt.SimulationConfig(nphotons=1e4, object_size_px=192, n_train=16, n_test=80))
+    >>> image = pt.amortised(scan, splits=1, orientations=1)
+    >>> image.method, image.info["splits"]
+    ('amortised', 1)
+    """
     wall, cpu = time.perf_counter(), time.process_time()
     if splits < 1:
         raise InputError("splits", splits, "at least 1", "Leave it out for four.")
     if not 1 <= orientations <= 8:
         raise InputError("orientations", orientations, "1 to 8", "Leave it out for all eight.")
-    pretrained = load_pretrained() if pretrained is None else pretrained
-    if validation is not None and not len(validation):
+    if held is not None and not len(held.patterns):
         raise InputError("validation", "no patterns", "at least one", "The expected error is read off them.")
+    pretrained = load_pretrained() if pretrained is None else pretrained
     if not data.is_simulated if refine_probe is None else refine_probe:
-        data = replace(data, probe=estimate(data, validation=validation, refine_probe=True, seed=seed).probe)
-    if validation is not None and not isinstance(validation, str):
-        splits = 1
-    views, corrections, turns = [], [], range(orientations)
-    for k in tqdm(range(splits), unit="split", delay=2, leave=False, disable=not (progress and viewer())):
-        views.append(solver_view(data, validation, seed + k))
-        corrected = correct(views[k], pretrained.network, turns[k::splits] or turns[:1])
+        first = hold_out(data, seed=seed) if held is None else held
+        data = replace(data, probe=estimate(data, held=first, refine_probe=True, seed=seed, progress=progress).probe)
+    turns = range(orientations)
+    judges = [hold_out(data, seed=seed + k) for k in range(splits)] if held is None else [held]
+    views, corrections = [], []
+    for k, judge in enumerate(progress_bar(judges, len(judges), "split", progress)):
+        views.append(solver_view(data, judge))
+        corrected = correct(views[k], pretrained.network, turns[k :: len(judges)] or turns[:1])
         corrections.append(corrected - views[k].base.object)
     nll = {fraction: float(np.mean([
         view.held.deviance(replace(view.base, object=view.base.object + np.float32(fraction) * correction))
         for view, correction in zip(views, corrections, strict=True)])) for fraction in (0.0, 0.5, 1.0)}
     fraction = min(nll, key=nll.get)
     info = {"fraction": fraction, "validation_nll_per_pixel": {str(key): value for key, value in nll.items()},
-            "error_beyond_noise": float(np.mean([view.error for view in views])), "splits": splits,
+            "error_beyond_noise": float(np.mean([view.error for view in views])), "splits": len(judges),
             "validation_patterns": len(views[0].held.patterns), "validation_photons": views[0].held.share,
             "network": pretrained.about}
     return replace(_merged(views, corrections, fraction), method="amortised", info=info,

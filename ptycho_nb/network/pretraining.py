@@ -21,10 +21,11 @@ from ..config import SimulationConfig
 from ..data.scan import RawData
 from ..data.simulation import generate_simulated_data
 from ..machine import cores
-from ..physics.forward import scan_amplitudes, split_positions
+from ..physics.forward import Layout, scan_amplitudes
 from ..physics.objects import make_object
 from ..physics.probes import defocused_probe, disk_probe, normalise_probe
 from ..physics.scans import make_positions, validation_indices
+from ..solvers.held_out import HELD_OUT, hold_out
 from .pretrained import Pretrained, SolverView, build_corrector, solver_view
 
 # %% ../../nbs/4_network/75_pretraining.ipynb #89fbd1a5
@@ -102,10 +103,10 @@ def truth_like(
 ) -> np.ndarray:  # complex64 (H, W): the truth on the canvas of the view
     "The true object with the brightness and the global phase of the solver's."
     base = view.base
-    corners = split_positions(scan.positions_px, scan.N)[1]
     (y, x), (height, width) = base.origin_px, base.object.shape
+    layout = Layout.on_canvas(np.floor(scan.positions_px + 0.5), scan.N, (height, width), base.origin_px)
     truth = scan.truth[y : y + height, x : x + width]
-    energy = np.sum(scan_amplitudes(truth, scan.probe, corners) ** 2, dtype=np.float64)
+    energy = np.sum(scan_amplitudes(truth, scan.probe, layout) ** 2, dtype=np.float64)
     photons = scan.metadata["simulation"]["nphotons"] * scan.n_patterns
     brightness = np.linalg.norm(scan.probe) * np.sqrt(photons / energy) / np.linalg.norm(base.probe)
     overlap = np.vdot(truth, base.coverage * base.object)
@@ -126,7 +127,7 @@ def make_example(
 ) -> Example | None:  # None: the scan is smaller than that, or its estimate so far off that nothing can be learned
     "Simulate a scan, let the solver look at it, and cut out a square."
     scan, rng = random_scan(seed), np.random.default_rng([seed, 48])
-    view = solver_view(scan, validation_indices(scan.n_patterns, 0.1, seed))
+    view = solver_view(scan, hold_out(scan, validation_indices(scan.n_patterns, HELD_OUT, seed)))
     base, truth = view.base, truth_like(view, scan)
     height, width = base.object.shape
     if min(height, width) < size_px:

@@ -7,7 +7,6 @@ __all__ = ['position_gradient', 'refine_positions', 'moves_in_words']
 
 # %% ../../nbs/3_solvers/60_positions.ipynb #42be08f7
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +16,12 @@ from scipy import fft
 
 from ..config import InputError
 from ..data.scan import RawData
-from ..machine import cores
-from ..physics.forward import checkerboard, scan_amplitudes, shift_probes, split_positions
+from ..machine import cores, progress_bar
+from ..physics.forward import Layout, checkerboard, scan_amplitudes, shift_probes
 from ..physics.noise import poisson_deviance
-from .estimate import SMOOTHING_PX, Validation, estimate, place_start, prepare, probe_moved, smooth_correction
-from .likelihood import illumination, likelihood_residual, solve, solve_jointly
+from .estimate import SMOOTHING_PX, Fit, estimate, prepare, smooth_correction
+from .held_out import HeldOut, hold_out
+from .likelihood import Step, likelihood_residual, solve, solve_jointly
 from .result import Reconstruction, predict_amplitudes
 
 _LONGEST_STEP_PX = 0.25
@@ -35,8 +35,7 @@ def position_gradient(
     probe: np.ndarray,  # complex64 (N, N): scaled to photons
     amplitude: np.ndarray,  # float32 (M, N, N): measured
     patterns: np.ndarray,  # int (m,): which of the M patterns to use; the same one may come twice
-    corners: np.ndarray,  # int (m, 2): first row and column of the patch of each of these, px
-    remainder: np.ndarray,  # float32 (m, 2): sub-pixel rest of each position, px
+    layout: Layout,  # where each of these m lies now
     likelihood: str = "poisson",  # or "amplitude"
     sides: np.ndarray | None = None,  # int (m,): 0 all pixels, +1 and -1 the two halves of a checkerboard; None: all
     chunk: int = 32,  # patterns in memory at a time
@@ -45,6 +44,8 @@ def position_gradient(
     N = probe.shape[-1]
     board, frequency, spectrum = checkerboard(N), fft.fftfreq(N), fft.fft2(probe)
     slopes = [fft.ifft2(-2j * np.pi * f * spectrum).astype(probe.dtype) for f in (frequency[:, None], frequency[None])]
+    corners, remainder = layout.corners_px, layout.remainder_px
+    remainder = np.zeros(corners.shape, np.float32) if remainder is None else remainder
     windows = np.lib.stride_tricks.sliding_window_view(object, (N, N))
     gradient, information = np.empty((len(patterns), 2)), np.empty((len(patterns), 2, 2))
     for start in range(0, len(patterns), chunk):
@@ -69,25 +70,18 @@ def position_gradient(
 class _Places:
     "Positions under way: of every fitted pattern one, of every validation pattern one for each half of its detector."
 
-    def __init__(self, data: RawData, fitted: np.ndarray, validation: np.ndarray, believed_px: float):
-        reach = _REACH * believed_px
-        self.data, self.fitted, self.validation, self.believed_px = data, fitted, validation, believed_px
-        self.origin, _, _, self.shape = split_positions(data.positions_px, data.N, int(np.ceil(reach)))
-        self.corners, self.remainder = self.split(data.positions_px)
-        self.rows = np.concatenate([fitted, validation, validation])
-        self.sides = np.repeat([0, 1, -1], [len(fitted), len(validation), len(validation)])
+    def __init__(self, data: RawData, held: HeldOut, believed_px: float, canvas: Layout):
+        self.data, self.believed_px, self.canvas = data, believed_px, canvas
+        self.fitted, self.validation = held.fitted, held.patterns
+        self.rows = np.concatenate([self.fitted, self.validation, self.validation])
+        self.sides = np.repeat([0, 1, -1], [len(self.fitted), len(self.validation), len(self.validation)])
         self.given = data.positions_px[self.rows]
         self.now = self.given.copy()
+        reach = _REACH * believed_px
         self.low, self.high = self.given - reach, self.given + reach
         if data.object is not None:  # a patch has to stay on a given object
             self.low = np.maximum(self.low, data.N // 2 - 0.5)
             self.high = np.minimum(self.high, np.array(data.object.shape) - data.N // 2 + 0.499)
-
-    def split(self, positions_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        "Corners on this canvas and sub-pixel rests."
-        origin, corners, remainder, _ = split_positions(positions_px, self.data.N)
-        corners += origin - self.origin
-        return corners, np.zeros_like(positions_px, np.float32) if remainder is None else remainder
 
     def merged(self, now: np.ndarray) -> np.ndarray:
         "One position for each pattern of the scan, (M, 2), px."
@@ -98,18 +92,15 @@ class _Places:
 
     def predict(self, object: np.ndarray, probe: np.ndarray) -> np.ndarray:
         "Amplitudes of the validation patterns (v, N, N); each pixel from the position that it has not seen."
-        corners, remainder = self.split(self.now)
-        white, black = (scan_amplitudes(object, probe, corners[k], remainder[k])
-                        for k in (self.sides == 1, self.sides == -1))
+        white, black = (scan_amplitudes(object, probe, self.canvas.moved_to(self.now[self.sides == side])) for side in (1, -1))
         return np.where(checkerboard(self.data.N) > 0, black, white)
 
-    def move(self, object: np.ndarray, probe: np.ndarray, likelihood: str) -> None:
-        "One Gauss-Newton step of every position; the solver finds the new ones in `corners` and `remainder`."
-        corners, remainder = self.split(self.now)
+    def move(self, object: np.ndarray, probe: np.ndarray, likelihood: str) -> Layout:
+        "One Gauss-Newton step of every position; where the patterns of the scan lie after it."
+        layout = self.canvas.moved_to(self.now)
 
         def derivatives(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return position_gradient(object, probe, self.data.diff3d, self.rows[k], corners[k], remainder[k],
-                                     likelihood, self.sides[k])
+            return position_gradient(object, probe, self.data.diff3d, self.rows[k], layout[k], likelihood, self.sides[k])
 
         with ThreadPoolExecutor(cores()) as pool:
             parts = list(pool.map(derivatives, np.array_split(np.arange(len(self.rows)), 4 * cores())))
@@ -118,107 +109,146 @@ class _Places:
         information = np.concatenate([part[1] for part in parts]) + belief * np.eye(2)
         step = -np.linalg.solve(information, gradient[..., None])[..., 0]
         step *= np.minimum(1, _LONGEST_STEP_PX / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-12))
-        self.now = self.now + step
+        now = self.now + step
         is_fitted = self.sides == 0
-        self.now[is_fitted] -= np.mean((self.now - self.given)[is_fitted], axis=0)  # the gauge: no common shift
-        self.now = np.clip(self.now, self.low, self.high)
-        self.corners[:], self.remainder[:] = self.split(self.merged(self.now))
+        now[is_fitted] -= np.mean((now - self.given)[is_fitted], axis=0)  # the gauge: no common shift
+        self.now = np.clip(now, self.low, self.high)
+        return self.canvas.moved_to(self.merged(self.now))
 
 
 @dataclass
-class _ValidationInPlace(Validation):
-    "The validation of an estimate, on positions that move."
+class _FitInPlace(Fit):
+    "A fit on positions that move."
 
     places: _Places = None
 
     def _deviance(self, objects: np.ndarray, probe: np.ndarray) -> float:
-        return poisson_deviance(self.places.predict(objects[0], probe), self.amplitude)
+        return poisson_deviance(self.places.predict(objects[0], probe), self.held.amplitude)
 
-    def _keep(self, *kept: Any) -> None:
-        super()._keep(*kept)
-        self.now = self.places.now  # moving makes a new array
+    def _remember(self, *best: Any) -> None:
+        super()._remember(*best)
+        self.best_places = self.places.now  # moving makes a new array
 
 # %% ../../nbs/3_solvers/60_positions.ipynb #12b2292f
 def refine_positions(
-    data: RawData,  # the scan
+    data: RawData,
     *,
-    validation: np.ndarray | None = None,  # int (v,): patterns never fitted, which judge; None: 10 %
-    start: Reconstruction | None = None,  # start from this object; None: from ones
-    likelihood: str | None = None,  # "poisson" or "amplitude"; None: "amplitude" if the probe is refined
-    refine_probe: bool | None = None,  # None: yes for measured data, no for simulated data, whose probe is exact
-    believed_px: float = 1.0,  # how wrong the given positions may be: standard deviation along each axis, px
-    iterations: int = 60,  # at most; the validation patterns stop earlier
-    patience: int = 4,  # iterations without a better validation likelihood before stopping
-    smoothing_px: tuple[float, ...] = SMOOTHING_PX,  # widths to choose from, ascending
-    seed: int = 0,  # draws the validation patterns and the order of mini-batches
-    progress: Callable[[dict], None] | None = None,  # called with each iteration's row of the history, of both solves
-) -> Reconstruction:  # its `positions_px` are the refined or the given ones; `info["positions"]` says which, and why
+    held: HeldOut | None = None,
+    start: Reconstruction | None = None,
+    likelihood: str | None = None,
+    refine_probe: bool | None = None,
+    believed_px: float = 1.0,
+    iterations: int = 60,
+    patience: int = 4,
+    smoothing_px: tuple[float, ...] = SMOOTHING_PX,
+    seed: int = 0,
+    progress: bool = True,
+) -> Reconstruction:
     """The most likely object, and the most likely positions if patterns that were not fitted prefer them to the given.
 
-    `info["positions"]` holds `kept`, the `rms_move_px` and `largest_move_px` that were found, kept or not, the
-    validation likelihood on given and refined positions, the standard error of the gain, and the gauge in words.
-    Raises `InputError` as `estimate` does, and without validation patterns.
+    After each step of the solver every position makes a Gauss-Newton step of its own. The result is kept only if the
+    held-out patterns are better explained by more than two standard errors.
+
+    Parameters
+    ----------
+    data : RawData
+        The scan: M patterns of N x N px.
+    held : HeldOut, optional
+        Whole patterns that are never fitted, which judge; of ``hold_out(data, patterns)``. Default: a tenth of them.
+    start : Reconstruction, optional
+        Start from this object. Default: from ones.
+    likelihood : {'poisson', 'amplitude'}, optional
+        Default: 'amplitude' if the probe is refined.
+    refine_probe : bool, optional
+        Default: yes for measured data, no for simulated data, whose probe is exact.
+    believed_px : float
+        How wrong the given positions may be: standard deviation along each axis, px.
+    iterations, patience, smoothing_px, seed, progress
+        As in `estimate`.
+
+    Returns
+    -------
+    Reconstruction
+        Its ``positions_px`` (M, 2) are the refined or the given ones. ``info["positions"]`` holds ``kept``, the
+        ``rms_move_px`` and ``largest_move_px`` that were found, kept or not, the likelihood of the held-out patterns on
+        given and refined positions, the standard error of the gain, and the gauge in words.
+
+    Raises
+    ------
+    InputError
+        As `estimate` does, and without whole patterns that judge.
+
+    References
+    ----------
+    Guizar-Sicairos & Fienup, Opt. Express 16, 7264 (2008), doi:10.1364/OE.16.007264.
+    Odstrčil, Menzel & Guizar-Sicairos, Opt. Express 26, 3108 (2018), doi:10.1364/OE.26.003108.
+
+    Examples
+    --------
+    >>> import ptycho_nb as pt
+    >>> _, scan = pt.simulate_halves(pt.SimulationConfig(nphotons=1e5, object_size_px=192, n_train=16, n_test=80))
+    >>> image = pt.refine_positions(scan, iterations=6)
+    >>> image.info["positions"]["kept"]  # the positions of a simulated scan are exact
+    False
     """
     wall, cpu = time.perf_counter(), time.process_time()
     if not believed_px > 0:
         raise InputError("believed_px", believed_px, "above 0", "Say how wrong the positions may be, in px.")
-    _, fitted, held, scale, probe = prepare(data, validation, seed)
-    validation = held.patterns
+    held = hold_out(data, seed=seed) if held is None else held
     if held.share < 1:
-        raise InputError("validation", "a share of the photons", "whole patterns, at least 1, to judge the positions",
+        raise InputError("held", "a share of the photons", "whole patterns, at least 1, to judge the positions",
                          "Leave some patterns out of the fit; positions of patterns that stand alone cannot be told.")
-    if not len(validation):
+    if not len(held.patterns):
         raise InputError("validation patterns", 0, "at least 1, to judge the positions",
                          "Leave some patterns out of the fit.")
-    given = estimate(data, validation=validation, start=start, likelihood=likelihood, refine_probe=refine_probe,
-                     iterations=iterations, patience=patience, smoothing_px=smoothing_px, seed=seed, progress=progress)
+    options = {"smoothing_px": smoothing_px, "patience": patience}
+    given = estimate(data, held=held, start=start, likelihood=likelihood, refine_probe=refine_probe,
+                     iterations=iterations, seed=seed, progress=progress, **options)
     likelihood, refine_probe = given.info["likelihood"], given.info["probe_refined"]
 
-    places = _Places(data, fitted, validation, believed_px)
-    first = place_start(start, places.origin, places.shape, scale)
-    keep = _ValidationInPlace(first, probe, data.diff3d[validation], None, None, smoothing_px, patience,
-                              len(fitted) * (scale * data.N / 2) ** 2, places=places)
+    margin_px = int(np.ceil(_REACH * believed_px))
+    places = _Places(data, held, believed_px, Layout.around(data.positions_px, data.N, margin_px))
+    fit = prepare(data, held, start, likelihood, margin_px, _FitInPlace, places=places, **options)
+    _solve_and_move(fit, refine_probe, iterations, seed, progress)
 
-    def watch(iteration: int, objects: np.ndarray, squared_error: float, probe: np.ndarray) -> bool:
-        settled = keep(iteration, objects, squared_error, probe)
-        if progress is not None:
-            progress(keep.history[-1])
-        if iteration >= _FIRST_ITERATION and not settled:
-            places.move(smooth_correction(objects, first, smoothing_px[keep.level])[0], probe, likelihood)
-        return settled
+    positions_px = places.merged(fit.best_places)
+    places.now = fit.best_places
+    predicted = {"given": predict_amplitudes(given, held.patterns), "refined": places.predict(fit.objects[0], fit.probe)}
+    record = _verdict({name: _deviances(amplitude, held.amplitude) for name, amplitude in predicted.items()},
+                      np.linalg.norm(positions_px - data.positions_px, axis=1))
+    spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    if not record["kept"]:
+        return replace(given, info=given.info | {"positions": record}, **spent)
+    found = fit.reconstruction(positions_px, places.canvas.moved_to(positions_px), given.method,
+                               probe_refined=refine_probe, positions=record)
+    return replace(found, **spent)
 
-    if refine_probe:
-        solve_jointly(first, probe, data.diff3d, fitted, places.corners, places.remainder, likelihood, iterations,
-                      seed=seed, watch=watch)
-    else:
-        solve(first, probe, data.diff3d, fitted, np.zeros(data.n_patterns, int), places.corners, places.remainder,
-              likelihood, iterations, watch)
 
-    places.now = keep.now
-    positions_px = places.merged(keep.now)
-    distance = np.linalg.norm(positions_px - data.positions_px, axis=1)
-    predicted = {"given": predict_amplitudes(given, validation), "refined": places.predict(keep.objects[0], keep.probe)}
-    nll = {name: _deviances(amplitude, keep.amplitude) for name, amplitude in predicted.items()}
+def _solve_and_move(fit: _FitInPlace, refine_probe: bool, iterations: int, seed: int, progress: bool) -> None:
+    solver = solve_jointly(fit.problem, iterations, seed=seed) if refine_probe else solve(fit.problem, iterations)
+    moved = None  # what the solver is told: where the patterns lie from its next step on
+    for _ in progress_bar(range(iterations), iterations, "step", progress):
+        step: Step = solver.send(moved)
+        fit.see(step)
+        if fit.settled:
+            break
+        if step.iteration >= _FIRST_ITERATION:
+            smooth = smooth_correction(step.objects, fit.problem.start, fit.smoothing_px[fit.level])
+            moved = fit.places.move(smooth[0], step.probe, fit.problem.likelihood)
+
+
+def _verdict(nll: dict[str, np.ndarray], distance_px: np.ndarray) -> dict[str, Any]:
     gain = nll["given"] - nll["refined"]
     deviation = float(np.std(gain) / np.sqrt(len(gain)))
-    record = {
+    return {
         "kept": bool(gain.mean() > _SURE * deviation),
-        "rms_move_px": float(np.sqrt(np.mean(distance**2))),
-        "largest_move_px": float(distance.max()),
+        "rms_move_px": float(np.sqrt(np.mean(distance_px**2))),
+        "largest_move_px": float(distance_px.max()),
         "validation_nll_per_pixel": {name: float(values.mean()) for name, values in nll.items()},
         "gain_standard_error": deviation,
         "gauge": "the mean move of the fitted patterns is zero; a common shift of positions and object cannot be seen",
         "judged": "validation patterns, each half of their pixels on positions found by the other half",
     }
-    spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-    if not record["kept"]:
-        return replace(given, info=given.info | {"positions": record}, **spent)
-    corners, _ = places.split(positions_px[fitted])
-    coverage = illumination(keep.probe / scale, (1, *places.shape), np.zeros(len(fitted), int), corners)[0]
-    info = {"chosen": keep.best, "probe_moved": probe_moved(probe, keep.probe), "history": keep.history,
-            "positions": record}
-    return replace(given, object=keep.objects[0], coverage=coverage, origin_px=places.origin,
-                   positions_px=positions_px, probe=keep.probe, info=given.info | info, **spent)
 
 
 def _deviances(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:

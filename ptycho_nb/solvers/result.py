@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import InputError
 from ..files import plain_json, write_arrays
-from ..physics.forward import scan_amplitudes, split_positions
+from ..physics.forward import Layout, scan_amplitudes
 from ..physics.scans import nearest_pixel
 
 Region = tuple[int, int, int, int]  # (y0, y1, x0, x1), px in the frame of the positions; y1 and x1 are just outside
@@ -95,9 +95,9 @@ def predict_amplitudes(
 ) -> np.ndarray:  # (m, N, N), float32: predicted amplitude, square root of photons
     """The diffraction amplitudes that a reconstruction predicts; `InputError` if a patch leaves its canvas."""
     chosen = slice(None) if indices is None else indices
-    origin, corners, remainder, _ = split_positions(reconstruction.positions_px[chosen], reconstruction.N)
-    corners = corners + origin - reconstruction.origin_px
-    return scan_amplitudes(reconstruction.object, reconstruction.probe, corners, remainder)
+    layout = Layout.on_canvas(reconstruction.positions_px[chosen], reconstruction.N, reconstruction.object.shape,
+                              reconstruction.origin_px)
+    return scan_amplitudes(reconstruction.object, reconstruction.probe, layout)
 
 # %% ../../nbs/3_solvers/10_result.ipynb #7852268e
 def covered_region(

@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from ..analysis.metrics import frc50
+from ..analysis.metrics import METRIC_LABELS, frc50
 from ..analysis.plots import Picture, draw_image
 from ..config import InputError
 from .dose_statistics import method_label, ordered_methods, spread
@@ -49,9 +49,6 @@ def _line_style(method: str, loss: str, number: int) -> dict[str, Any]:
     return {"color": colour, "linestyle": line, "marker": marker, "markerfacecolor": face, "ms": 4, "lw": 1.3}
 
 # %% ../../nbs/8_studies/30_dose_figures.ipynb #a51bb7d9
-_METRIC_NAMES = {"frc50": "FRC50 / Nyquist", "ssim": "SSIM", "psnr": "PSNR / dB", "ms_ssim": "MS-SSIM"}
-
-
 def plot_dose_curve(
     scores: pd.DataFrame,  # one row for each method, loss, dose and seed
     metrics: Sequence[str] = ("frc50", "ssim"),  # the columns to draw, a panel each
@@ -76,7 +73,7 @@ def plot_dose_curve(
             axes.errorbar(rows["nphotons"] * aside, rows["mean"], rows["std"], label=method_label(method, loss),
                           elinewidth=0.8, capsize=2, **style)
         _dose_axis(axes, doses)
-        axes.set_ylabel(f"amplitude {_METRIC_NAMES.get(metric, metric)}")
+        axes.set_ylabel(f"amplitude {METRIC_LABELS[metric].heading}{' / Nyquist' * (metric == 'frc50')}")
         axes.grid(alpha=0.25, lw=0.5)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False,
                   fontsize="small")
@@ -124,8 +121,7 @@ def plot_dose_panels(
 
 def _write_scores(axes: Axes, scores: Mapping[str, float]) -> None:
     "The scores of an image in its upper left corner."
-    forms = {"ssim": "SSIM {:.3f}", "psnr": "PSNR {:.1f} dB", "frc50": "FRC50 {:.2f}"}
-    lines = [form.format(scores[name]) for name, form in forms.items() if scores.get(name) is not None]
+    lines = [METRIC_LABELS[name].in_image(scores[name]) for name in ("ssim", "psnr", "frc50") if scores.get(name) is not None]
     axes.text(0.03, 0.97, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=7,
               bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 2})
 

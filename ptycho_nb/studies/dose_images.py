@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..analysis.metrics import frc
+from ..analysis.metrics import METRIC_LABELS, frc
 from ..config import InputError, SimulationConfig
 from ..data.scan import RawData
-from ..data.simulation import simulate_halves
 from ..files import read_json
-from ..physics.forward import scan_amplitudes, split_positions
-from ..physics.objects import make_object
-from ..physics.probes import load_probe
+from ..physics.forward import Layout, scan_amplitudes
+from ..runs.arm_scan import scan_of_arm, simulation_of_arm, truth_of_arm
+from ..runs.arms import CONFIG, DEVIATION, HISTORY, RECONSTRUCTION
 from ..solvers.gauge import aligned_pair
 from ..solvers.result import load_reconstructions
 from .dose_figures import plot_dose_curve, plot_dose_frc, plot_dose_panels, plot_seed_spread, plot_trainings
@@ -32,20 +31,21 @@ if TYPE_CHECKING:
 __all__ = ['Aligned', 'Stacks', 'halves_of', 'intensity_table', 'dark_pixel_table', 'certainty_table', 'draw_dose_study']
 
 # %% ../../nbs/8_studies/40_dose_images.ipynb #32228fbe
-def _simulation(config: Mapping[str, Any], arm: str) -> SimulationConfig:
-    if "simulation" not in config:
-        raise InputError(f"config.json of {arm}", "no simulation", "an arm that simulated its scan",
+def _simulation(arm: Path) -> SimulationConfig:
+    config = simulation_of_arm(arm)
+    if config is None:
+        raise InputError(f"{CONFIG} of {arm.name}", "no simulation", "an arm that simulated its scan",
                          "Only of such arms the truth is known.")
-    return SimulationConfig.from_dict(config["simulation"])
+    return config
 
 
 def halves_of(
     arm: str | Path,  # the folder of an arm that simulated its scan
 ) -> tuple[RawData, RawData]:  # the training and the test half
-    "Simulate the scan of an arm again, to the last bit; `InputError` if the arm loaded its scan."
-    config = read_json(Path(arm) / "config.json")
-    probe_path = config["parameters"].get("probe_path")
-    return simulate_halves(_simulation(config, Path(arm).name), load_probe(probe_path) if probe_path else None)
+    "The scan of an arm, simulated again to the last bit; `InputError` if the arm loaded its scan."
+    _simulation(Path(arm))
+    scans = scan_of_arm(arm).scans
+    return scans["train"], scans["test"]
 
 
 def intensity_table(
@@ -89,9 +89,9 @@ def dark_pixel_table(
     for arm, nphotons in arms.drop_duplicates("nphotons").sort_values("nphotons")[["arm", "nphotons"]].itertuples(index=False):
         _, test = halves_of(Path(folder) / arm)
         chosen = np.unique(np.linspace(0, test.n_patterns - 1, n_patterns).astype(int))
-        origin, corners, remainder, _ = split_positions(test.positions_px[chosen], test.N)
+        layout = Layout.on_canvas(test.positions_px[chosen], test.N, test.object.shape)
         measured = test.diff3d[chosen].astype(float)
-        exact = scan_amplitudes(test.object, test.probe, corners + origin, remainder).astype(float)
+        exact = scan_amplitudes(test.object, test.probe, layout).astype(float)
         exact *= np.sqrt(np.sum(measured**2) / np.sum(exact**2))
         error, dark = np.abs(exact - measured), measured == 0
         ratio = (measured / np.maximum(exact, 1e-30)).ravel()
@@ -110,19 +110,16 @@ Aligned = dict[tuple[str, str], dict[float, dict[str, tuple[np.ndarray, np.ndarr
 
 def _aligned(scores: pd.DataFrame, folder: Path) -> Aligned:
     "Amplitude and true amplitude by (method, loss), dose and seed."
-    found: Aligned = {}
+    aligned: Aligned = {}
     for arm, rows in scores[~scores["method"].isin(_NOT_DRAWN)].groupby("arm", sort=False):
-        config = read_json(folder / arm / "config.json")
-        simulation = _simulation(config, arm)
-        truth = make_object(simulation.object_kind, simulation.object_size_px, simulation.seeds()["object_seed"],
-                            simulation.object_phase)
-        made = load_reconstructions(folder / arm / "reconstruction.npz")
+        _simulation(folder / arm)
+        truth, reconstructions = truth_of_arm(folder / arm), load_reconstructions(folder / arm / RECONSTRUCTION)
         for row in rows.itertuples():
-            if row.method in made:
-                image, true_part, _ = aligned_pair(made[row.method], truth)
-                by_dose = found.setdefault((row.method, row.loss), {}).setdefault(row.nphotons, {})
+            if row.method in reconstructions:
+                image, true_part, _ = aligned_pair(reconstructions[row.method], truth)
+                by_dose = aligned.setdefault((row.method, row.loss), {}).setdefault(row.nphotons, {})
                 by_dose[row.seed] = (np.abs(image), np.abs(true_part))
-    return found
+    return aligned
 
 # %% ../../nbs/8_studies/40_dose_images.ipynb #85c9b965
 Stacks = dict[float, tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -130,25 +127,22 @@ Stacks = dict[float, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 def _halves_and_seeds(arms: pd.DataFrame, folder: Path) -> Stacks:
     "By dose: deviation by the halves of the first scan, and over the scans without a network: amplitudes, true amplitude."
-    found: Stacks = {}
+    stacks: Stacks = {}
     for nphotons, same_dose in arms.groupby("nphotons"):
         first, images = None, {}
         for arm in same_dose["arm"]:
-            if not (folder / arm / "deviation.npz").exists():
+            if not (folder / arm / DEVIATION).exists():
                 continue
-            with np.load(folder / arm / "deviation.npz", allow_pickle=False) as stored:
+            with np.load(folder / arm / DEVIATION, allow_pickle=False) as stored:
                 deviation, region = stored["amplitude_deviation"], tuple(stored["region_px"].tolist())
             first = (deviation, region) if first is None else first
-            config = read_json(folder / arm / "config.json")
-            simulation = _simulation(config, arm)
-            truth = make_object(simulation.object_kind, simulation.object_size_px, simulation.seeds()["object_seed"],
-                                simulation.object_phase)
-            made = load_reconstructions(folder / arm / "reconstruction.npz")["no_network"]
-            image, true_part, _ = aligned_pair(made, truth, first[1])
-            images.setdefault(simulation.seeds()["noise_seed"], np.abs(image))  # the same in the arms of both losses
+            noise_seed = _simulation(folder / arm).seeds()["noise_seed"]
+            result = load_reconstructions(folder / arm / RECONSTRUCTION)["no_network"]
+            image, true_part, _ = aligned_pair(result, truth_of_arm(folder / arm), first[1])
+            images.setdefault(noise_seed, np.abs(image))  # the same in the arms of both losses
         if len(images) > 1:
-            found[nphotons] = first[0], np.stack(list(images.values())), np.abs(true_part)
-    return found
+            stacks[nphotons] = first[0], np.stack(list(images.values())), np.abs(true_part)
+    return stacks
 
 
 def certainty_table(
@@ -216,8 +210,8 @@ def _draw_panels(scores: pd.DataFrame, aligned: Aligned, folder: Path) -> Figure
         ranges[nphotons] = tuple(np.percentile(_central(aligned["network", "nll"][nphotons][seed][1]), (0.5, 99.5)))
         if ("no_network", "", nphotons) in rows.index:
             row = rows.loc[("no_network", "", nphotons)]
-            notes.append(f"{plain_dose(nphotons)} photons: SSIM {row['ssim']:.3f}, PSNR {row['psnr']:.1f} dB, "
-                         f"FRC50 {row['frc50']:.2f}")
+            scored = ", ".join(METRIC_LABELS[name].in_image(row[name]) for name in ("ssim", "psnr", "frc50"))
+            notes.append(f"{plain_dose(nphotons)} photons: {scored}")
     note = "\n".join(["The same patterns without a network:", *notes]) if notes else ""
     return plot_dose_panels(patterns, images, numbers, ranges, note=note)
 
@@ -244,7 +238,7 @@ def _draw_trainings(arms: pd.DataFrame, folder: Path) -> Figure:
     "The losses and intensity scales of all arms."
     trainings = []
     for arm, nphotons, loss in zip(arms["arm"], arms["nphotons"], arms["loss"], strict=True):
-        path = folder / arm / "history.json"
+        path = folder / arm / HISTORY
         history = read_json(path) if path.exists() else {}
         if isinstance(history, Mapping) and history.get("epochs"):
             trainings.append({"nphotons": nphotons, "loss": loss, "epochs": history["epochs"]})

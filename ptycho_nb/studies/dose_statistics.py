@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..analysis.metrics import METRIC_LABELS
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -134,7 +136,6 @@ def ordered_methods(
 
 # %% ../../nbs/8_studies/20_dose_statistics.ipynb #30f1435e
 _LARGEST_STEP = 100  # between neighbouring doses, to interpolate
-_TITLES = {"frc50": "FRC50", "ssim": "SSIM", "psnr": "PSNR / dB", "ms_ssim": "MS-SSIM"}
 
 
 def _listed(nphotons: Sequence[float]) -> str:
@@ -156,7 +157,7 @@ def difference_sentence(
     each = [f"{round(mean, 3) + 0.0:+.3f}{std} at {plain_dose(dose)}"
             for mean, std, dose in zip(rows["mean"], scatter, rows["nphotons"], strict=True)]
     shown = each if len(each) <= 3 else [f"from {each[rows['mean'].argmin()]} to {each[rows['mean'].argmax()]}"]
-    text = f"{names[0]} minus {names[1]} in {_TITLES.get(metric, metric)}: {', '.join(shown)} photons"
+    text = f"{names[0]} minus {names[1]} in {METRIC_LABELS[metric].heading}: {', '.join(shown)} photons"
     if rows["n"].max() == 1:
         return f"{text} (one seed: this may be chance)."
     ahead = [_listed(rows["nphotons"][rows["beyond"] & (np.sign(rows["mean"]) == sign)]) for sign in (1, -1)]
@@ -187,7 +188,8 @@ def expectation_sentence(
         found[verdict].append(f"{plain_dose(row.nphotons)} ({round(row.mean, 3) + 0.0:+.3f}, {scatter})")
     verdicts = "; ".join(f"{verdict} at {', '.join(doses)}" for verdict, doses in found.items() if doses)
     return (f"With few photons, {plain_dose(between[0])} to {plain_dose(between[1])}, *{method_label(*first)}* is expected to "
-            f"have a higher {_TITLES.get(metric, metric)} than *{method_label(*second)}*. Beyond the spread this is {verdicts}.")
+            f"have a higher {METRIC_LABELS[metric].heading} than *{method_label(*second)}*. "
+            f"Beyond the spread this is {verdicts}.")
 
 # %% ../../nbs/8_studies/20_dose_statistics.ipynb #f7eaf87a
 def efficiency_sentences(
@@ -198,7 +200,7 @@ def efficiency_sentences(
 ) -> list[str]:  # one for each dose on the rise of the reference; one that says why if there is none
     "At which dose one method reaches the score of another, with the interval over the seeds."
     names = [f"*{method_label(*key)}*" for key in (reference, other)]
-    title = _TITLES.get(metric, metric)
+    title = METRIC_LABELS[metric].heading
     rows = dose_efficiency(scores, reference, other, metric)
     doses = _curve(scores, other, metric).index.to_numpy()
     unknown = f"How many photons {names[1]} needs for the {title} of {names[0]} cannot be said:"

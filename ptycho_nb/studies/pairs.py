@@ -7,32 +7,31 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..analysis.metrics import frc, relative_phase
-from ..config import InputError, SimulationConfig, check_choice
-from ..physics.objects import make_object
-from ..runs.arms import Arm, read_arm
+from ..config import InputError, check_choice
+from ..runs.arm_scan import truth_of_arm
+from ..runs.arms import CONFIG, METRICS, RECONSTRUCTION, Arm, read_arm
 from ..solvers.gauge import align
 from ..solvers.result import Reconstruction, Region, common_region, crop, load_reconstructions
 
 # %% auto #0
-__all__ = ['QUANTITIES', 'stored_methods', 'find_arms', 'remade_truth', 'Pair', 'quick_align', 'pair_up', 'view_of', 'Shown',
-           'show_arm', 'remark_on']
+__all__ = ['QUANTITIES', 'stored_methods', 'find_arms', 'Pair', 'quick_align', 'pair_up', 'view_of', 'Shown', 'show_arm',
+           'remark_on']
 
 # %% ../../nbs/8_studies/60_pairs.ipynb #5f76454d
-_NEEDED = ("metrics.json", "reconstruction.npz")
+_NEEDED = (METRICS, RECONSTRUCTION)
 
 
 def stored_methods(
     folder: str | Path,  # of an arm
 ) -> tuple[str, ...]:  # for instance ('network', 'no_network', 'refined')
     "Whose reconstructions an arm holds; `InputError` for a damaged file."
-    path = Path(folder) / "reconstruction.npz"
+    path = Path(folder) / RECONSTRUCTION
     try:
         with np.load(path, allow_pickle=False) as stored:
             return tuple(json.loads(str(stored["records"])))
@@ -49,7 +48,7 @@ def _what_lacks(folder: Path) -> str:
     try:
         stored_methods(folder)
     except InputError as error:
-        return f"reconstruction.npz: {error.found}"
+        return f"{RECONSTRUCTION}: {error.found}"
     return ""
 
 
@@ -58,7 +57,7 @@ def find_arms(
 ) -> tuple[dict[str, Path], dict[str, str]]:  # folders that can be shown, by name; and what the others lack
     "The arms in a folder; `InputError` if there is none to show."
     folder = Path(folder).expanduser().absolute()
-    configs = [folder / "config.json"] if (folder / "config.json").exists() else sorted(folder.glob("*/config.json"))
+    configs = [folder / CONFIG] if (folder / CONFIG).exists() else sorted(folder.glob(f"*/{CONFIG}"))
     lacking = {path.parent: _what_lacks(path.parent) for path in configs}
     usable = {path.name: path for path, text in lacking.items() if not text}
     if not usable:
@@ -66,17 +65,6 @@ def find_arms(
         remedy = "Give the folder that a sweep or run_arm wrote to, and wait until an arm is done."
         raise InputError(str(folder), found, f"arms with {' and '.join(_NEEDED)}", remedy)
     return usable, {path.name: text for path, text in lacking.items() if text}
-
-# %% ../../nbs/8_studies/60_pairs.ipynb #878a1e43
-def remade_truth(
-    config: Mapping[str, Any],  # the content of an arm's config.json
-) -> np.ndarray | None:  # (H, W), complex64, in the frame of the positions; None if the scan was not simulated here
-    "The object that an arm simulated; `InputError` for a simulation with unknown settings."
-    if not isinstance(config.get("simulation"), Mapping):
-        return None
-    simulation = SimulationConfig.from_dict(config["simulation"])
-    return make_object(
-        simulation.object_kind, simulation.object_size_px, simulation.seeds()["object_seed"], simulation.object_phase)
 
 # %% ../../nbs/8_studies/60_pairs.ipynb #51e8558a
 QUANTITIES = ("amplitude", "phase")
@@ -174,14 +162,14 @@ def show_arm(
     folder: str | Path,  # the arm's folder
 ) -> Shown:
     "Read an arm with its reconstructions and make its truth again; `InputError` if a file is damaged."
-    arm, path = read_arm(folder), Path(folder) / "reconstruction.npz"
+    arm, path = read_arm(folder), Path(folder) / RECONSTRUCTION
     stored_methods(folder)  # has the better words for a file that is no archive
     try:
         methods = load_reconstructions(path)
     except zipfile.BadZipFile as error:
         raise InputError(str(path), f"a damaged array ({error})", "a file of save_reconstructions()",
                          "Remove the arm and run it again.") from error
-    return Shown(arm, methods, remade_truth(arm.config))
+    return Shown(arm, methods, truth_of_arm(arm))
 
 # %% ../../nbs/8_studies/60_pairs.ipynb #5c9d7e1b
 def remark_on(

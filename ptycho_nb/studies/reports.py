@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..analysis.metrics import METRIC_LABELS
 from ..analysis.plots import save_figure
 from ..config import InputError
 from ..files import read_json, replacing
-from ..runs.arms import arm_name, read_arm
+from ..runs.arms import CONFIG, MANIFEST, arm_name, read_arm
 from .dose_images import certainty_table, dark_pixel_table, draw_dose_study
 from .dose_statistics import discuss, method_label, ordered_methods, plain_dose, spread
 
@@ -68,7 +69,7 @@ def _row(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     stated = entry.get("state", "unfinished")
     row = {"arm": folder.name, "state": stated if stated != "done" else "missing", "error": _one_line(entry.get("error"))}
     row |= {name: value for name, value in entry.get("parameters", {}).items() if name != "output_dir"}
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         return row | ({} if entry else {"state": "missing"})
     try:
         arm = read_arm(folder)
@@ -95,12 +96,12 @@ def results_table(
     import pandas as pd
 
     folder = Path(folder).expanduser().absolute()
-    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
     entries = {entry["name"]: entry for entry in manifest.get("arms", [])}
-    found = sorted((path.parent.name for path in folder.glob("*/config.json")), key=_natural)
+    found = sorted((path.parent.name for path in folder.glob(f"*/{CONFIG}")), key=_natural)
     names = [*entries, *(name for name in found if name not in entries)]
     if not names:
-        what = "an arm itself" if (folder / "config.json").exists() else "no arms"
+        what = "an arm itself" if (folder / CONFIG).exists() else "no arms"
         raise InputError(str(folder), what, "a folder whose sub-folders are arms",
                          "Give the `out` of a sweep, or the folder above that of an arm.")
     table = pd.DataFrame([_row(folder / name, entries.get(name, {})) for name in names])
@@ -246,8 +247,8 @@ def discussion(
     return {heading: sentences for heading, sentences in sections.items() if sentences}
 
 # %% ../../nbs/8_studies/50_reports.ipynb #4c782c03
-_COLUMNS = {"ssim": ("SSIM", ".3f"), "psnr": ("PSNR / dB", ".1f"), "ms_ssim": ("MS-SSIM", ".3f"), "frc50": ("FRC50", ".3f"),
-            "phase_mae": ("phase MAE / rad", ".4f"), "nll_per_pixel": ("NLL/px", ".4f")}
+_COLUMNS = {  # as many digits as a spread over seeds leaves
+    "ssim": ".3f", "psnr": ".1f", "ms_ssim": ".3f", "frc50": ".3f", "phase_mae": ".4f", "nll_per_pixel": ".4f"}
 
 
 def _cell(row: Any, form: str) -> str:
@@ -261,15 +262,15 @@ def scores_table(
 ) -> str:  # Markdown
     "Mean and standard deviation over the seeds of every method at every dose, highest dose first."
     scores = scores.fillna({"nphotons": 0.0})  # of a study without doses
-    shown = {name: heading for name, heading in _COLUMNS.items() if scores[name].notna().any()}
-    found = {name: spread(scores, name).set_index(["method", "loss", "nphotons"]) for name in shown}
+    shown = [name for name in _COLUMNS if scores[name].notna().any()]
+    summaries = {name: spread(scores, name).set_index(["method", "loss", "nphotons"]) for name in shown}
     counts = scores.groupby(["method", "loss", "nphotons"]).size()
-    lines = [["photons", "method", "seeds", *(heading for heading, _ in shown.values())]]
+    lines = [["photons", "method", "seeds", *(METRIC_LABELS[name].heading for name in shown)]]
     for nphotons in sorted(scores["nphotons"].unique(), reverse=True):
         here = scores[scores["nphotons"] == nphotons]
         for key in ordered_methods(list(zip(here["method"], here["loss"], strict=True))):
-            cells = [_cell(found[name].loc[(*key, nphotons)], form) if (*key, nphotons) in found[name].index else ""
-                     for name, (_, form) in shown.items()]
+            cells = [_cell(rows.loc[(*key, nphotons)], _COLUMNS[name]) if (*key, nphotons) in rows.index else ""
+                     for name, rows in summaries.items()]
             lines.append([plain_dose(nphotons) if nphotons else "", method_label(*key), str(counts[(*key, nphotons)]), *cells])
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

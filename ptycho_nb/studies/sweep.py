@@ -22,11 +22,10 @@ from typing import Any
 from ..config import InputError
 from ..files import plain_json, read_json, sha256_of, write_json
 from ..machine import processors, thread_limits, versions
-from ..runs.arms import ArmBusy, arm_name, check_arm, literal, locked, read_arm, run_arm
+from ..runs.arms import CONFIG, DONE, ERROR, MANIFEST, ArmBusy, arm_name, check_arm, literal, locked, read_arm, run_arm
 from ..runs.progress import ArmState, audience, showing
 
 _logger = logging.getLogger(__name__)
-_MANIFEST = "manifest.json"
 
 # %% auto #0
 __all__ = ['expand_grid', 'read_arms_table', 'default_workers', 'SweepResult', 'sweep']
@@ -77,8 +76,8 @@ def _plan(notebook: Path, out: Path, varied: Sequence[Mapping], common: Mapping[
 
 def _refuse_other_study(out: Path, notebook: Path) -> None:
     "Raise `InputError` if `out` holds the sweep of another notebook."
-    if (out / _MANIFEST).exists():
-        there = read_json(out / _MANIFEST).get("notebook", "")
+    if (out / MANIFEST).exists():
+        there = read_json(out / MANIFEST).get("notebook", "")
         if Path(there).name != notebook.name:
             remedy = "Choose another folder."
             raise InputError(str(out), f"a sweep of {Path(there).name}", f"one of {notebook.name}", remedy)
@@ -121,7 +120,7 @@ class _Manifest:
 
     def write(self, arms: Iterable[ArmState]) -> None:
         "Enter these arms as they are now; the lines of all others stay."
-        path = self.out / _MANIFEST
+        path = self.out / MANIFEST
         try:
             with locked(self.out / ".lock", patience_s=60):
                 lines = {line["name"]: line for line in read_json(path)["arms"]} if path.exists() else {}
@@ -134,7 +133,7 @@ class _Manifest:
     def _line(self, arm: ArmState, before: Mapping[str, Any]) -> dict[str, Any]:
         "What the manifest says of an arm."
         config, done = (read_json(path) if path.exists() else {} for path in
-                        (arm.folder / "config.json", arm.folder / "done.json"))
+                        (arm.folder / CONFIG, arm.folder / DONE))
         seconds = before.get("seconds") if arm.seconds is None else arm.seconds
         line = {"name": arm.name, "parameters": arm.parameters, "state": arm.state, "seconds": seconds,
                 "seeds": config.get("seeds", {}), "inputs": self._inputs(arm),
@@ -299,7 +298,7 @@ def _outcome(future: Any, arm: ArmState) -> dict[str, Any]:
     died = type(exception).__name__ == "KilledWorker"
     error = "each worker that ran it died, as they do when memory runs out" if died else str(exception)
     arm.folder.mkdir(exist_ok=True)
-    (arm.folder / "error.txt").write_text(f"{error}\n\n{exception!r}\n", encoding="utf-8")
+    (arm.folder / ERROR).write_text(f"{error}\n\n{exception!r}\n", encoding="utf-8")
     return {"state": "failed", "error": error, "seconds": None}
 
 # %% ../../nbs/8_studies/10_sweep.ipynb #c37e598f
@@ -353,7 +352,7 @@ def sweep(
     plan = _plan(notebook, out, expand_grid(grid) if arms is None else arms, parameters or {})
     _refuse_other_study(out, notebook)
     for arm in plan:
-        if (arm.folder / "done.json").exists():
+        if (arm.folder / DONE).exists():
             found = read_arm(arm.folder)
             arm.state = "done" if found.done else "waiting"
             if found.altered:
