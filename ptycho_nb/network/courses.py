@@ -71,8 +71,9 @@ def judging_course(
         return Course(judges, None)
     if config.estimate_scope == "group":
         return Course(judges, GroupEstimates(judges, settings))
-    layout, origin_px = scan_layout(judges, fitted)
-    return Course(judges, _scan_windows(judges, estimate_features(judges, layout, settings, cores())[0], origin_px))
+    placed = scan_layout(judges, fitted)
+    return Course(judges, _scan_windows(judges, estimate_features(judges, placed, settings, cores())[0],
+                                        placed.layout.origin_px))
 
 # %% ../../nbs/4_network/52_courses.ipynb #b8d4f236
 def with_object(data: RawData, course: Course) -> Course:
