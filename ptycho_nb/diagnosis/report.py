@@ -69,23 +69,24 @@ class Examination:
 
 
 def _patterns(seen: Examination) -> None:
-    seen.sections["patterns"], found = scan_checks.pattern_findings(seen.subject.data.diff3d)
-    seen.findings += found
+    report = scan_checks.pattern_report(seen.subject.data.diff3d)
+    seen.sections["patterns"] = report.to_dict()
+    seen.findings += scan_checks.pattern_findings(report)
 
 
 def _scan(seen: Examination) -> None:
     data = seen.subject.data
-    found = [replace(item, section="positions") for item in scan_checks.position_findings(data.positions_px, data.N)]
-    seen.findings += found
+    findings = [replace(item, section="positions") for item in scan_checks.position_findings(data.positions_px, data.N)]
+    seen.findings += findings
     if seen.absurd:
         numbers = scan_report(data.positions_px, data.probe) if data.n_patterns > 1 else {"n_patterns": 1}
-        seen.sections["scan"] = numbers | {"verdict": scan_checks.scan_verdict({}, found)}
+        seen.sections["scan"] = numbers | {"verdict": scan_checks.scan_verdict(None, findings)}
         return
     maps = scan_checks.exposure_maps(data)
     numbers = scan_checks.scan_and_dose(data, max(seen.gridsize**2 - 1, 1), maps)
     judged = scan_checks.scan_findings(numbers, seen.gridsize)
     seen.findings += judged
-    seen.sections["scan"] = numbers | {"verdict": scan_checks.scan_verdict(numbers, found + judged)}
+    seen.sections["scan"] = numbers.to_dict() | {"verdict": scan_checks.scan_verdict(numbers, findings + judged)}
     seen.figures |= {"scan": plot_scan(data, seen.subject.validation), "exposures": plot_exposures(maps, numbers)}
 
 
@@ -97,7 +98,7 @@ def _probe(seen: Examination) -> None:
         chosen = groups[np.linspace(0, len(groups) - 1, min(len(groups), 20)).astype(int)]
         for name, probe in {"idealised": disk_probe(data.N), "given": data.probe}.items():
             paths[f"{name}, gridsize {gridsize}"] = model_checks.probe_paths(probe, data, chosen, data.truth)
-    seen.sections["probe"] = {"strength": strength, "paths": paths}
+    seen.sections["probe"] = {"strength": strength.to_dict(), "paths": {name: path.to_dict() for name, path in paths.items()}}
     # In a simulation the convention is known; in a measurement a probe may be in any units.
     severity = "warning" if data.is_simulated else "note"
     seen.findings += model_checks.probe_findings(strength, list(paths.values()), severity)
@@ -106,9 +107,9 @@ def _probe(seen: Examination) -> None:
 # %% ../../nbs/7_diagnosis/80_report.ipynb #f69fa815
 def _grouping(seen: Examination) -> None:
     positions_px = seen.subject.data.positions_px
-    seen.sections["grouping"] = model_checks.grouping_reports(positions_px, seen.gridsize, seen.seed)
-    in_use = seen.sections["grouping"][f"gridsize {seen.gridsize}"]
-    seen.findings += model_checks.grouping_findings(in_use)
+    reports = model_checks.grouping_reports(positions_px, seen.gridsize, seen.seed)
+    seen.sections["grouping"] = {name: report.to_dict() for name, report in reports.items()}
+    seen.findings += model_checks.grouping_findings(reports[f"gridsize {seen.gridsize}"])
     seen.figures["groups"] = plot_groups(positions_px, seen.groups().inputs)
 
 
@@ -136,18 +137,18 @@ def _canvas(seen: Examination) -> None:
         offsets["whole scan"] = positions_px - (positions_px.min(axis=0) + positions_px.max(axis=0)) / 2
         sides["whole scan"] = max(split_positions(positions_px, subject.data.N, margin_px=1)[3])
     reports = {name: model_checks.canvas_report(offsets[name], container.probe, sides[name]) for name in offsets}
-    seen.sections["canvas"] = reports
+    seen.sections["canvas"] = {name: report.to_dict() for name, report in reports.items()}
     seen.findings += [item for name, report in reports.items() for item in model_checks.canvas_findings(report, name)]
     seen.figures["canvas"] = plot_canvas(offsets, reports, container.N)
 
 
 def _axes(seen: Examination) -> Reconstruction | None:
     "The order of the axes, and the quick estimate that comes with it."
-    numbers, quick = scan_checks.axis_order(seen.subject.data, seed=seen.seed)
-    seen.sections["axes"] = numbers
-    seen.findings += scan_checks.axis_order_findings(numbers)
+    order, quick = scan_checks.axis_order(seen.subject.data, seed=seen.seed)
+    seen.sections["axes"] = order.to_dict()
+    seen.findings += scan_checks.axis_order_findings(order)
     if seen.subject.main is None:
-        seen.figures["quick_estimate"] = plot_object(quick, title=f"quick estimate of {numbers['n_patterns']} patterns")
+        seen.figures["quick_estimate"] = plot_object(quick, title=f"quick estimate of {order.n_patterns} patterns")
     return quick
 
 
@@ -167,32 +168,26 @@ def _intensity(seen: Examination) -> None:
     report = model_checks.intensity_report(
         data, seen.groups().inputs, stated_nphotons=subject.stated_nphotons, reconstruction=made, part=part,
         patterns=patterns, **scales)
-    seen.sections["intensity"] = report
+    seen.sections["intensity"] = report.to_dict()
     seen.findings += model_checks.intensity_findings(report)
     seen.figures["intensity"] = plot_intensity(report, data if part is None else part, made, patterns)
 
 # %% ../../nbs/7_diagnosis/80_report.ipynb #036e3aca
-def _findings_of(report: Mapping[str, Any], method: str = "") -> list[Finding]:
-    "The findings that a report of `health` carries."
-    prefix = f"{method.replace('_', ' ')}: " if method else ""
-    return [replace(Finding(**item), what=prefix + item["what"]) for item in report.get("findings", [])]
-
-
 def _bias(seen: Examination) -> None:
-    subject, reports = seen.subject, {}
-    for name, made in subject.reconstructions.items():
-        reports[name] = bias_report(made, subject.data.truth)
-        seen.findings += _findings_of(reports[name], name)
-    seen.sections["bias"] = reports
+    subject = seen.subject
+    reports = {name: bias_report(result, subject.data.truth) for name, result in subject.reconstructions.items()}
+    seen.findings += [replace(finding, what=f"{name.replace('_', ' ')}: {finding.what}")
+                      for name, report in reports.items() for finding in report.findings]
+    seen.sections["bias"] = {name: report.to_dict() for name, report in reports.items()}
     seen.figures["bias"] = plot_bias(subject.main, subject.data.truth)
 
 
 def _training(seen: Examination) -> None:
     subject = seen.subject
-    made = subject.reconstructions.get("network")
-    report = training_health(subject.history, made, subject.data if made is not None else None, subject.validation)
-    seen.sections["training"] = report
-    seen.findings += _findings_of(report)
+    result = subject.reconstructions.get("network")
+    report = training_health(subject.history, result, subject.data if result is not None else None, subject.validation)
+    seen.sections["training"] = report.to_dict()
+    seen.findings += report.findings
     seen.figures["training"] = plot_health(subject.history)
 
 
