@@ -129,11 +129,49 @@ def image_metrics(
 
 # %% ../../nbs/5_analysis/10_metrics.ipynb #59fa8bed
 def compare(
-    reconstruction: Reconstruction,
-    truth: np.ndarray,  # (H, W), complex: the whole true object; its element [0, 0] is the origin of the positions
-    region: Region | None = None,  # px in the frame of the positions; None: bounding box of the patch centres
-) -> dict[str, dict[str, Any]]:  # 'amplitude', 'phase' (only `mae` if the true phase is constant) and the 'gauge'
-    """Score a reconstruction after the gauge fix; `InputError` if the region leaves the object or is too small."""
+    reconstruction: Reconstruction, truth: np.ndarray, region: Region | None = None
+) -> dict[str, dict[str, Any]]:
+    """Score a reconstruction against the true object, after the gauge fix.
+
+    Scale, constant phase, plane of phase and sub-pixel shift are fitted first, since no measurement determines them.
+
+    Parameters
+    ----------
+    reconstruction : Reconstruction
+        Of any solver.
+    truth : ndarray, shape (H, W), complex
+        The whole true object; its element [0, 0] is the origin of the positions.
+    region : tuple of int (y0, y1, x0, x1), optional
+        Where to compare, px in the frame of the positions. By default the bounding box of the patch centres.
+
+    Returns
+    -------
+    dict
+        ``"amplitude"`` and ``"phase"``: ``ssim``, ``psnr`` (dB), ``ms_ssim`` with the number of its scales
+        ``ms_ssim_scales``, ``mae``, ``mse`` (phase: rad, rad²), ``frc50`` (fraction of Nyquist) and
+        ``frc50_cycles_per_px``. A true phase that is constant leaves ``mae`` alone. ``"gauge"``: what was fitted.
+
+    Raises
+    ------
+    InputError
+        If the region leaves the object or is smaller than 11 px a side.
+
+    References
+    ----------
+    Wang, Bovik, Sheikh, Simoncelli, IEEE Trans. Image Process. 13, 600 (2004): SSIM. Wang, Simoncelli, Bovik, Asilomar
+    (2003): MS-SSIM. Saxton, Baumeister, J. Microsc. 127, 127 (1982): ring correlation.
+
+    Examples
+    --------
+    >>> from ptycho_nb.config import SimulationConfig
+    >>> from ptycho_nb.data.simulation import simulate_halves
+    >>> from ptycho_nb.solvers.estimate import estimate
+    >>> config = SimulationConfig(nphotons=1e6, object_size_px=192, n_train=1, n_test=80, seed=1)
+    >>> _, test = simulate_halves(config)
+    >>> scores = compare(estimate(test), test.truth)
+    >>> scores["amplitude"]["ssim"] > 0.8, sorted(scores["phase"])
+    (True, ['mae'])
+    """
     aligned, true_part, gauge = aligned_pair(reconstruction, truth, region)
     amplitude = image_metrics(np.abs(aligned), np.abs(true_part))
     true_phase, phase_of_aligned = relative_phase(aligned, true_part)
@@ -152,12 +190,50 @@ def relative_phase(
 
 # %% ../../nbs/5_analysis/10_metrics.ipynb #0f944bde
 def data_fit(
-    reconstruction: Reconstruction,  # its probe scaled to photons
-    data: RawData,  # the scan that it was made from
-    validation: np.ndarray,  # int (v,): patterns that no fit has seen
-    fitted: np.ndarray | None = None,  # int (m,): patterns that were fitted; None: all others
-) -> dict[str, float]:  # nll_per_pixel, r_factor on `validation`; relative_squared_error on `fitted`; absent if empty
-    """How well a reconstruction predicts its scan; `InputError` if it belongs to a scan of another length."""
+    reconstruction: Reconstruction, data: RawData, validation: np.ndarray, fitted: np.ndarray | None = None
+) -> dict[str, float]:
+    """Say how well a reconstruction predicts its own scan, above all the patterns that no fit has seen.
+
+    Parameters
+    ----------
+    reconstruction : Reconstruction
+        With its probe scaled to photons, as every solver returns it.
+    data : RawData
+        The scan that it was made from.
+    validation : ndarray of int, shape (v,)
+        Patterns that no fit has seen.
+    fitted : ndarray of int, shape (m,), optional
+        Patterns that were fitted. By default all others.
+
+    Returns
+    -------
+    dict of float
+        ``nll_per_pixel`` (Poisson deviance, about 1/2 for a perfect model where counts are not rare) and ``r_factor``
+        (Σ|A - Â| / ΣA) on the validation patterns; ``relative_squared_error`` (Σ(A - Â)² / ΣA²) on the fitted ones. A
+        number whose patterns are none is absent.
+
+    Raises
+    ------
+    InputError
+        If the reconstruction belongs to a scan of another length.
+
+    References
+    ----------
+    Thibault, Guizar-Sicairos, New J. Phys. 14, 063004 (2012): likelihood of counts in ptychography.
+
+    Examples
+    --------
+    >>> from ptycho_nb.config import SimulationConfig
+    >>> from ptycho_nb.data.simulation import simulate_halves
+    >>> from ptycho_nb.physics.scans import validation_indices
+    >>> from ptycho_nb.solvers.estimate import estimate
+    >>> config = SimulationConfig(nphotons=1e6, object_size_px=192, n_train=1, n_test=80, seed=1)
+    >>> _, test = simulate_halves(config)
+    >>> validation = validation_indices(test.n_patterns, seed=0)
+    >>> fit = data_fit(estimate(test, validation=validation), test, validation)
+    >>> sorted(fit), fit["r_factor"] < 0.2
+    (['nll_per_pixel', 'r_factor', 'relative_squared_error'], True)
+    """
     if len(reconstruction.positions_px) != data.n_patterns:
         raise InputError(f"positions of {reconstruction.method!r}", len(reconstruction.positions_px),
                          f"the {data.n_patterns} of the data", "Compare a reconstruction with its own scan.")

@@ -266,7 +266,7 @@ def _tables(section: Mapping[str, Any], title: str = "") -> list[str]:
     rows = list(_flat({key: value for key, value in section.items() if not has_cases(value)}).items())
     return [*heading, *([_table(rows, "quantity", "value")] if rows else []), *parts]
 
-
+# %% ../../nbs/7_diagnosis/80_report.ipynb #c6049472
 _PICTURES = {"scan": ("scan", "exposures"), "probe": ("probe",), "grouping": ("groups",), "canvas": ("canvas",),
              "intensity": ("quick_estimate", "intensity"), "bias": ("bias",), "training": ("training",)}
 
@@ -333,15 +333,50 @@ def write_report(
 def _count(n: int, name: str) -> str:
     return f"{n or 'no'} {name}{'' if n == 1 else 's'}"
 
-
+# %% ../../nbs/7_diagnosis/80_report.ipynb #69785237
 def diagnose(
-    data_or_arm: str | Path,  # a scan (NPZ of the contract or of tike, plain or bz2), or the folder of an arm
-    out: str | Path,  # the folder for report.json, report.md and figures/
-    *,
-    gridsize: int | None = None,  # of the groups; None: the arm's own, 2 for a scan
-    seed: int = 0,  # of the groups and of the quick estimate
-) -> dict[str, Any]:  # the content of report.json: 'verdict', 'findings' (errors first), 'sections', 'figures' and more
-    "Look over a scan or an arm and write a report; `InputError` if there is nothing at this place."
+    data_or_arm: str | Path, out: str | Path, *, gridsize: int | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Look over a scan or an arm, and write a report that begins with what is wrong.
+
+    A file that a solver refuses is examined without what is unusable, and the report says what that was.
+
+    Parameters
+    ----------
+    data_or_arm : str or Path
+        A scan (any file that `load_data` reads), or the folder of an arm.
+    out : str or Path
+        The folder for ``report.json``, ``report.md`` and ``figures/``; made if needed.
+    gridsize : int, optional
+        Its square is the number of patterns per group in the checks of grouping and canvas. By default that of the arm, 2
+        for a scan.
+    seed : int, optional
+        Of the groups and of the quick estimate.
+
+    Returns
+    -------
+    dict
+        The content of ``report.json``: ``"verdict"`` (a sentence), ``"findings"`` (errors first; of each ``severity``,
+        ``section``, ``what``, ``number`` and ``remedy``), ``"sections"`` (the numbers by section), ``"figures"`` (paths
+        relative to `out`), ``"gridsize"``, ``"seed"``, ``"seconds"`` and ``"version"``.
+
+    Raises
+    ------
+    InputError
+        If there is nothing at this place, or a folder that is no arm.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> x = np.arange(4.0)
+    >>> np.savez(folder / "scan.npz", diff3d=np.ones((4, 64, 64), np.float32), xcoords=x, ycoords=x)
+    >>> report = diagnose(folder / "scan.npz", folder / "report")
+    >>> report["verdict"]
+    '1 error, no warnings. Scan: the scan could not be examined.'
+    >>> "probeGuess" in report["findings"][0]["what"]
+    True
+    """
     began = time.perf_counter()
-    seen = examine(read_subject(data_or_arm), gridsize=gridsize, seed=seed)
-    return write_report(seen, out, time.perf_counter() - began)
+    examination = examine(read_subject(data_or_arm), gridsize=gridsize, seed=seed)
+    return write_report(examination, out, time.perf_counter() - began)
