@@ -88,9 +88,9 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     if arguments.refine_positions:
         from ptycho_nb.solvers.positions import moves_in_words, refine_positions
 
-        found = refine_positions(data)
-        data = replace(data, positions_px=found.positions_px)
-        print(moves_in_words(found), flush=True)
+        refined = refine_positions(data)
+        data = replace(data, positions_px=refined.positions_px)
+        print(moves_in_words(refined), flush=True)
 
     _load_keras()
     from ptycho_nb.network.inference import reconstruct

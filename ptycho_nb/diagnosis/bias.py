@@ -199,10 +199,10 @@ def plot_against_truth(
     region: Region | None = None,  # px in the frame of the positions; None: `covered_region` of each
 ) -> Figure:
     "Amplitude, phase and error of the amplitude, a row for each reconstruction and the truth in the first one."
-    pairs = {name: aligned_pair(made, truth, region)[:2] for name, made in reconstructions.items()}
+    pairs = {name: aligned_pair(result, truth, region)[:2] for name, result in reconstructions.items()}
     true = next(iter(pairs.values()))[1]
-    errors = [np.abs(made) - np.abs(its_truth) for made, its_truth in pairs.values()]
-    phases = [relative_phase(made, its_truth)[1] for made, its_truth in pairs.values()]
+    errors = [np.abs(aligned) - np.abs(its_truth) for aligned, its_truth in pairs.values()]
+    phases = [relative_phase(aligned, its_truth)[1] for aligned, its_truth in pairs.values()]
     largest = max(float(np.percentile(np.abs(error), 99)) for error in errors) or 1.0
     widest = max(float(np.percentile(np.abs(phase), 99.5)) for phase in [*phases, relative_phase(true, true)[0]]) or 1.0
     low, high = np.percentile(np.abs(true), (0.5, 99.5))
@@ -212,7 +212,7 @@ def plot_against_truth(
     figure = Picture(figsize=(11.2, height * (len(pairs) + 1) + 0.4), layout="compressed")
     panels = figure.subplots(len(pairs) + 1, 3)
     rows = [("truth", np.abs(true), relative_phase(true, true)[0], None),
-            *((name, np.abs(made), phase, error) for (name, (made, _)), phase, error in
+            *((name, np.abs(aligned), phase, error) for (name, (aligned, _)), phase, error in
               zip(pairs.items(), phases, errors, strict=True))]
     for axes, (name, *images) in zip(panels, rows, strict=True):
         for panel, image, style in zip(axes, images, styles, strict=True):

@@ -178,7 +178,7 @@ def plot_raster_against_free(
     extent = (x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5)
     fields = {kind: aligned_pair(pair.reconstructions[method], pair.data.object, region)[:2]
               for kind, pair in pairs.items()}
-    errors = {kind: np.abs(made) - np.abs(true) for kind, (made, true) in fields.items()}
+    errors = {kind: np.abs(aligned) - np.abs(true) for kind, (aligned, true) in fields.items()}
     largest = float(np.percentile(np.abs(np.concatenate([error.ravel() for error in errors.values()])), 99)) or 1.0
     low, high = np.percentile(np.abs(next(iter(fields.values()))[1]), (0.5, 99.5))
     for row, (kind, pair) in zip(panels, pairs.items(), strict=True):

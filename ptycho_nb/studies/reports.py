@@ -51,12 +51,12 @@ def _training(history: Any) -> dict[str, Any]:
     epochs = history.get("epochs") if isinstance(history, Mapping) else None
     if not epochs:
         return {}
-    found = {"epochs": epochs[-1].get("epoch"), "nan_count": sum(row.get("nan_count") or 0 for row in epochs)}
+    numbers = {"epochs": epochs[-1].get("epoch"), "nan_count": sum(row.get("nan_count") or 0 for row in epochs)}
     for key in ("train_loss", "val_loss", "intensity_scale"):
         values = [row[key] for row in epochs if row.get(key) is not None]
         if values:
-            found |= {f"first_{key}": values[0], f"last_{key}": values[-1]}
-    return {f"training.{key}": value for key, value in found.items()}
+            numbers |= {f"first_{key}": values[0], f"last_{key}": values[-1]}
+    return {f"training.{key}": value for key, value in numbers.items()}
 
 
 def _one_line(error: str | None) -> str:
@@ -98,8 +98,8 @@ def results_table(
     folder = Path(folder).expanduser().absolute()
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
     entries = {entry["name"]: entry for entry in manifest.get("arms", [])}
-    found = sorted((path.parent.name for path in folder.glob(f"*/{CONFIG}")), key=_natural)
-    names = [*entries, *(name for name in found if name not in entries)]
+    folders = sorted((path.parent.name for path in folder.glob(f"*/{CONFIG}")), key=_natural)
+    names = [*entries, *(name for name in folders if name not in entries)]
     if not names:
         what = "an arm itself" if (folder / CONFIG).exists() else "no arms"
         raise InputError(str(folder), what, "a folder whose sub-folders are arms",
@@ -139,13 +139,13 @@ def settings_of(
 def method_scores(
     arms: pd.DataFrame,  # the arms of one setting
 ) -> pd.DataFrame:  # method, loss, nphotons, seed, ssim, psnr, ms_ssim, frc50, mae, phase_mae, nll_per_pixel, arm
-    "The scores of every method in every arm, as the functions of `doses` want them."
+    "The scores of every method in every arm, as `ptycho_nb.studies.dose_statistics` takes them."
     import pandas as pd
 
     places = {name: ("{}.amplitude." + name) for name in ("ssim", "psnr", "ms_ssim", "frc50", "mae")}
     places |= {"phase_mae": "{}.phase.mae", "phase_ssim": "{}.phase.ssim", "nll_per_pixel": "data_fit.{}.nll_per_pixel"}
-    found = (re.fullmatch(r"(?:data_fit\.)?(\w+)\.(?:amplitude\.ssim|nll_per_pixel)", name) for name in arms.columns)
-    methods = dict.fromkeys(match[1] for match in found if match)
+    matches = (re.fullmatch(r"(?:data_fit\.)?(\w+)\.(?:amplitude\.ssim|nll_per_pixel)", name) for name in arms.columns)
+    methods = dict.fromkeys(match[1] for match in matches if match)
     rows = []
     for _, arm in arms.iterrows():
         seed = " ".join(str(arm[name]) for name in _SEEDS if name in arm.index)
