@@ -19,7 +19,7 @@ import numpy as np
 # %% auto #0
 __all__ = ['VALIDATION_FRACTION', 'SEED_NAMES', 'InputError', 'check_choice', 'setting', 'Config', 'ModelConfig',
            'SimulationConfig', 'TrainingConfig', 'InferenceConfig', 'check_neighbor_count', 'loss_weights',
-           'derive_seeds', 'to_legacy_dict']
+           'derive_seeds']
 
 # %% ../nbs/0_base/10_config.ipynb #b74e1dfb
 class InputError(ValueError):
@@ -431,29 +431,3 @@ def derive_seeds(
     derived = np.random.SeedSequence(int(seed)).generate_state(len(SEED_NAMES))
     return {name: int(word) if given.get(name) is None else given[name]
             for name, word in zip(SEED_NAMES, derived, strict=True)}
-
-# %% ../nbs/0_base/10_config.ipynb #ef9499d1
-def to_legacy_dict(
-    model: ModelConfig,
-    simulation: SimulationConfig,
-    training: TrainingConfig,
-) -> dict[str, Any]:  # flat, with the parameter names of PtychoPINN
-    """The settings as one flat dictionary with the names that users of PtychoPINN know."""
-    return {
-        "N": model.N,
-        "gridsize": model.gridsize,
-        "n_filters_scale": model.n_filters / 32,
-        "probe.trainable": model.probe_trainable,
-        "intensity_scale.trainable": model.intensity_scale_trainable,
-        "nphotons": simulation.nphotons,
-        "size": simulation.object_size_px,
-        "data_source": simulation.object_kind,
-        "nepochs": training.nepochs,
-        "batch_size": training.batch_size,
-        "nll_weight": training.nll_weight,
-        "mae_weight": training.mae_weight,
-        "realspace_mae_weight": training.realspace_mae_weight,
-        "tv_weight": training.tv_weight,
-        "n_groups": training.n_groups,
-        "neighbor_count": training.neighbor_count,
-    }
