@@ -8,7 +8,7 @@ PRECISION ?= float32
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dose dose-full star study-dose study-dose-curve pretrained test bench bench-quick publish bench-workers export readme clean
+.PHONY: help venv dose dose-full star study-dose study-dose-curve pretrained test bench bench-quick publish bench-workers docs gallery export readme clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,12 @@ bench-workers: $(READY)  ## is a sweep on two workers 1.6 times as fast as on on
 publish: $(READY)  ## the results of `make bench` into benchmarks/RESULTS.md and the README
 	@$(BIN)/python benchmarks/publish.py runs/bench
 	@$(BIN)/python tests/in_step.py readme --write
+
+docs: $(READY)  ## the documentation as a site in build/docs/html (half a minute, without a network)
+	@$(BIN)/python docs/build.py
+
+gallery: $(READY)  ## run every study in its quick profile for the site's gallery (NAMES="dose explore": only these)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/gallery.py $(NAMES)
 
 export: $(READY)  ## notebooks to modules: run it after editing a notebook
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export

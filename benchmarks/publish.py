@@ -9,11 +9,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from bench import ROOT, markdown
 from summary import readme_table
+from table import markdown
 
 from ptycho_nb.files import read_json, replacing
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PLOT = ROOT / "benchmarks" / "results.json", ROOT / "docs" / "scaling.png"
 PAGE, NOTEBOOK = ROOT / "benchmarks" / "RESULTS.md", ROOT / "nbs" / "index.ipynb"
 BEGIN, END = "<!-- made from benchmarks/results.json: make publish -->", "<!-- end of what is made -->"

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from bench import Table
 from skimage.metrics import structural_similarity
+from table import Table
 
 from ptycho_nb.analysis.metrics import compare
 from ptycho_nb.config import ModelConfig, SimulationConfig, TrainingConfig, loss_weights

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from bench import Table, measured
+from table import Table, measured
 
 from ptycho_nb.config import SimulationConfig
 from ptycho_nb.data.simulation import generate_simulated_data

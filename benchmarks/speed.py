@@ -16,9 +16,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from bench import Table, measured
 from keras import ops
 from scaling import peak_mb
+from table import Table, measured
 
 from ptycho_nb.config import ModelConfig, SimulationConfig, TrainingConfig
 from ptycho_nb.data.simulation import simulate_halves

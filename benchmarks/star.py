@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bench import Table
+from table import Table
 
 from ptycho_nb.analysis.metrics import data_fit, relative_phase
 from ptycho_nb.data.formats import load_data
@@ -27,6 +27,7 @@ def phase_agreement(one: Reconstruction, reference: Reconstruction) -> float:
     lit = np.minimum(one.coverage / one.coverage.max(), reference.coverage / reference.coverage.max()) > 0.1
     aligned, _ = align(one.object, reference.object, lit)
     return float(np.corrcoef(*(phase[lit] for phase in relative_phase(aligned, reference.object)))[0, 1])
+
 
 def measure(table: Table, quick: bool, path: Path) -> None:
     """The rows of the star."""
@@ -58,6 +59,7 @@ def measure(table: Table, quick: bool, path: Path) -> None:
         some = estimate(scan, held=held, iterations=iterations)
         add(f"estimate, {iterations} iterations", some, converged,
             f"{some.seconds / converged.seconds:.3f} of LSQML's seconds")
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -88,9 +88,9 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     if arguments.refine_positions:
         from ptycho_nb.solvers.positions import moves_in_words, refine_positions
 
-        found = refine_positions(data)
-        data = replace(data, positions_px=found.positions_px)
-        print(moves_in_words(found), flush=True)
+        refined = refine_positions(data)
+        data = replace(data, positions_px=refined.positions_px)
+        print(moves_in_words(refined), flush=True)
 
     _load_keras()
     from ptycho_nb.network.inference import reconstruct
@@ -102,7 +102,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     height, width = result.object.shape
     print(f"{output}: object of {height} x {width} px in {result.seconds:.1f} s")
 
-
+# %% ../nbs/10_cli/10_cli.ipynb #e005a024
 def _run_arm(arguments: argparse.Namespace) -> None:
     folder = os.path.relpath(arguments.folder)
     print(f"running {arguments.notebook}; follow it in {folder}/notebook.ipynb", flush=True)
@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     command("info", _info, "say what a file or folder holds", ("path", "a scan, or the folder of an arm or a sweep"))
     return parser
 
-
+# %% ../nbs/10_cli/10_cli.ipynb #bc23ebbc
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     "The settings by name; `InputError` for a profile that is given twice."
     settings = {name: literal(word) for name, word in arguments.settings}

@@ -17,20 +17,36 @@ from typing import Any, Self, get_args, get_type_hints
 import numpy as np
 
 # %% auto #0
-__all__ = ['SEED_NAMES', 'InputError', 'check_choice', 'setting', 'Config', 'ModelConfig', 'SimulationConfig', 'TrainingConfig',
-           'InferenceConfig', 'check_neighbor_count', 'loss_weights', 'derive_seeds', 'to_legacy_dict']
+__all__ = ['VALIDATION_FRACTION', 'SEED_NAMES', 'InputError', 'check_choice', 'setting', 'Config', 'ModelConfig',
+           'SimulationConfig', 'TrainingConfig', 'InferenceConfig', 'check_neighbor_count', 'loss_weights',
+           'derive_seeds']
 
 # %% ../nbs/0_base/10_config.ipynb #b74e1dfb
 class InputError(ValueError):
-    "An input that cannot be used: says what it is, what was found, what was expected and the remedy."
+    """An input that cannot be used: says what it is, what was found, what was expected and the remedy.
 
-    def __init__(
-        self,
-        what: str,  # the file, key or parameter that is at fault
-        found: object,  # what was found there
-        expected: object,  # what would have been accepted
-        remedy: str,  # what the reader can do about it
-    ) -> None:
+    Parameters
+    ----------
+    what : str
+        The file, key or parameter that is at fault.
+    found : object
+        What was found there.
+    expected : object
+        What would have been accepted.
+    remedy : str
+        What the reader can do about it.
+
+    Examples
+    --------
+    >>> import ptycho_nb as pt
+    >>> try:
+    ...     pt.ModelConfig(gridsize=9)
+    ... except pt.InputError as error:
+    ...     print(error)
+    ModelConfig.gridsize: found 9; expected a value >= 1 and <= 8. Choose a value inside this range.
+    """
+
+    def __init__(self, what: str, found: object, expected: object, remedy: str) -> None:
         self.what, self.found, self.expected, self.remedy = what, found, expected, remedy
         # All four go to Exception.args, so that the error survives pickling on its way back from a worker process.
         super().__init__(what, found, expected, remedy)
@@ -145,15 +161,45 @@ class Config:
 # %% ../nbs/0_base/10_config.ipynb #82c03f19
 @dataclass(frozen=True)
 class ModelConfig(Config):
-    "What the network is: its size, what it sees, and which physical quantities it may learn."
+    """What the network is: its size, what it sees, and which physical quantities it may learn.
 
-    N: int = setting(64, choices=(64, 128, 256))  # side of a diffraction pattern, px
-    gridsize: int = setting(2, minimum=1, maximum=8)  # patterns per group = gridsize squared
-    generator: str = setting("residual_unet")  # name of the inverse network, see `ptycho_nb.network.generators`
-    estimate_scope: str = setting("group", choices=("group", "scan"))  # what the physics estimate may look at
-    probe_trainable: bool = setting(False)  # learn the probe together with the network
-    intensity_scale_trainable: bool = setting(True)  # learn log(intensity scale)
-    n_filters: int = setting(32, minimum=1, maximum=1024)  # channels of the first convolution
+    Parameters
+    ----------
+    N : {64, 128, 256}
+        Side of a diffraction pattern, px.
+    gridsize : int, 1 to 8
+        Patterns per group = gridsize squared.
+    generator : str
+        Name of the inverse network, a key of `ptycho_nb.network.generators.GENERATORS`.
+    estimate_scope : {'group', 'scan'}
+        What the physics estimate, which the generator improves, may look at.
+    probe_trainable : bool
+        Learn the probe together with the network.
+    intensity_scale_trainable : bool
+        Learn log(intensity scale).
+    n_filters : int, 1 to 1024
+        Channels of the first convolution.
+
+    Raises
+    ------
+    InputError
+        For a value of another type or outside its range.
+
+    Examples
+    --------
+    >>> import ptycho_nb as pt
+    >>> config = pt.ModelConfig(N=128, gridsize=1)
+    >>> config.patterns_per_group, config.generator
+    (1, 'residual_unet')
+    """
+
+    N: int = setting(64, choices=(64, 128, 256))
+    gridsize: int = setting(2, minimum=1, maximum=8)
+    generator: str = setting("residual_unet")
+    estimate_scope: str = setting("group", choices=("group", "scan"))
+    probe_trainable: bool = setting(False)
+    intensity_scale_trainable: bool = setting(True)
+    n_filters: int = setting(32, minimum=1, maximum=1024)
 
     @property
     def patterns_per_group(self) -> int:
@@ -163,18 +209,60 @@ class ModelConfig(Config):
 # %% ../nbs/0_base/10_config.ipynb #f25ee580
 @dataclass(frozen=True)
 class SimulationConfig(Config):
-    "A simulated experiment: sample, probe, scan, dose and the seeds of its randomness."
+    """A simulated experiment: sample, probe, scan, dose and the seeds of its randomness.
 
-    N: int = setting(64, choices=(64, 128, 256))  # side of a diffraction pattern, px
-    nphotons: float = setting(1e9, above=0)  # expected mean number of detected photons per pattern
-    object_kind: str = setting("lines")  # see `ptycho_nb.physics.objects`
-    object_size_px: int = setting(392, minimum=128, maximum=16384)  # side of the simulated object
-    object_phase: bool = setting(False)  # give the object a phase structure as well
-    probe_kind: str = setting("disk")  # see `ptycho_nb.physics.probes`
-    scan_kind: str = setting("random")  # see `ptycho_nb.physics.scans`
-    n_train: int = setting(512, minimum=1)  # patterns on the training half
-    n_test: int = setting(1000, minimum=1)  # patterns on the test half
-    seed: int = setting(0, minimum=0)  # master seed; the others derive from it unless given
+    Parameters
+    ----------
+    N : {64, 128, 256}
+        Side of a diffraction pattern, px.
+    nphotons : float
+        Expected mean number of detected photons per pattern.
+    object_kind : str
+        One of `ptycho_nb.physics.objects.OBJECT_KINDS`.
+    object_size_px : int, 128 to 16384
+        Side of the simulated object, px; at least 2 N.
+    object_phase : bool
+        Give the object a phase structure as well.
+    probe_kind : str
+        One of `ptycho_nb.physics.probes.PROBE_KINDS`.
+    scan_kind : str
+        One of `ptycho_nb.physics.scans.SCAN_KINDS`.
+    n_train : int
+        Patterns on the training half.
+    n_test : int
+        Patterns on the test half.
+    seed : int
+        Master seed; the others derive from it unless given.
+    object_seed : int, optional
+        Seed of the sample.
+    scan_seed : int, optional
+        Seed of the positions.
+    noise_seed : int, optional
+        Seed of the photons.
+
+    Raises
+    ------
+    InputError
+        For a value of another type or outside its range, or an object whose halves cannot hold a pattern.
+
+    Examples
+    --------
+    >>> import ptycho_nb as pt
+    >>> config = pt.SimulationConfig(nphotons=1e4, probe_kind="defocused")
+    >>> config.nphotons, config.object_size_px
+    (10000.0, 392)
+    """
+
+    N: int = setting(64, choices=(64, 128, 256))
+    nphotons: float = setting(1e9, above=0)
+    object_kind: str = setting("lines")
+    object_size_px: int = setting(392, minimum=128, maximum=16384)
+    object_phase: bool = setting(False)
+    probe_kind: str = setting("disk")
+    scan_kind: str = setting("random")
+    n_train: int = setting(512, minimum=1)
+    n_test: int = setting(1000, minimum=1)
+    seed: int = setting(0, minimum=0)
     object_seed: int | None = setting(None, minimum=0)
     scan_seed: int | None = setting(None, minimum=0)
     noise_seed: int | None = setting(None, minimum=0)
@@ -191,25 +279,73 @@ class SimulationConfig(Config):
         return derive_seeds(self.seed, **given)
 
 # %% ../nbs/0_base/10_config.ipynb #7b4db983
+VALIDATION_FRACTION = 0.1  # of the patterns of a scan (or of their photons): kept out of every fit
+
+
 @dataclass(frozen=True)
 class TrainingConfig(Config):
-    "How a model is trained: duration, optimiser, loss weights, groups and what they are compared with."
+    """How a model is trained: duration, optimiser, loss weights, groups and what they are compared with.
+
+    Parameters
+    ----------
+    nepochs : int
+        Largest number of epochs.
+    batch_size : int
+        Groups per step.
+    learning_rate : float
+        Largest learning rate of the schedule.
+    nll_weight : float
+        Weight of the Poisson negative log-likelihood.
+    mae_weight : float
+        Weight of the mean absolute error of the amplitudes.
+    realspace_mae_weight : float
+        Weight of the mean absolute error against a known object.
+    tv_weight : float
+        Weight of the total variation of the predicted object.
+    n_groups : int, optional
+        Groups to train on. None: one for each pattern.
+    neighbor_count : int, optional
+        K, neighbours from which groups are drawn if there are more groups than patterns. None: 2C - 1.
+    targets : {'held_out', 'input'}
+        Which patterns the loss compares with: neighbours that the network did not see, or those that it saw.
+    validation_fraction : float, 0 to 0.5
+        Share of the patterns that is kept out of every fit.
+    patience : int
+        Epochs without improvement before training stops.
+    precision : {'auto', 'float32', 'bfloat16'}
+        Of the convolutions; 'auto' measures which is faster.
+    seed : int
+        Master seed.
+    train_seed : int, optional
+        Seed of the initial weights and of the order of the groups. None: derived from `seed`.
+
+    Raises
+    ------
+    InputError
+        For a value of another type or outside its range, or loss weights that are all 0.
+
+    Examples
+    --------
+    >>> import ptycho_nb as pt
+    >>> pt.TrainingConfig(nepochs=10, nll_weight=0, mae_weight=1).mae_weight
+    1.0
+    """
 
     nepochs: int = setting(5, minimum=1)
-    batch_size: int = setting(16, minimum=1)  # groups per step
+    batch_size: int = setting(16, minimum=1)
     learning_rate: float = setting(2e-3, above=0)
-    nll_weight: float = setting(1.0, minimum=0)  # Poisson negative log-likelihood
-    mae_weight: float = setting(0.0, minimum=0)  # mean absolute error of the amplitudes
-    realspace_mae_weight: float = setting(0.0, minimum=0)  # mean absolute error against a known object
-    tv_weight: float = setting(0.0, minimum=0)  # total variation of the predicted object
-    n_groups: int | None = setting(None, minimum=1)  # None: one group for each pattern
-    neighbor_count: int | None = setting(None, minimum=1)  # K, if there are more groups than patterns; None: 2C - 1
-    targets: str = setting("held_out", choices=("held_out", "input"))  # which patterns the loss compares with
-    validation_fraction: float = setting(0.1, minimum=0, maximum=0.5)  # share of the patterns kept out of every fit
-    patience: int = setting(3, minimum=1)  # epochs without improvement before training stops
-    precision: str = setting("auto", choices=("auto", "float32", "bfloat16"))  # of the convolutions
+    nll_weight: float = setting(1.0, minimum=0)
+    mae_weight: float = setting(0.0, minimum=0)
+    realspace_mae_weight: float = setting(0.0, minimum=0)
+    tv_weight: float = setting(0.0, minimum=0)
+    n_groups: int | None = setting(None, minimum=1)
+    neighbor_count: int | None = setting(None, minimum=1)
+    targets: str = setting("held_out", choices=("held_out", "input"))
+    validation_fraction: float = setting(VALIDATION_FRACTION, minimum=0, maximum=0.5)
+    patience: int = setting(3, minimum=1)
+    precision: str = setting("auto", choices=("auto", "float32", "bfloat16"))
     seed: int = setting(0, minimum=0)
-    train_seed: int | None = setting(None, minimum=0)  # None: derived from `seed`
+    train_seed: int | None = setting(None, minimum=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -221,15 +357,38 @@ class TrainingConfig(Config):
         "Raise `InputError` if groups of the model's size cannot be drawn from `neighbor_count` neighbours."
         check_neighbor_count(self.neighbor_count, model.patterns_per_group)
 
-
+# %% ../nbs/0_base/10_config.ipynb #3293d895
 @dataclass(frozen=True)
 class InferenceConfig(Config):
-    "How a trained model is applied to a scan."
+    """How a trained model is applied to a scan.
 
-    batch_size: int = setting(32, minimum=1)  # groups per step
-    n_groups: int | None = setting(None, minimum=1)  # None: as `times_seen` says
-    neighbor_count: int | None = setting(None, minimum=1)  # K, if there are more groups than patterns; None: 2C - 1
-    times_seen: int | None = setting(1, minimum=1)  # groups that each pattern is in; None: one group for each pattern
+    Parameters
+    ----------
+    batch_size : int
+        Groups per step.
+    n_groups : int, optional
+        Groups to reconstruct. None: as `times_seen` says.
+    neighbor_count : int, optional
+        K, neighbours from which groups are drawn if there are more groups than patterns. None: 2C - 1.
+    times_seen : int, optional
+        In how many groups each pattern is. None: one group for each pattern.
+
+    Raises
+    ------
+    InputError
+        For a value of another type or outside its range.
+
+    Examples
+    --------
+    >>> import ptycho_nb as pt
+    >>> pt.InferenceConfig(times_seen=2).to_dict()
+    {'batch_size': 32, 'n_groups': None, 'neighbor_count': None, 'times_seen': 2}
+    """
+
+    batch_size: int = setting(32, minimum=1)
+    n_groups: int | None = setting(None, minimum=1)
+    neighbor_count: int | None = setting(None, minimum=1)
+    times_seen: int | None = setting(1, minimum=1)
 
     def check_against(self, model: ModelConfig) -> None:
         "Raise `InputError` if groups of the model's size cannot be drawn from `neighbor_count` neighbours."
@@ -272,29 +431,3 @@ def derive_seeds(
     derived = np.random.SeedSequence(int(seed)).generate_state(len(SEED_NAMES))
     return {name: int(word) if given.get(name) is None else given[name]
             for name, word in zip(SEED_NAMES, derived, strict=True)}
-
-# %% ../nbs/0_base/10_config.ipynb #ef9499d1
-def to_legacy_dict(
-    model: ModelConfig,
-    simulation: SimulationConfig,
-    training: TrainingConfig,
-) -> dict[str, Any]:  # flat, with the parameter names of PtychoPINN
-    """The settings as one flat dictionary with the names that users of PtychoPINN know."""
-    return {
-        "N": model.N,
-        "gridsize": model.gridsize,
-        "n_filters_scale": model.n_filters / 32,
-        "probe.trainable": model.probe_trainable,
-        "intensity_scale.trainable": model.intensity_scale_trainable,
-        "nphotons": simulation.nphotons,
-        "size": simulation.object_size_px,
-        "data_source": simulation.object_kind,
-        "nepochs": training.nepochs,
-        "batch_size": training.batch_size,
-        "nll_weight": training.nll_weight,
-        "mae_weight": training.mae_weight,
-        "realspace_mae_weight": training.realspace_mae_weight,
-        "tv_weight": training.tv_weight,
-        "n_groups": training.n_groups,
-        "neighbor_count": training.neighbor_count,
-    }

@@ -12,12 +12,13 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .config import Config, InputError
+from .config import InputError
 
 _logger = logging.getLogger(__name__)
 
@@ -45,13 +46,13 @@ def sha256_of(
 
 # %% ../nbs/0_base/20_files.ipynb #1de927b4
 def plain_json(
-    value: Any,  # numbers (NumPy's too), text, configurations, paths, and lists and dictionaries of them
+    value: Any,  # numbers (NumPy's too), text, paths, and dataclasses, lists and dictionaries of them
     place: str = "value",  # what to call it in an error
     missing: list[str] | None = None,  # the places of numbers that are not finite are appended here
 ) -> Any:  # what JSON can hold; None for a number that is not finite
     "The value as JSON can hold it; `InputError` for anything else."
-    if isinstance(value, Config):
-        value = value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        value = value.to_dict() if hasattr(value, "to_dict") else asdict(value)
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -71,7 +72,7 @@ def plain_json(
 
 def write_json(
     path: str | Path,  # the file to write
-    value: Any,  # numbers (NumPy's too), text, configurations, and lists and dictionaries of them
+    value: Any,  # numbers (NumPy's too), text, and dataclasses, lists and dictionaries of them
 ) -> Path:  # the file
     "Write `value` as JSON, atomically. A number that is not finite becomes null and is named in a logged warning."
     path, missing = Path(path), []

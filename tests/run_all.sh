@@ -25,14 +25,15 @@ step "modules are what the notebooks export"      python tests/in_step.py module
 step "notebooks are clean"                        python tests/in_step.py clean
 step "README is nbs/index.ipynb"                  python tests/in_step.py readme
 step "modules import from lower layers only"       lint-imports
-step "ruff"                                       ruff check ptycho_nb tests benchmarks setup.py
+step "ruff"                                       ruff check ptycho_nb tests benchmarks docs setup.py
 step "library notebooks run (nbdev_test)"         nbdev_test --n_workers 2
 step "study notebooks run, quick profile"         nbdev_test --path studies_nbs --n_workers 2
 step "every benchmark runs, quick sizes"          python benchmarks/bench.py --quick --out "$logs/bench"
+step "documentation builds, warnings are errors"  python docs/build.py --out "$logs/docs"
 step "pytest"                                   python -m pytest -n 2 --dist loadfile
 
 if [ "$failed" -gt 0 ]; then
-    echo "$failed of 9 steps failed after $SECONDS s"
+    echo "$failed of 10 steps failed after $SECONDS s"
     exit 1
 fi
-echo "all 9 steps passed in $SECONDS s"
+echo "all 10 steps passed in $SECONDS s"

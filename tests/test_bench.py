@@ -1,6 +1,8 @@
 """The benchmark's machinery: what counts as a fault, and how results reach the README (`run_all.sh` runs all of it)."""
+import ast
 import importlib
 import json
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,18 @@ def quality_rows() -> list[dict]:
             for method, ssim in methods.items()]
 
 
+def test_no_part_imports_another_in_a_circle():
+    files = {path.stem: path.read_text(encoding="utf-8") for path in BENCHMARKS.glob("*.py")}
+    statements = {name: [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+                  for name, text in files.items()}
+    imports = {name: {getattr(node, "module", None) or node.names[0].name for node in nodes} & files.keys()
+               for name, nodes in statements.items()}
+    assert imports["bench"] >= {"table", "quality", "speed", "scaling", "star"}
+    TopologicalSorter(imports).prepare()  # raises CycleError
+
+
 def test_a_part_without_rows_and_a_number_that_is_none_are_faults(module, tmp_path):
-    table = module("bench").Table(tmp_path, {})
+    table = module("table").Table(tmp_path, {})
     table.add("quality", "disk", "estimate", 1.0, 1.0, ssim=float("nan"))
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["rows"][0]["method"] == "estimate"  # written at once
@@ -44,8 +56,8 @@ def test_the_table_of_the_readme_replaces_itself_and_nothing_else(module):
 
 
 def test_a_quick_run_is_not_published(module, tmp_path):
-    publish, bench = module("publish"), module("bench")
-    bench.write_results(tmp_path, {"profile": "quick", "complete": "yes"}, quality_rows())
+    publish = module("publish")
+    module("table").write_results(tmp_path, {"profile": "quick", "complete": "yes"}, quality_rows())
     with pytest.raises(SystemExit, match="profile is 'quick'"):
         publish.publish(tmp_path)
 

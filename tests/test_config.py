@@ -18,7 +18,6 @@ from ptycho_nb.config import (
     TrainingConfig,
     check_choice,
     derive_seeds,
-    to_legacy_dict,
 )
 
 CONFIGS = (ModelConfig, SimulationConfig, TrainingConfig, InferenceConfig)
@@ -182,8 +181,3 @@ def test_errors_survive_a_process_boundary():
     error = InputError("scan.npz", "nothing", "something", "Look again.")
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error) and copy.remedy == "Look again."
-
-
-def test_legacy_names():
-    legacy = to_legacy_dict(ModelConfig(), SimulationConfig(nphotons=1e4), TrainingConfig(mae_weight=0.5))
-    assert legacy["nphotons"] == 1e4 and legacy["mae_weight"] == 0.5 and legacy["intensity_scale.trainable"] is True

@@ -112,7 +112,7 @@ def test_the_stored_quantity_is_known_at_every_dose_and_gain(nphotons, probe, ga
     if gain != 1:
         counts *= gain * (1 + 0.05 * np.random.default_rng(0).normal(size=(64, 64)))
     for stored, said in ((counts, "counts"), (np.sqrt(counts), "amplitude"), (counts**0.25, "fourth root of counts")):
-        assert stored_quantity(stored.astype(np.float32))["quantity"] == said
+        assert stored_quantity(stored.astype(np.float32)).quantity == said
 
 
 def test_a_background_hides_the_photons_and_that_is_said(arrays, tmp_path):
@@ -199,7 +199,7 @@ def test_hardly_any_overlap(scans):
     data = dataclasses.replace(data, positions_px=positions_px, object=None)
     numbers = scan_and_dose(data)
     verdict = scan_verdict(numbers, scan_findings(numbers, gridsize=2))
-    assert verdict.startswith(f"overlap {numbers['area_overlap_of_neighbours']:.0%}: too little for gridsize 2")
+    assert verdict.startswith(f"overlap {numbers.area_overlap_of_neighbours:.0%}: too little for gridsize 2")
 
 
 def test_other_refusals_become_findings(arrays, tmp_path):
@@ -224,7 +224,7 @@ def test_a_canvas_of_78_px_loses_what_is_counted_pixel_by_pixel():
         kept += canvas[150 - 39 : 150 + 39, 150 - 39 : 150 + 39].sum()
     np.testing.assert_allclose(lost_share(offsets_px, 78, power), 1 - kept / (160 * power.sum()), rtol=1e-9)
     report = canvas_report(offsets_px, np.sqrt(power), 78)
-    assert report["needed_px"] == 64 + 2 * 25 and not report["fits"] and "78 px" in canvas_findings(report)[0].what
+    assert report.needed_px == 64 + 2 * 25 and not report.fits and "78 px" in canvas_findings(report)[0].what
     assert not canvas_findings(canvas_report(offsets_px, np.sqrt(power), 114))
 
 

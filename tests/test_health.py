@@ -64,7 +64,7 @@ def texture(reconstruction):
 
 
 def words(report):
-    return " ".join(item["what"] for item in report["findings"])
+    return " ".join(finding.what for finding in report.findings)
 
 
 # Bias
@@ -73,26 +73,26 @@ def words(report):
 def test_a_constant_factor_is_found_and_explains_everything(scans, good, factor):
     as_it_is = bias_report(good, scans[1].object)
     report = bias_report(replace(good, object=good.object / factor), scans[1].object)
-    assert np.isclose(report["scalar"], factor * as_it_is["scalar"], rtol=1e-4)
-    assert report["one_constant"] and "One constant explains it" in report["verdict"]
-    assert report["error_after"]["relative"] < 0.05 < 0.5 < report["error_before"]["relative"]
+    assert np.isclose(report.scalar, factor * as_it_is.scalar, rtol=1e-4)
+    assert report.one_constant and "One constant explains it" in report.verdict
+    assert report.error_after.relative < 0.05 < 0.5 < report.error_before.relative
     assert ("too dark" if factor > 1 else "too bright") in words(report)
-    assert report["findings"][0]["severity"] == "warning"
-    assert np.isclose(report["ratio"]["median"], report["scalar"], rtol=0.02)
-    json.dumps(report, allow_nan=False)
+    assert report.findings[0].severity == "warning"
+    assert np.isclose(report.ratio.median, report.scalar, rtol=0.02)
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 def test_what_a_constant_cannot_explain(scans, good):
     half = bias_report(replace(good, object=(good.object + mean_of(good)) / 2), scans[1].object)
-    assert not half["one_constant"] and "contrast" in words(half)
-    assert np.isclose(half["contrast_kept"], 0.5, atol=0.05)
+    assert not half.one_constant and "contrast" in words(half)
+    assert np.isclose(half.contrast_kept, 0.5, atol=0.05)
     noise = 0.05 * np.random.default_rng(0).normal(size=good.object.shape)
     noisy = bias_report(replace(good, object=(good.object + noise) / 12), scans[1].object)
-    assert noisy["one_constant"] and noisy["error_after"]["relative"] > 0.03, "noise is no lack of contrast"
+    assert noisy.one_constant and noisy.error_after.relative > 0.03, "noise is no lack of contrast"
     for nothing in (flat(good), texture(good)):
         report = bias_report(nothing, scans[1].object)
-        assert not report["one_constant"] and "structure" in report["verdict"]
-        assert report["findings"][0]["severity"] == "error" and abs(report["pearson"]) < 0.3
+        assert not report.one_constant and "structure" in report.verdict
+        assert report.findings[0].severity == "error" and abs(report.pearson) < 0.3
 
 
 def test_bias_by_hand(scans, good):
@@ -101,12 +101,12 @@ def test_bias_by_hand(scans, good):
     top, bottom, left, right = good.region
     perfect = replace(good, object=scans[1].object[top:bottom, left:right])
     exact = bias_report(perfect, scans[1].object, (y0, y1, x0, x1))
-    assert np.allclose([exact["scalar"], exact["pearson"]], 1, atol=1e-5) and not exact["findings"]
+    assert np.allclose([exact.scalar, exact.pearson], 1, atol=1e-5) and not exact.findings
     truth = np.abs(scans[1].object[y0:y1, x0:x1])
-    assert np.isclose(exact["truth"]["mean"], truth.mean())
-    assert np.isclose(exact["truth"]["percentiles"]["95"], np.percentile(truth, 95))
+    assert np.isclose(exact.truth.mean, truth.mean())
+    assert np.isclose(exact.truth.percentiles["95"], np.percentile(truth, 95))
     # The probe carries the mean photons, so the object is brighter by about one over its root mean square.
-    assert np.isclose(report["scalar"], np.sqrt(np.mean(truth**2)), rtol=0.05)
+    assert np.isclose(report.scalar, np.sqrt(np.mean(truth**2)), rtol=0.05)
     assert words(report).endswith("otherwise right")
     with pytest.raises(InputError):
         bias_report(good, scans[1].object, (0, 10_000, 0, 10_000))
@@ -177,9 +177,9 @@ def test_a_wrong_rescale_and_a_dark_object_are_refused(scans, good):
 
 def test_a_training_in_order_has_nothing_to_say(scans, good, trained):
     report = training_health(trained.history, good, scans[1])
-    assert report["first_nan"] is None and not [item for item in report["findings"] if item["severity"] == "error"]
-    assert [row["epoch"] for row in report["epochs"]] == [0, 1, 2] and report["epochs"][1]["gradient_norm"] > 0
-    json.dumps(report, allow_nan=False)
+    assert report.first_nan is None and not [item for item in report.findings if item.severity == "error"]
+    assert [row["epoch"] for row in report.epochs] == [0, 1, 2] and report.epochs[1]["gradient_norm"] > 0
+    json.dumps(report.to_dict(), allow_nan=False)
     with pytest.raises(InputError, match="no epochs"):
         training_health({"header": {}, "epochs": []})
 
@@ -226,15 +226,15 @@ def test_the_batch_that_made_a_nan_is_named(scans, monkeypatch):
     streamed = [targets for targets in seen if len(targets) == 8]  # others are examples and estimates
     assert any(np.array_equal(first["targets"], targets) for targets in streamed)
     report = training_health(history)
-    assert report["findings"][0]["severity"] == "error" and "not a number" in report["findings"][0]["what"]
-    assert f"batch {first['batch']}" in report["findings"][0]["number"]
-    assert "17" in report["findings"][0]["number"].replace(",", " ").split()
+    assert report.findings[0].severity == "error" and "not a number" in report.findings[0].what
+    assert f"batch {first['batch']}" in report.findings[0].number
+    assert "17" in report.findings[0].number.replace(",", " ").split()
 
 
 def test_an_exploding_training_is_named(scans):
     history = train_network(scans[0], MODEL, replace(TRAINING, learning_rate=1e25)).history
     report = training_health(history)
-    assert "not a number" in report["verdict"] and report["first_nan"]["epoch"] == 1
+    assert "not a number" in report.verdict and report.first_nan["epoch"] == 1
     assert plot_health(history).axes
 
 
@@ -243,10 +243,10 @@ def test_outputs_that_show_nothing_are_named(scans, good, trained, fault):
     dead = replace(good, object=np.zeros_like(good.object))
     image = {"flat": flat(good), "texture": texture(good), "dead": dead}[fault]
     report = training_health(trained.history, image, scans[1])
-    assert report["findings"][0]["severity"] == "error"
-    assert ("dead" if fault == "dead" else "flat") in report["verdict"]
+    assert report.findings[0].severity == "error"
+    assert ("dead" if fault == "dead" else "flat") in report.verdict
     if fault != "texture":  # without the data a texture might be a sample
-        assert training_health(trained.history, image)["findings"][0]["what"] == report["findings"][0]["what"]
+        assert training_health(trained.history, image).findings[0].what == report.findings[0].what
 
 
 def test_a_good_image_is_not_flat_and_a_tilted_phase_is_no_structure(scans, good):
@@ -344,13 +344,13 @@ def test_a_raster_suffers_from_a_guessed_probe():
     assert np.array_equal(pairs["raster"].data.object, pairs["random"].data.object)
     assert len(pairs["raster"].data.positions_px) == len(pairs["random"].data.positions_px) == 120
     for kind in pairs:
-        exact = report[kind]["methods"]["no_network"]
+        exact = report.kinds[kind]["methods"]["no_network"]
         assert exact["amplitude"]["ssim"] > 0.95 and exact["probe_moved"] == 0
-    raster, free = (report[kind]["methods"]["probe_refined"] for kind in ("raster", "random"))
+    raster, free = (report.kinds[kind]["methods"]["probe_refined"] for kind in ("raster", "random"))
     assert raster["amplitude"]["rmse"] > 1.3 * free["amplitude"]["rmse"]
     assert raster["lattice_excess"] > 10 > free["lattice_excess"]
-    assert "ambiguous" in words(report) and "lattice" in report["verdict"]
-    json.dumps(report, allow_nan=False)
+    assert "ambiguous" in words(report) and "lattice" in report.verdict
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 def test_the_pictures_have_axes_with_units_and_no_empty_panel(scans, good, trained):

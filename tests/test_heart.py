@@ -8,9 +8,9 @@ import pytest
 from keras import ops
 
 from ptycho_nb.config import InputError
-from ptycho_nb.network.losses import amplitude_least_squares, amplitude_mae, poisson_nll, realspace_mae, total_variation
+from ptycho_nb.network.losses import amplitude_mae, poisson_nll, realspace_mae, total_variation
 from ptycho_nb.network.optics import as_complex, diffract, diffraction_amplitude, illuminate, shift_probe
-from ptycho_nb.network.patches import accumulate_patches, canvas_size, extract_patches, merge_patches, stitch, translate
+from ptycho_nb.network.patches import accumulate_patches, canvas_size, extract_patches, merge_patches, stitch
 from ptycho_nb.physics.forward import Layout, scan_amplitudes, shift_probes
 from ptycho_nb.physics.noise import intensity_scale, observe_poisson, poisson_deviance
 from ptycho_nb.physics.objects import make_object
@@ -223,9 +223,9 @@ def test_between_pixels_a_plane_is_cut_out_exactly():
         np.testing.assert_allclose(patch, expected, rtol=1e-5)
 
 
-def test_translation():
+def test_a_window_that_leaves_the_canvas_is_dark_outside():
     images = random_complex(np.random.default_rng(8), 2, 16, 16)
-    moved = compiled(translate, images, np.float32([[3, -2], [0.5, 0]]))
+    moved = compiled(lambda o, c: extract_patches(o, c, 16), images, np.float32([[[-3, 2]], [[-0.5, 0]]]))[:, 0]
     np.testing.assert_allclose(moved[0, 3:, :-2], images[0, :-3, 2:], atol=1e-6)
     assert not moved[0, :3].any() and not moved[0, :, -2:].any()
     np.testing.assert_allclose(moved[1, 1:], (images[1, 1:] + images[1, :-1]) / 2, atol=1e-6)
@@ -256,7 +256,6 @@ def test_losses_equal_numpy():
     predicted, measured = rng.uniform(0, 3, (2, 4, 8, 8)).astype(np.float32)
     error = predicted - measured
     np.testing.assert_allclose(compiled(amplitude_mae, predicted, measured), np.abs(error).mean(), rtol=1e-5)
-    np.testing.assert_allclose(compiled(amplitude_least_squares, predicted, measured), (error**2).mean(), rtol=1e-5)
     first, second = random_complex(rng, 3, 8, 8), random_complex(rng, 3, 8, 8)
     np.testing.assert_allclose(compiled(realspace_mae, first, second), np.abs(first - second).mean(), rtol=1e-5)
     steps = np.abs(np.diff(first, axis=-1)).mean() + np.abs(np.diff(first, axis=-2)).mean()

@@ -552,7 +552,7 @@ def test_artists_are_moved_and_not_made_again(explorer, which):
 
 
 def test_explorers_of_probe_and_dose_need_no_framework():
-    code = ("import sys; from ptycho_nb.explorers import dose, intensity, probe;"
+    code = ("import sys; from ptycho_nb.explorers import probe, dose, intensity;"
             "probe.ProbeExplorer(); dose.DoseExplorer();"
             "print('tensorflow' in sys.modules, 'matplotlib.pyplot' in sys.modules)")
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

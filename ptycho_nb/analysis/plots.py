@@ -104,12 +104,37 @@ def _panel_size(shape: tuple[int, int], area: float = 6.0) -> tuple[float, float
     return wide, wide * height / width
 
 # %% ../../nbs/5_analysis/20_plots.ipynb #bd003bf8
-def plot_object(
-    image: np.ndarray | Reconstruction,  # (h, w), complex; of a reconstruction the covered region is shown
-    title: str = "",
-    pixel_size_m: float | None = None,  # side of a pixel on the sample; None: the scale is in px
-) -> Figure:
-    """Amplitude and phase of a complex image side by side; a reconstruction's phase without constant and plane."""
+def plot_object(image: np.ndarray | Reconstruction, title: str = "", pixel_size_m: float | None = None) -> Figure:
+    """Draw amplitude and phase of an object, a probe or a reconstruction side by side.
+
+    Of a reconstruction the covered region is shown, its phase without constant and plane, which no measurement determines.
+
+    Parameters
+    ----------
+    image : ndarray, shape (h, w), complex, or Reconstruction
+        What to draw.
+    title : str, optional
+        Above the amplitude. By default a reconstruction's method.
+    pixel_size_m : float, optional
+        Side of a pixel on the sample, m. By default the scale bar is in px.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        With a scale bar in each image.
+
+    Raises
+    ------
+    InputError
+        If a reconstruction has no light on its covered region.
+
+    Examples
+    --------
+    >>> from ptycho_nb.physics.objects import make_object
+    >>> figure = plot_object(make_object("lines", 64, seed=0), title="lines", pixel_size_m=1e-8)
+    >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
+    ['lines', '']
+    """
     if isinstance(image, Reconstruction):
         part = image.crop_to(covered_region(image))
         levelled, gauge = align(part.object, np.ones_like(part.object), weight=part.coverage)
@@ -232,17 +257,49 @@ def _columns(
     reference, *_ = columns.values()
     return columns | {name: align(part, reference)[0] for name, part in parts.items()}
 
-
+# %% ../../nbs/5_analysis/20_plots.ipynb #57f10ba6
 def plot_comparison(
-    reconstructions: Mapping[str, Reconstruction],  # by method
-    truth: np.ndarray | None = None,  # (H, W), complex, in the frame of the positions; None: not known
-    metrics: Mapping[str, Any] | None = None,  # the content of metrics.json
-    region: Region | None = None,  # px; None: bounding box of the first one's patch centres
-    pixel_size_m: float | None = None,  # side of a pixel on the sample; None: the scale is in px
+    reconstructions: Mapping[str, Reconstruction],
+    truth: np.ndarray | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    region: Region | None = None,
+    pixel_size_m: float | None = None,
 ) -> Figure:
-    """Amplitude and phase of several reconstructions beside the truth, with the metrics of each.
+    """Draw several reconstructions of one scan beside the truth, in one gauge, with the metrics of each.
 
-    A truth of constant phase gets no row of phases.
+    Parameters
+    ----------
+    reconstructions : mapping of str to Reconstruction
+        By method; without a truth the others are aligned with the first.
+    truth : ndarray, shape (H, W), complex, optional
+        The true object in the frame of the positions. One of constant phase gets no row of phases.
+    metrics : mapping, optional
+        The content of ``metrics.json``: what `compare` returned by method, and ``"data_fit"``.
+    region : tuple of int (y0, y1, x0, x1), optional
+        Where to compare, px in the frame of the positions. By default the bounding box of the first one's patch centres.
+    pixel_size_m : float, optional
+        Side of a pixel on the sample, m. By default the scale bars are in px.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A column for the truth and for each method, a row for the amplitude and one for the phase.
+
+    Raises
+    ------
+    InputError
+        If the region leaves the truth or one of the reconstructions.
+
+    Examples
+    --------
+    >>> from ptycho_nb.config import SimulationConfig
+    >>> from ptycho_nb.data.simulation import simulate_halves
+    >>> from ptycho_nb.solvers.estimate import estimate
+    >>> config = SimulationConfig(nphotons=1e6, object_size_px=192, n_train=1, n_test=80, seed=1)
+    >>> _, test = simulate_halves(config)
+    >>> figure = plot_comparison({"no_network": estimate(test, iterations=5)}, test.truth)
+    >>> [axes.get_title() for axes in figure.axes[:2]]
+    ['truth', 'no network']
     """
     columns = _columns(reconstructions, truth, region)
     reference, *_ = columns.values()
@@ -251,18 +308,26 @@ def plot_comparison(
     styles = {"amplitude": _amplitude_style(images["amplitude"][0]), "phase": _phase_style(images["phase"][0])}
     if truth is not None and np.ptp(images["phase"][0]) < 1e-3:
         del images["phase"]
-    width, height = _panel_size(reference.shape)
-    per_line = len(columns) if len(columns) <= 4 else 3  # more would be too small to see on a screen
-    lines = -(-len(columns) // per_line)
+    return _draw_grid(images, list(columns), styles, metrics or {}, pixel_size_m)
+
+
+def _draw_grid(
+    images: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], styles: Mapping[str, Mapping[str, Any]],
+    metrics: Mapping[str, Any], pixel_size_m: float | None
+) -> Figure:
+    "A panel for each name in each part of the images, amplitude or phase."
+    width, height = _panel_size(images["amplitude"][0].shape)
+    per_line = len(names) if len(names) <= 4 else 3  # more would be too small to see on a screen
+    lines = -(-len(names) // per_line)
     size = (width * per_line + 1.1, (height + 0.7) * len(images) * lines)
     figure = Picture(figsize=size, layout="compressed")
     grid = figure.subplots(len(images) * lines, per_line, squeeze=False).reshape(len(images), -1)
     for panels, (part, fields) in zip(grid, images.items(), strict=True):
-        for axes, field, name in zip(panels, fields, columns, strict=False):
+        for axes, field, name in zip(panels, fields, names, strict=False):
             drawn = draw_image(axes, field, pixel_size_m, **styles[part])
             axes.set(title=name.replace("_", " "))
-            axes.set_xlabel(_metrics_text(metrics or {}, name, part), fontsize="small")
-        for axes in panels[len(columns) :]:
+            axes.set_xlabel(_metrics_text(metrics, name, part), fontsize="small")
+        for axes in panels[len(names) :]:
             axes.set_axis_off()
         figure.colorbar(drawn, ax=list(panels), label=part + (" / rad" if part == "phase" else ""))
     return figure

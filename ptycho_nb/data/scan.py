@@ -22,6 +22,7 @@ import numpy as np
 
 from ..config import InputError, check_choice
 from ..files import write_arrays
+from ..physics.scans import nearest_pixel
 
 _logger = logging.getLogger(__name__)
 
@@ -79,50 +80,9 @@ def _checked(
     lengths.update(zip(shape, array.shape, strict=True))
     return converted
 
-# %% ../../nbs/2_data/10_scan.ipynb #108d347a
-@dataclass(frozen=True, eq=False)
-class RawData:
-    "A scan: diffraction amplitudes, positions and probe, and what is known besides. Checked when made."
-
-    diff3d: np.ndarray  # (M, N, N), float32, diffraction amplitude, zero frequency in the centre
-    positions_px: np.ndarray  # (M, 2), float64, patch centres (y, x) on the object grid, px
-    probe: np.ndarray  # (N, N), complex64, as given
-    object: np.ndarray | None = None  # (H, W), complex64, if known
-    scan_index: np.ndarray | None = None  # (M,), int64; zeros if not given
-    positions_start_px: np.ndarray | None = None  # (M, 2), float64; a copy of the positions if not given
-    ground_truth_patches: np.ndarray | None = None  # (M, N, N), complex64
-    metadata: dict[str, Any] = field(default_factory=dict)  # anything that JSON can hold
-    source: str = "RawData"  # where the data come from
-
-    def __post_init__(self) -> None:
-        lengths = {"yx": 2}
-        if self.scan_index is None:
-            object.__setattr__(self, "scan_index", np.zeros(len(self.diff3d), np.int64))
-        if self.positions_start_px is None:
-            object.__setattr__(self, "positions_start_px", np.array(self.positions_px, copy=True))
-        for name, (shape, dtype) in _FIELDS.items():
-            array = getattr(self, name)
-            if array is not None:
-                key = _KEY_OF_FIELD.get(name, name)
-                checked = _checked(f"{self.source}, key {key!r}", array, shape, lengths, dtype)
-                object.__setattr__(self, name, checked)
-        _refuse_negative(f"{self.source}, key 'diff3d'", self.diff3d)
-        self._check_positions_inside()
-
-    def _check_positions_inside(self) -> None:
-        "Raise `InputError` if a patch leaves the given object."
-        if self.object is None:
-            return
-        corner = np.floor(self.positions_px + 0.5).astype(np.int64) - self.N // 2
-        outside = np.flatnonzero(np.any((corner < 0) | (corner + self.N > self.object.shape), axis=1))
-        if len(outside):
-            y, x = self.positions_px[outside[0]]
-            raise InputError(
-                f"{self.source}, keys 'ycoords', 'xcoords'",
-                f"{len(outside)} of {self.n_patterns} positions whose patch of {self.N} px leaves 'objectGuess' of "
-                f"shape {self.object.shape}, first pattern {outside[0]} at (y, x) = ({y:g}, {x:g})",
-                f"{self.N // 2} <= position <= side - {self.N // 2} (positions are patch centres)",
-                "Shift the positions, enlarge the object, or leave 'objectGuess' out.")
+# %% ../../nbs/2_data/10_scan.ipynb #54fcea96
+class _Quantities:
+    "What follows from the arrays of a scan."
 
     @property
     def is_simulated(self) -> bool:
@@ -154,12 +114,6 @@ class RawData:
         "Mean number of detected photons per pattern."
         return float(self.photons_per_pattern.mean())
 
-    def subset(self, indices: np.ndarray) -> RawData:
-        "The data of some patterns only, in the order of `indices`; the object and its frame stay."
-        per_pattern = ("diff3d", "positions_px", "scan_index", "positions_start_px", "ground_truth_patches")
-        chosen = {name: getattr(self, name)[indices] for name in per_pattern if getattr(self, name) is not None}
-        return dataclasses.replace(self, **chosen)
-
     def summary(self) -> dict[str, Any]:
         "What a colleague asks first about a data set, as plain numbers and names."
         photons = self.photons_per_pattern
@@ -176,6 +130,10 @@ class RawData:
             "x_range_px": [float(self.positions_px[:, 1].min()), float(self.positions_px[:, 1].max())],
             "object_shape": None if self.object is None else list(self.object.shape),
         }
+
+# %% ../../nbs/2_data/10_scan.ipynb #4b4273e4
+class _Stored:
+    "A scan as one file, there and back."
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         "The arrays under the keys of the file."
@@ -218,6 +176,78 @@ class RawData:
         "Make the data from arrays under the keys of the file; `InputError` says where the contract is not kept."
         return cls(**_fields_from_arrays(arrays, source), source=source)
 
+# %% ../../nbs/2_data/10_scan.ipynb #108d347a
+@dataclass(frozen=True, eq=False)
+class RawData(_Quantities, _Stored):
+    """A scan: diffraction amplitudes, positions and probe, and what is known besides. Checked when made.
+
+    Parameters
+    ----------
+    diff3d : ndarray of float32, shape (M, N, N)
+        Diffraction amplitude, the square root of counted photons; zero frequency in the centre.
+    positions_px : ndarray of float64, shape (M, 2)
+        Patch centres (y, x) on the object grid, px.
+    probe : ndarray of complex64, shape (N, N)
+        The probe, in any units.
+    object : ndarray of complex64, shape (H, W), optional
+        The object, if it is known, or a guess.
+    scan_index : ndarray of int64, shape (M,), optional
+        Number of the scan that each pattern belongs to. None: zeros.
+    positions_start_px : ndarray of float64, shape (M, 2), optional
+        The positions before any refinement, px. None: a copy of the positions.
+    ground_truth_patches : ndarray of complex64, shape (M, N, N), optional
+        The object under each pattern.
+    metadata : dict
+        Anything that JSON can hold.
+    source : str
+        Where the data come from, for messages.
+
+    Raises
+    ------
+    InputError
+        For arrays of wrong shapes, types or lengths, NaN, negative amplitudes, or a patch that leaves the object.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ptycho_nb as pt
+    >>> data = pt.RawData(diff3d=np.ones((3, 64, 64)), positions_px=[[40, 40], [40, 48], [48, 44]], probe=np.ones((64, 64)))
+    >>> data.n_patterns, data.N, data.nphotons_mean
+    (3, 64, 4096.0)
+    """
+
+    diff3d: np.ndarray
+    positions_px: np.ndarray
+    probe: np.ndarray
+    object: np.ndarray | None = None
+    scan_index: np.ndarray | None = None
+    positions_start_px: np.ndarray | None = None
+    ground_truth_patches: np.ndarray | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    source: str = "RawData"
+
+    def __post_init__(self) -> None:
+        lengths = {"yx": 2}
+        if self.scan_index is None:
+            object.__setattr__(self, "scan_index", np.zeros(len(self.diff3d), np.int64))
+        if self.positions_start_px is None:
+            object.__setattr__(self, "positions_start_px", np.array(self.positions_px, copy=True))
+        for name, (shape, dtype) in _FIELDS.items():
+            array = getattr(self, name)
+            if array is not None:
+                key = _KEY_OF_FIELD.get(name, name)
+                checked = _checked(f"{self.source}, key {key!r}", array, shape, lengths, dtype)
+                object.__setattr__(self, name, checked)
+        _refuse_negative(f"{self.source}, key 'diff3d'", self.diff3d)
+        if self.object is not None:
+            _refuse_patches_outside(self)
+
+    def subset(self, indices: np.ndarray) -> RawData:
+        "The data of some patterns only, in the order of `indices`; the object and its frame stay."
+        per_pattern = ("diff3d", "positions_px", "scan_index", "positions_start_px", "ground_truth_patches")
+        chosen = {name: getattr(self, name)[indices] for name in per_pattern if getattr(self, name) is not None}
+        return dataclasses.replace(self, **chosen)
+
 # %% ../../nbs/2_data/10_scan.ipynb #64bb6f13
 _FIELDS = {
     "diff3d": (("M", "N", "N"), np.float32),
@@ -238,6 +268,20 @@ def _refuse_negative(what: str, patterns: np.ndarray) -> None:
         raise InputError(what, f"negative values in {len(negative)} of {len(patterns)} entries of shape "
                          f"{patterns.shape}, first at {negative[0]}", "values >= 0",
                          "Set pixels that a background subtraction made negative to 0.")
+
+
+def _refuse_patches_outside(data: RawData) -> None:
+    "Raise `InputError` if a patch leaves the given object."
+    corner = nearest_pixel(data.positions_px) - data.N // 2
+    outside = np.flatnonzero(np.any((corner < 0) | (corner + data.N > data.object.shape), axis=1))
+    if len(outside):
+        y, x = data.positions_px[outside[0]]
+        raise InputError(
+            f"{data.source}, keys 'ycoords', 'xcoords'",
+            f"{len(outside)} of {data.n_patterns} positions whose patch of {data.N} px leaves 'objectGuess' of "
+            f"shape {data.object.shape}, first pattern {outside[0]} at (y, x) = ({y:g}, {x:g})",
+            f"{data.N // 2} <= position <= side - {data.N // 2} (positions are patch centres)",
+            "Shift the positions, enlarge the object, or leave 'objectGuess' out.")
 
 # %% ../../nbs/2_data/10_scan.ipynb #275d8608
 _REQUIRED = ("xcoords", "ycoords", "diff3d", "probeGuess")

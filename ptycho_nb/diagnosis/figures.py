@@ -7,7 +7,6 @@ __all__ = ['plot_exposures', 'plot_probe_paths', 'plot_groups', 'plot_canvas', '
 
 # %% ../../nbs/7_diagnosis/60_figures.ipynb #e6c2eb25
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,22 +17,23 @@ from ..physics.noise import radial_mean
 from ..physics.probes import normalise_probe, probe_diameter_px
 from ..physics.scans import area_overlap
 from ..solvers.result import Reconstruction, predict_amplitudes
-from .model_checks import lost_share, normalise_by_mask
+from .model_checks import CanvasReport, IntensityReport, lost_share, normalise_by_mask
+from .scan_checks import ScanAndDose
 
 # %% ../../nbs/7_diagnosis/60_figures.ipynb #01e59ba3
 def plot_exposures(
     maps: Mapping[str, np.ndarray],  # from `exposure_maps`
-    numbers: Mapping[str, Any],  # from `scan_and_dose`
+    numbers: ScanAndDose,
 ) -> Figure:
     "Probes that see each pixel, and the histogram of the steps with the overlap that they mean."
     figure = Picture(figsize=(8.6, 3.1), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     drawn = draw_image(left, maps["exposures"], cmap="cividis")
     figure.colorbar(drawn, ax=left, label="probes on a pixel")
-    histogram, D = numbers["spacing_histogram"], numbers["probe_diameter_px"]
+    histogram, D = numbers.spacing_histogram, numbers.probe_diameter_px
     right.stairs(histogram["counts"], histogram["edges_px"], fill=True, color="0.7")
-    right.axvline(numbers["step_mean_px"], color="C0", label=f"mean {numbers['step_mean_px']:.1f} px")
-    right.axvline(numbers["step_median_px"], color="C0", ls="--", label=f"median {numbers['step_median_px']:.1f} px")
+    right.axvline(numbers.step_mean_px, color="C0", label=f"mean {numbers.step_mean_px:.1f} px")
+    right.axvline(numbers.step_median_px, color="C0", ls="--", label=f"median {numbers.step_median_px:.1f} px")
     right.set(xlabel="distance to the nearest neighbour / px", ylabel="patterns")
     right.legend(fontsize="small")
     overlap = right.twinx()
@@ -90,7 +90,7 @@ def plot_groups(
 # %% ../../nbs/7_diagnosis/60_figures.ipynb #46681aa8
 def plot_canvas(
     offsets_px: Mapping[str, np.ndarray],  # by name: patch centres relative to their canvas's centre (..., 2), px
-    reports: Mapping[str, Mapping[str, Any]],  # by the same names: from `canvas_report`
+    reports: Mapping[str, CanvasReport],  # by the same names
     N: int,  # side of a patch, px
     fixed_px: tuple[int, ...] = (74, 78),  # canvases to mark
 ) -> Figure:
@@ -98,7 +98,7 @@ def plot_canvas(
     figure = Picture(figsize=(3.9 * len(offsets_px), 2.9), layout="constrained")
     panels = figure.subplots(1, len(offsets_px), squeeze=False)[0]
     for axes, (name, offsets) in zip(panels, offsets_px.items(), strict=True):
-        used, needed = reports[name]["used_px"], reports[name]["needed_px"]
+        used, needed = reports[name].used_px, reports[name].needed_px
         ends = min(N, *fixed_px), 1.1 * max(used, needed, *fixed_px)
         sides = np.unique(np.linspace(*ends, 60).astype(int) // 2 * 2)
 
@@ -109,14 +109,14 @@ def plot_canvas(
         text = ", ".join(f"{side} px: {lost(side):.2g} %" for side in fixed_px)
         axes.plot(fixed_px, [lost(side) for side in fixed_px], "C1o", ms=5, label=text)
         axes.axvline(needed, color="0.5", ls=":", label=f"needed {needed} px")
-        axes.axvline(used, color="k" if reports[name]["fits"] else "C3", label=f"used {used} px")
+        axes.axvline(used, color="k" if reports[name].fits else "C3", label=f"used {used} px")
         axes.set(title=name, xlabel="side of the canvas / px", ylabel="pixels cut off / %", ylim=(0, None))
         axes.legend(fontsize="small")
     return figure
 
 # %% ../../nbs/7_diagnosis/60_figures.ipynb #f5258b09
 def plot_intensity(
-    report: Mapping[str, Any],  # from `intensity_report`
+    report: IntensityReport,
     data: RawData,  # the scan, or the part of it that was reconstructed
     reconstruction: Reconstruction | None = None,
     patterns: np.ndarray | None = None,  # int: the patterns to compare; None: up to 50 of them
@@ -124,7 +124,7 @@ def plot_intensity(
     "Mean and percentiles at every stage, and the rings of the measured and the predicted patterns."
     figure = Picture(figsize=(9.2, 3.1), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    stages = report["stages"]
+    stages = report.stages
     floor = 1e-3
     for row, stage in enumerate(stages.values()):
         left.plot([max(stage["p1"], floor), stage["max"]], [row, row], color="0.75", lw=6, solid_capstyle="butt")

@@ -66,8 +66,8 @@ def unusable_patterns(
         bad["NaN or infinity"].append(np.flatnonzero(~np.isfinite(values).all(axis=1)))
         if key in _PATTERNS and values.dtype.kind in "if":
             bad["negative values"].append(np.flatnonzero((values < 0).any(axis=1)))
-    joined = {reason: np.unique(np.concatenate(found)) for reason, found in bad.items() if found}
-    return {reason: found for reason, found in joined.items() if len(found)}
+    joined = {reason: np.unique(np.concatenate(numbers)) for reason, numbers in bad.items() if numbers}
+    return {reason: numbers for reason, numbers in joined.items() if len(numbers)}
 
 # %% ../../nbs/7_diagnosis/70_reading.ipynb #ce0dfede
 def _load_arrays(arrays: Mapping[str, np.ndarray], source: str) -> RawData:
@@ -93,7 +93,7 @@ def read_data(
     except InputError as error:
         return None, [_refusal(error)]
     bad = unusable_patterns(arrays)
-    found = [_unusable_finding(reason, numbers) for reason, numbers in bad.items()]
+    findings = [_unusable_finding(reason, numbers) for reason, numbers in bad.items()]
     dropped = np.unique(np.concatenate([[], *bad.values()])).astype(int)
     repaired = {**arrays, **{key: np.delete(arrays[key], dropped, axis)
                              for key, axis in (_pattern_axes(arrays) if len(dropped) else {}).items()}}
@@ -103,8 +103,8 @@ def read_data(
             data = _load_arrays(attempt, str(path))
         except InputError:
             continue
-        return data, found + ([] if found and attempt is repaired else [refused])
-    return None, found or [refused]
+        return data, findings + ([] if findings and attempt is repaired else [refused])
+    return None, findings or [refused]
 
 
 def _unusable_finding(reason: str, numbers: np.ndarray) -> Finding:

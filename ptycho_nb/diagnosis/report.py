@@ -20,7 +20,7 @@ from ..config import InputError, ModelConfig, TrainingConfig
 from ..files import plain_json, replacing, write_json
 from ..physics.forward import Layout
 from ..physics.probes import disk_probe
-from ..physics.scans import scan_report, validation_indices
+from ..physics.scans import nearest_pixel, scan_report, validation_indices
 from ..solvers.result import Reconstruction
 from . import model_checks, scan_checks
 from .bias import bias_report, plot_bias
@@ -68,48 +68,51 @@ class Examination:
         return group_data(data, ModelConfig(N=data.N, gridsize=gridsize or self.gridsize), seed=self.seed)
 
 
-def _patterns(seen: Examination) -> None:
-    seen.sections["patterns"], found = scan_checks.pattern_findings(seen.subject.data.diff3d)
-    seen.findings += found
+def _patterns(examination: Examination) -> None:
+    report = scan_checks.pattern_report(examination.subject.data.diff3d)
+    examination.sections["patterns"] = report.to_dict()
+    examination.findings += scan_checks.pattern_findings(report)
 
 
-def _scan(seen: Examination) -> None:
-    data = seen.subject.data
-    found = [replace(item, section="positions") for item in scan_checks.position_findings(data.positions_px, data.N)]
-    seen.findings += found
-    if seen.absurd:
+def _scan(examination: Examination) -> None:
+    data = examination.subject.data
+    findings = [replace(item, section="positions") for item in scan_checks.position_findings(data.positions_px, data.N)]
+    examination.findings += findings
+    if examination.absurd:
         numbers = scan_report(data.positions_px, data.probe) if data.n_patterns > 1 else {"n_patterns": 1}
-        seen.sections["scan"] = numbers | {"verdict": scan_checks.scan_verdict({}, found)}
+        examination.sections["scan"] = numbers | {"verdict": scan_checks.scan_verdict(None, findings)}
         return
     maps = scan_checks.exposure_maps(data)
-    numbers = scan_checks.scan_and_dose(data, max(seen.gridsize**2 - 1, 1), maps)
-    judged = scan_checks.scan_findings(numbers, seen.gridsize)
-    seen.findings += judged
-    seen.sections["scan"] = numbers | {"verdict": scan_checks.scan_verdict(numbers, found + judged)}
-    seen.figures |= {"scan": plot_scan(data, seen.subject.validation), "exposures": plot_exposures(maps, numbers)}
+    numbers = scan_checks.scan_and_dose(data, max(examination.gridsize**2 - 1, 1), maps)
+    judged = scan_checks.scan_findings(numbers, examination.gridsize)
+    examination.findings += judged
+    verdict = scan_checks.scan_verdict(numbers, findings + judged)
+    examination.sections["scan"] = numbers.to_dict() | {"verdict": verdict}
+    examination.figures |= {"scan": plot_scan(data, examination.subject.validation), "exposures": plot_exposures(maps, numbers)}
 
 
-def _probe(seen: Examination) -> None:
-    data = seen.subject.data
+def _probe(examination: Examination) -> None:
+    data = examination.subject.data
     strength, paths = model_checks.probe_strength(data.probe, data.nphotons_mean), {}
-    for gridsize in sorted({1, seen.gridsize} if not seen.absurd else ()):
-        groups = seen.groups(gridsize).inputs
+    for gridsize in sorted({1, examination.gridsize} if not examination.absurd else ()):
+        groups = examination.groups(gridsize).inputs
         chosen = groups[np.linspace(0, len(groups) - 1, min(len(groups), 20)).astype(int)]
         for name, probe in {"idealised": disk_probe(data.N), "given": data.probe}.items():
             paths[f"{name}, gridsize {gridsize}"] = model_checks.probe_paths(probe, data, chosen, data.truth)
-    seen.sections["probe"] = {"strength": strength, "paths": paths}
+    examination.sections["probe"] = {"strength": strength.to_dict(),
+                                     "paths": {name: path.to_dict() for name, path in paths.items()}}
     # In a simulation the convention is known; in a measurement a probe may be in any units.
     severity = "warning" if data.is_simulated else "note"
-    seen.findings += model_checks.probe_findings(strength, list(paths.values()), severity)
-    seen.figures["probe"] = plot_probe_paths(data.probe)
+    examination.findings += model_checks.probe_findings(strength, list(paths.values()), severity)
+    examination.figures["probe"] = plot_probe_paths(data.probe)
 
 # %% ../../nbs/7_diagnosis/80_report.ipynb #f69fa815
-def _grouping(seen: Examination) -> None:
-    positions_px = seen.subject.data.positions_px
-    seen.sections["grouping"] = model_checks.grouping_reports(positions_px, seen.gridsize, seen.seed)
-    in_use = seen.sections["grouping"][f"gridsize {seen.gridsize}"]
-    seen.findings += model_checks.grouping_findings(in_use)
-    seen.figures["groups"] = plot_groups(positions_px, seen.groups().inputs)
+def _grouping(examination: Examination) -> None:
+    positions_px = examination.subject.data.positions_px
+    reports = model_checks.grouping_reports(positions_px, examination.gridsize, examination.seed)
+    examination.sections["grouping"] = {name: report.to_dict() for name, report in reports.items()}
+    examination.findings += model_checks.grouping_findings(reports[f"gridsize {examination.gridsize}"])
+    examination.figures["groups"] = plot_groups(positions_px, examination.groups().inputs)
 
 
 def _trained_groups(subject: Subject) -> PtychoDataContainer | None:
@@ -123,41 +126,42 @@ def _trained_groups(subject: Subject) -> PtychoDataContainer | None:
     return group_data(subject.train, subject.model, training, exclude=kept_out, seed=seeds["train_seed"])
 
 
-def _canvas(seen: Examination) -> None:
-    subject = seen.subject
-    container, used = seen.groups(), None
+def _canvas(examination: Examination) -> None:
+    subject = examination.subject
+    container, used = examination.groups(), None
     if subject.history is not None and (trained := _trained_groups(subject)) is not None:
         container, used = trained, subject.history.get("header", {}).get("canvas_px")
     members = np.concatenate([container.inputs, container.targets], axis=1)
-    offsets = {"groups": np.floor(container.positions_px + 0.5)[members] - container.anchor_px[:, None]}
+    offsets = {"groups": nearest_pixel(container.positions_px)[members] - container.anchor_px[:, None]}
     sides = {"groups": used or container.canvas_px}
-    if not seen.absurd:
+    if not examination.absurd:
         positions_px = subject.data.positions_px
         offsets["whole scan"] = positions_px - (positions_px.min(axis=0) + positions_px.max(axis=0)) / 2
         sides["whole scan"] = max(Layout.around(positions_px, subject.data.N, margin_px=1).shape)
     reports = {name: model_checks.canvas_report(offsets[name], container.probe, sides[name]) for name in offsets}
-    seen.sections["canvas"] = reports
-    seen.findings += [item for name, report in reports.items() for item in model_checks.canvas_findings(report, name)]
-    seen.figures["canvas"] = plot_canvas(offsets, reports, container.N)
+    examination.sections["canvas"] = {name: report.to_dict() for name, report in reports.items()}
+    examination.findings += [finding for name, report in reports.items()
+                             for finding in model_checks.canvas_findings(report, name)]
+    examination.figures["canvas"] = plot_canvas(offsets, reports, container.N)
 
 
-def _axes(seen: Examination) -> Reconstruction | None:
+def _axes(examination: Examination) -> Reconstruction | None:
     "The order of the axes, and the quick estimate that comes with it."
-    numbers, quick = scan_checks.axis_order(seen.subject.data, seed=seen.seed)
-    seen.sections["axes"] = numbers
-    seen.findings += scan_checks.axis_order_findings(numbers)
-    if seen.subject.main is None:
-        seen.figures["quick_estimate"] = plot_object(quick, title=f"quick estimate of {numbers['n_patterns']} patterns")
+    order, quick = scan_checks.axis_order(examination.subject.data, seed=examination.seed)
+    examination.sections["axes"] = order.to_dict()
+    examination.findings += scan_checks.axis_order_findings(order)
+    if examination.subject.main is None:
+        examination.figures["quick_estimate"] = plot_object(quick, title=f"quick estimate of {order.n_patterns} patterns")
     return quick
 
 
-def _intensity(seen: Examination) -> None:
-    subject, quick, part = seen.subject, None, None
-    data, made = subject.data, subject.main
-    if not seen.absurd:
-        quick = _axes(seen)
-    if made is None and quick is not None:
-        made, part = quick, scan_checks.compact_part(data, quick.positions_px.shape[0])
+def _intensity(examination: Examination) -> None:
+    subject, quick, part = examination.subject, None, None
+    data, shown = subject.data, subject.main
+    if not examination.absurd:
+        quick = _axes(examination)
+    if shown is None and quick is not None:
+        shown, part = quick, scan_checks.compact_part(data, quick.positions_px.shape[0])
     epochs = (subject.history or {}).get("epochs", [])
     kept = min((subject.history or {}).get("header", {}).get("kept_epoch") or 0, len(epochs) - 1)
     manifest = subject.manifest or {}
@@ -165,35 +169,29 @@ def _intensity(seen: Examination) -> None:
               "learned_scale": manifest.get("intensity_scale", epochs[kept].get("intensity_scale") if epochs else None)}
     patterns = subject.validation if part is None else None
     report = model_checks.intensity_report(
-        data, seen.groups().inputs, stated_nphotons=subject.stated_nphotons, reconstruction=made, part=part,
+        data, examination.groups().inputs, stated_nphotons=subject.stated_nphotons, reconstruction=shown, part=part,
         patterns=patterns, **scales)
-    seen.sections["intensity"] = report
-    seen.findings += model_checks.intensity_findings(report)
-    seen.figures["intensity"] = plot_intensity(report, data if part is None else part, made, patterns)
+    examination.sections["intensity"] = report.to_dict()
+    examination.findings += model_checks.intensity_findings(report)
+    examination.figures["intensity"] = plot_intensity(report, data if part is None else part, shown, patterns)
 
 # %% ../../nbs/7_diagnosis/80_report.ipynb #036e3aca
-def _findings_of(report: Mapping[str, Any], method: str = "") -> list[Finding]:
-    "The findings that a report of `health` carries."
-    prefix = f"{method.replace('_', ' ')}: " if method else ""
-    return [replace(Finding(**item), what=prefix + item["what"]) for item in report.get("findings", [])]
+def _bias(examination: Examination) -> None:
+    subject = examination.subject
+    reports = {name: bias_report(result, subject.data.truth) for name, result in subject.reconstructions.items()}
+    examination.findings += [replace(finding, what=f"{name.replace('_', ' ')}: {finding.what}")
+                      for name, report in reports.items() for finding in report.findings]
+    examination.sections["bias"] = {name: report.to_dict() for name, report in reports.items()}
+    examination.figures["bias"] = plot_bias(subject.main, subject.data.truth)
 
 
-def _bias(seen: Examination) -> None:
-    subject, reports = seen.subject, {}
-    for name, made in subject.reconstructions.items():
-        reports[name] = bias_report(made, subject.data.truth)
-        seen.findings += _findings_of(reports[name], name)
-    seen.sections["bias"] = reports
-    seen.figures["bias"] = plot_bias(subject.main, subject.data.truth)
-
-
-def _training(seen: Examination) -> None:
-    subject = seen.subject
-    made = subject.reconstructions.get("network")
-    report = training_health(subject.history, made, subject.data if made is not None else None, subject.validation)
-    seen.sections["training"] = report
-    seen.findings += _findings_of(report)
-    seen.figures["training"] = plot_health(subject.history)
+def _training(examination: Examination) -> None:
+    subject = examination.subject
+    result = subject.reconstructions.get("network")
+    report = training_health(subject.history, result, subject.data if result is not None else None, subject.validation)
+    examination.sections["training"] = report.to_dict()
+    examination.findings += report.findings
+    examination.figures["training"] = plot_health(subject.history)
 
 
 def examine(
@@ -204,18 +202,18 @@ def examine(
 ) -> Examination:
     "Run every check that applies to a scan or an arm."
     model = subject.model
-    seen = Examination(subject, gridsize or (model.gridsize if model else 2), seed, findings=list(subject.findings))
+    examination = Examination(subject, gridsize or (model.gridsize if model else 2), seed, findings=list(subject.findings))
     data = subject.data
     if data is not None:
         for name, section in {"patterns": _patterns, "scan": _scan, "probe": _probe, "grouping": _grouping,
                               "canvas": _canvas, "intensity": _intensity}.items():
-            seen.attempt(name, section)
+            examination.attempt(name, section)
         if data.truth is not None and subject.reconstructions:
-            seen.attempt("bias", _bias)
+            examination.attempt("bias", _bias)
     if subject.history is not None:
-        seen.attempt("training", _training)
-    seen.findings = sort_findings(seen.findings)
-    return seen
+        examination.attempt("training", _training)
+    examination.findings = sort_findings(examination.findings)
+    return examination
 
 # %% ../../nbs/7_diagnosis/80_report.ipynb #8798b272
 _HEADLINES = {  # key in the section 'scan': what it is called, and how it is written
@@ -271,7 +269,7 @@ def _tables(section: Mapping[str, Any], title: str = "") -> list[str]:
     rows = list(_flat({key: value for key, value in section.items() if not has_cases(value)}).items())
     return [*heading, *([_table(rows, "quantity", "value")] if rows else []), *parts]
 
-
+# %% ../../nbs/7_diagnosis/80_report.ipynb #c6049472
 _PICTURES = {"scan": ("scan", "exposures"), "probe": ("probe",), "grouping": ("groups",), "canvas": ("canvas",),
              "intensity": ("quick_estimate", "intensity"), "bias": ("bias",), "training": ("training",)}
 
@@ -281,8 +279,8 @@ def findings_text(
 ) -> str:  # Markdown
     "The findings as a table, errors first."
     columns = ("severity", "section", "what", "number", "remedy")
-    found = [tuple(item[key] for key in columns) for item in report["findings"]]
-    return _table(found, *columns) if found else "Nothing was found."
+    rows = [tuple(item[key] for key in columns) for item in report["findings"]]
+    return _table(rows, *columns) if rows else "Nothing was found."
 
 
 def section_text(
@@ -311,24 +309,24 @@ def report_text(
 
 # %% ../../nbs/7_diagnosis/80_report.ipynb #0be9ac79
 def write_report(
-    seen: Examination,
+    examination: Examination,
     out: str | Path,  # the folder, made if needed
     seconds: float = 0.0,  # that the examination took
 ) -> dict[str, Any]:  # the content of report.json
     "Write `figures/*.png`, `report.md` and `report.json`, each whole or not at all."
-    out, subject = Path(out), seen.subject
+    out, subject = Path(out), examination.subject
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for name in {key for keys in _PICTURES.values() for key in keys}:
         (out / "figures" / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, which may have had more
     figures = {name: save_figure(figure, out / "figures" / f"{name}.png", dpi=110).relative_to(out).as_posix()
-               for name, figure in seen.figures.items()}
-    counts = [sum(finding.severity == name for finding in seen.findings) for name in ("error", "warning")]
-    scan = seen.sections.get("scan", {}).get("verdict", "the scan could not be examined")
+               for name, figure in examination.figures.items()}
+    counts = [sum(finding.severity == name for finding in examination.findings) for name in ("error", "warning")]
+    scan = examination.sections.get("scan", {}).get("verdict", "the scan could not be examined")
     report = plain_json({
         "path": str(subject.path), "kind": subject.kind,
         "verdict": f"{_count(counts[0], 'error')}, {_count(counts[1], 'warning')}. Scan: {scan}.",
-        "findings": [finding.to_dict() for finding in seen.findings], "sections": seen.sections, "figures": figures,
-        "gridsize": seen.gridsize, "seed": seen.seed, "seconds": seconds, "version": version("ptycho_nb")})
+        "findings": [finding.to_dict() for finding in examination.findings], "sections": examination.sections, "figures": figures,
+        "gridsize": examination.gridsize, "seed": examination.seed, "seconds": seconds, "version": version("ptycho_nb")})
     with replacing(out / "report.md") as temporary:
         temporary.write_text(report_text(report), encoding="utf-8")
     write_json(out / "report.json", report)
@@ -338,15 +336,50 @@ def write_report(
 def _count(n: int, name: str) -> str:
     return f"{n or 'no'} {name}{'' if n == 1 else 's'}"
 
-
+# %% ../../nbs/7_diagnosis/80_report.ipynb #69785237
 def diagnose(
-    data_or_arm: str | Path,  # a scan (NPZ of the contract or of tike, plain or bz2), or the folder of an arm
-    out: str | Path,  # the folder for report.json, report.md and figures/
-    *,
-    gridsize: int | None = None,  # of the groups; None: the arm's own, 2 for a scan
-    seed: int = 0,  # of the groups and of the quick estimate
-) -> dict[str, Any]:  # the content of report.json: 'verdict', 'findings' (errors first), 'sections', 'figures' and more
-    "Look over a scan or an arm and write a report; `InputError` if there is nothing at this place."
+    data_or_arm: str | Path, out: str | Path, *, gridsize: int | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Look over a scan or an arm, and write a report that begins with what is wrong.
+
+    A file that a solver refuses is examined without what is unusable, and the report says what that was.
+
+    Parameters
+    ----------
+    data_or_arm : str or Path
+        A scan (any file that `load_data` reads), or the folder of an arm.
+    out : str or Path
+        The folder for ``report.json``, ``report.md`` and ``figures/``; made if needed.
+    gridsize : int, optional
+        Its square is the number of patterns per group in the checks of grouping and canvas. By default that of the arm, 2
+        for a scan.
+    seed : int, optional
+        Of the groups and of the quick estimate.
+
+    Returns
+    -------
+    dict
+        The content of ``report.json``: ``"verdict"`` (a sentence), ``"findings"`` (errors first; of each ``severity``,
+        ``section``, ``what``, ``number`` and ``remedy``), ``"sections"`` (the numbers by section), ``"figures"`` (paths
+        relative to `out`), ``"gridsize"``, ``"seed"``, ``"seconds"`` and ``"version"``.
+
+    Raises
+    ------
+    InputError
+        If there is nothing at this place, or a folder that is no arm.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> x = np.arange(4.0)
+    >>> np.savez(folder / "scan.npz", diff3d=np.ones((4, 64, 64), np.float32), xcoords=x, ycoords=x)
+    >>> report = diagnose(folder / "scan.npz", folder / "report")
+    >>> report["verdict"]
+    '1 error, no warnings. Scan: the scan could not be examined.'
+    >>> "probeGuess" in report["findings"][0]["what"]
+    True
+    """
     began = time.perf_counter()
-    seen = examine(read_subject(data_or_arm), gridsize=gridsize, seed=seed)
-    return write_report(seen, out, time.perf_counter() - began)
+    examination = examine(read_subject(data_or_arm), gridsize=gridsize, seed=seed)
+    return write_report(examination, out, time.perf_counter() - began)

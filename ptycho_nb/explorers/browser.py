@@ -53,10 +53,6 @@ class BrowserState:
     preview: bool  # the gauge is fixed roughly, and the exact one is to follow
 
 # %% ../../nbs/9_explorers/20_browser.ipynb #8508d8dd
-_METRICS = ("ssim", "psnr", "ms_ssim", "frc50", "mae")
-_FITS = ("r_factor", "nll_per_pixel", "relative_squared_error")
-
-
 class ScaleBar(AnchoredSizeBar):
     "A bar of a round length, about a third of what is seen of an image."
 
@@ -86,7 +82,7 @@ def picture_limits(
     margin = max(0.0, 1e-3 - (high - low)) / 2  # a constant image is no reason to fail
     return ("gray" if quantity == "amplitude" else "cividis"), low - margin, high + margin
 
-
+# %% ../../nbs/9_explorers/20_browser.ipynb #42536ce6
 class BrowserPanels(Panels):
     "Left, right and ring correlation; difference, truth and numbers."
 
@@ -158,6 +154,10 @@ class BrowserPanels(Panels):
             line.set_data(curve["cycles_per_px"] / 0.5, curve["correlation"])
             text.set_text(f"{name} {frc50(curve):.2f}" if name else "")
         self.numbers.set_text(_numbers(state))
+
+# %% ../../nbs/9_explorers/20_browser.ipynb #2c6ca5f2
+_METRICS = ("ssim", "psnr", "ms_ssim", "frc50", "mae")
+_FITS = ("r_factor", "nll_per_pixel", "relative_squared_error")
 
 
 def _padded(curves: Mapping[str, dict]) -> list[tuple[str, dict]]:

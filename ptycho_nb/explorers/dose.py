@@ -161,10 +161,10 @@ class DoseExplorer(Explorer):
     def _full(self, amplitude: np.ndarray, probe: np.ndarray, nphotons: float) -> tuple:
         "The estimate with its own choice of stopping and smoothing, and its SSIM."
         data = RawData(amplitude, self.positions_px, probe, self.object, metadata={"simulation": {}})
-        found = estimate(data)
-        chosen = found.info["chosen"]
-        ssim = compare(found, self.object)["amplitude"]["ssim"]
-        return found.crop_to(self._region()).object, ssim, chosen["iteration"], chosen["smoothing_px"]
+        result = estimate(data)
+        chosen = result.info["chosen"]
+        ssim = compare(result, self.object)["amplitude"]["ssim"]
+        return result.crop_to(self._region()).object, ssim, chosen["iteration"], chosen["smoothing_px"]
 
     def _region(self) -> tuple[int, int, int, int]:
         low, high = self.positions_px.min(axis=0).astype(int), self.positions_px.max(axis=0).astype(int) + 1
@@ -178,11 +178,11 @@ class DoseExplorer(Explorer):
         if self._solved.get("key") != key:
             self._solved = {"key": key, "amplitude": observe_poisson(rate, settings["noise_seed"]), "preview": True}
         amplitude = self._solved["amplitude"]
-        if "found" not in self._solved or (self._solved["preview"] and not preview):
+        if "image" not in self._solved or (self._solved["preview"] and not preview):
             solver = self._preview if preview else self._full
-            found = solver(amplitude, make_probe(settings["probe"], self.N), nphotons)
-            self._solved |= {"found": found, "preview": preview}
-        image, ssim, iterations, smoothing_px = self._solved["found"]
+            image = solver(amplitude, make_probe(settings["probe"], self.N), nphotons)
+            self._solved |= {"image": image, "preview": preview}
+        image, ssim, iterations, smoothing_px = self._solved["image"]
         truth, image = np.abs(crop(self.object, self._region())), np.abs(image)
         snr = np.sqrt(radial_mean(rate.mean(axis=0)))
         return DoseState(

@@ -33,8 +33,8 @@ from ..data.scan import RawData
 from ..data.simulation import simulate_halves
 
 # %% auto #0
-__all__ = ['Panels', 'step_above', 'Explorer', 'checked_value', 'slider', 'photon_image', 'show_photons', 'number_table',
-           'scan_of', 'scan_parameters', 'dose_of']
+__all__ = ['Panels', 'step_above', 'Controls', 'Reproducible', 'Explorer', 'checked_value', 'slider', 'photon_image',
+           'show_photons', 'number_table', 'scan_of', 'scan_parameters', 'dose_of']
 
 # %% ../../nbs/9_explorers/10_explorer.ipynb #bb59ee8b
 class Panels(Picture):
@@ -106,26 +106,19 @@ def step_above(
     return float(power * min(step for step in steps if step * power >= value * (1 - 1e-9)))
 
 # %% ../../nbs/9_explorers/10_explorer.ipynb #60d96a37
-class Explorer:
-    """Controls, and panels that follow them; subclasses say how a state is computed and drawn.
+class Controls:
+    "Named controls that accept a value or refuse it and move together, and a line for a message."
 
-    A subclass sets `prefix` and `panels_type` and defines `compute`; its states have a field for each control.
-    """
-
-    prefix = ""  # of the names of its parameters in `notebook`
-    notebook = "explore.ipynb"  # the study notebook that takes these parameters
-    panels_type: type[Panels]  # made from a state, moved with `update_to`
-    rest_s = 0.25  # how long a control has to rest before the full computation
+    prefix = ""  # of the names of their parameters in `notebook`
     lock = threading.RLock()  # held by whoever changes a state or draws
 
     def __init__(
         self,
         controls: Mapping[str, ipywidgets.ValueWidget],  # by setting
         settings: Mapping[str, Any],  # values to start with, for some or all of the controls
-        fixed: Mapping[str, Any] | None = None,  # further parameters of the notebook, by their names
     ) -> None:
-        self.controls, self.fixed, self.message = dict(controls), dict(fixed or {}), ""
-        self._held, self._moves = True, 0
+        self.controls, self._held = dict(controls), True
+        self.message, self._message = "", ipywidgets.HTML()
         for name, control in self.controls.items():
             control.style.description_width = "115px"
             control.layout.width = "300px"
@@ -133,30 +126,6 @@ class Explorer:
             control.observe(self._changed, "value")
         self.set(**settings)
         self._held = False
-        self.state = self.compute(self.settings, preview=False)
-        self.panels = self.panels_type(self.state)
-        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
-        self._message = ipywidgets.HTML()
-        self._copy = ipywidgets.Button(description="copy as parameters", icon="copy", layout={"width": "170px"})
-        self._copy.on_click(self._copy_command)
-        self.command_line = ipywidgets.Text(placeholder="the papermill command line of what is shown",
-                                            layout={"flex": "1 1 auto", "width": "auto"})
-        self._clipboard = ipywidgets.Output(layout={"width": "0px", "height": "0px"})
-        column = ipywidgets.VBox(list(self.controls.values()), layout={"flex": "0 0 310px"})
-        # Beside the controls the picture shrinks to the room that is left; it is never cut off.
-        picture = ipywidgets.Box([self.image], layout={"display": "block", "flex": "1 1 0%", "min_width": "0"})
-        bottom = ipywidgets.HBox([self._copy, self.command_line, self._clipboard])
-        self.widget = ipywidgets.VBox([ipywidgets.HBox([column, picture]), self._message, bottom])
-        self.widget.add_class(f"ptycho-nb-{self.prefix}")
-        self.show_state(self.state)
-
-    def compute(
-        self,
-        settings: Mapping[str, Any],  # the value of each control
-        preview: bool,  # something fast is wanted first; ignored where everything is fast
-    ) -> Any:  # a frozen dataclass; `preview` is True in it if more is to follow
-        "The state of these settings; `InputError` if they cannot be used."
-        raise NotImplementedError
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -189,6 +158,92 @@ class Explorer:
             if self.settings != before:
                 self._changed()
 
+    def say(
+        self,
+        message: str,  # empty: all is well
+    ) -> None:
+        "Write into the message line."
+        self.message = message
+        self._message.value = f'<span style="color:#b00020">⚠ {html.escape(message)}</span>' if message else ""
+
+    def _changed(self, change: Any = None) -> None:
+        "A control has moved."
+        raise NotImplementedError
+
+# %% ../../nbs/9_explorers/10_explorer.ipynb #c91e89bc
+class Reproducible(Controls):
+    "Controls whose state a command line can show again, with a button that writes it."
+
+    notebook = "explore.ipynb"  # the study notebook that takes the parameters
+    state: Any  # a frozen dataclass with a field for each control
+    fixed: dict[str, Any]  # further parameters of the notebook, by their names
+
+    def _command_row(self) -> ipywidgets.HBox:
+        "The button and the line that it fills."
+        self._copy = ipywidgets.Button(description="copy as parameters", icon="copy", layout={"width": "170px"})
+        self._copy.on_click(self._copy_command)
+        self.command_line = ipywidgets.Text(placeholder="the papermill command line of what is shown",
+                                            layout={"flex": "1 1 auto", "width": "auto"})
+        self._clipboard = ipywidgets.Output(layout={"width": "0px", "height": "0px"})
+        return ipywidgets.HBox([self._copy, self.command_line, self._clipboard])
+
+    def _shown_settings(self) -> dict[str, Any]:
+        return {name: getattr(self.state, name) for name in self.controls}
+
+    def parameters(self) -> dict[str, Any]:
+        "The state as parameters of the study notebook."
+        return self.fixed | {f"{self.prefix}_{name}": value for name, value in self._shown_settings().items()}
+
+    def command(self) -> str:
+        "The papermill command line that shows this state."
+        words = ["papermill", self.notebook, "out.ipynb"]
+        for name, value in self.parameters().items():
+            if value not in ("", None):
+                words += ["-p", name, repr(float(value)) if isinstance(value, float) else str(value)]
+        return shlex.join(words)
+
+    def _copy_command(self, button: Any = None) -> None:
+        self.command_line.value = self.command()
+        script = f"navigator.clipboard.writeText({json.dumps(self.command_line.value)})"
+        self._clipboard.outputs = (
+            {"output_type": "display_data", "data": {"application/javascript": script}, "metadata": {}},)
+
+# %% ../../nbs/9_explorers/10_explorer.ipynb #d43b68d9
+class Explorer(Reproducible):
+    """Controls, and panels that follow them; subclasses say how a state is computed and drawn.
+
+    A subclass sets `prefix` and `panels_type` and defines `compute`; its states have a field for each control.
+    """
+
+    panels_type: type[Panels]  # made from a state, moved with `update_to`
+    rest_s = 0.25  # how long a control has to rest before the full computation
+
+    def __init__(
+        self,
+        controls: Mapping[str, ipywidgets.ValueWidget],  # by setting
+        settings: Mapping[str, Any],  # values to start with, for some or all of the controls
+        fixed: Mapping[str, Any] | None = None,  # further parameters of the notebook, by their names
+    ) -> None:
+        self.fixed, self._moves = dict(fixed or {}), 0
+        super().__init__(controls, settings)
+        self.state = self.compute(self.settings, preview=False)
+        self.panels = self.panels_type(self.state)
+        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        column = ipywidgets.VBox(list(self.controls.values()), layout={"flex": "0 0 310px"})
+        # Beside the controls the picture shrinks to the room that is left; it is never cut off.
+        picture = ipywidgets.Box([self.image], layout={"display": "block", "flex": "1 1 0%", "min_width": "0"})
+        self.widget = ipywidgets.VBox([ipywidgets.HBox([column, picture]), self._message, self._command_row()])
+        self.widget.add_class(f"ptycho-nb-{self.prefix}")
+        self.show_state(self.state)
+
+    def compute(
+        self,
+        settings: Mapping[str, Any],  # the value of each control
+        preview: bool,  # something fast is wanted first; ignored where everything is fast
+    ) -> Any:  # a frozen dataclass; `preview` is True in it if more is to follow
+        "The state of these settings; `InputError` if they cannot be used."
+        raise NotImplementedError
+
     def _changed(self, change: Any = None) -> None:
         "A control has moved."
         with self.lock:
@@ -208,9 +263,6 @@ class Explorer:
         with self.lock:
             if moves == self._moves:
                 self.settle()
-
-    def _shown_settings(self) -> dict[str, Any]:
-        return {name: getattr(self.state, name) for name in self.controls}
 
     def _advance(self, preview: bool) -> None:
         "From the controls to a new state, or to a message."
@@ -237,14 +289,6 @@ class Explorer:
         self.panels.update_to(state)
         self.image.value = self.panels.png()
 
-    def say(
-        self,
-        message: str,  # empty: all is well
-    ) -> None:
-        "Write into the message line."
-        self.message = message
-        self._message.value = f'<span style="color:#b00020">⚠ {html.escape(message)}</span>' if message else ""
-
     def figure(self) -> Panels:
         "The static twin: a figure of its own with what the widget shows now."
         with self.lock:
@@ -252,24 +296,6 @@ class Explorer:
             panels = self.panels_type(self.state)
             panels.update_to(self.state)
             return panels
-
-    def parameters(self) -> dict[str, Any]:
-        "The state as parameters of the study notebook."
-        return self.fixed | {f"{self.prefix}_{name}": value for name, value in self._shown_settings().items()}
-
-    def command(self) -> str:
-        "The papermill command line that shows this state."
-        words = ["papermill", self.notebook, "out.ipynb"]
-        for name, value in self.parameters().items():
-            if value not in ("", None):
-                words += ["-p", name, repr(float(value)) if isinstance(value, float) else str(value)]
-        return shlex.join(words)
-
-    def _copy_command(self, button: Any = None) -> None:
-        self.command_line.value = self.command()
-        script = f"navigator.clipboard.writeText({json.dumps(self.command_line.value)})"
-        self._clipboard.outputs = (
-            {"output_type": "display_data", "data": {"application/javascript": script}, "metadata": {}},)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self._shown_settings().items())

@@ -28,7 +28,7 @@ from .browser import ScaleBar, picture_limits
 from .explorer import Explorer, Panels
 
 # %% auto #0
-__all__ = ['LOSS_SCALES', 'MonitorState', 'MonitorPanels', 'middle_of', 'TrainingMonitor']
+__all__ = ['LOSS_SCALES', 'MonitorState', 'MonitorPanels', 'middle_of', 'Thumbnails', 'TrainingMonitor']
 
 # %% ../../nbs/9_explorers/60_monitor.ipynb #b132d24b
 LOSS_SCALES = ("logarithmic", "linear")
@@ -58,6 +58,9 @@ class MonitorState:
         return np.array([np.nan if row.get(key) is None else row[key] for row in self.rows], float)
 
 # %% ../../nbs/9_explorers/60_monitor.ipynb #27fe74c3
+_LOSSES = ("train_loss", "val_loss", "test_loss")
+
+
 def _span(values: np.ndarray, logarithmic: bool) -> tuple[float, float] | None:
     "Limits with room around the finite values; None if there are none."
     finite = values[np.isfinite(values) & ((values > 0) | (not logarithmic))]
@@ -67,7 +70,7 @@ def _span(values: np.ndarray, logarithmic: bool) -> tuple[float, float] | None:
     margin = max(0.06 * (high - low), 1e-3 * max(abs(low), abs(high)), 1e-12)
     return tuple(float(np.exp(edge) if logarithmic else edge) for edge in (low - margin, high + margin))
 
-
+# %% ../../nbs/9_explorers/60_monitor.ipynb #7b1da76f
 class MonitorPanels(Panels):
     "Losses, intensity scale and numbers; the object before training, now, and in truth."
 
@@ -141,10 +144,7 @@ class MonitorPanels(Panels):
             self.shown["latest"].set_clim(low, high)
             self.colours.set_label(state.quantity if state.quantity == "amplitude" else "phase / rad")
 
-
-_LOSSES = ("train_loss", "val_loss", "test_loss")
-
-
+# %% ../../nbs/9_explorers/60_monitor.ipynb #32e4b4f3
 def _training_numbers(state: MonitorState) -> str:
     "The last epoch, the best one and the seconds."
     if not state.rows:
@@ -186,6 +186,45 @@ def middle_of(
     return scan.subset(np.sort(np.argsort(distance)[:n_patterns]))
 
 
+class Thumbnails:
+    "What a network in training makes of the middle of a scan: at first, now, and the truth beside them."
+
+    def __init__(
+        self,
+        scan: RawData,
+        n_patterns: int,  # of its middle
+    ) -> None:
+        self.part = middle_of(scan, n_patterns)
+        self.fields: dict[str, np.ndarray] = {}  # by name: first, latest, truth; (h, w), complex64
+        self.region: Region | None = None  # px, of the fields
+
+    def take(
+        self,
+        model: Any,  # a PtychoModel
+        first: bool,  # begin anew
+    ) -> None:
+        "Reconstruct the patterns with the model as it is now."
+        from ptycho_nb.network.inference import reconstruct
+
+        result = reconstruct(self.part, model)
+        result = result.crop_to(covered_region(result))
+        self.region = result.region
+        if self.part.truth is not None:
+            self.fields["truth"] = crop(self.part.truth, result.region, what="truth")
+        reference = self.fields.get("truth", np.ones_like(result.object))
+        self.fields["latest"] = quick_align(result.object, reference)
+        if first or "first" not in self.fields:
+            self.fields["first"] = self.fields["latest"]
+
+    def images(
+        self,
+        quantity: str,  # one of `QUANTITIES`
+    ) -> dict[str, np.ndarray]:  # (h, w), float; phases in rad
+        "The fields as they are shown."
+        if quantity == "amplitude":
+            return {name: np.abs(field) for name, field in self.fields.items()}
+        reference = self.fields.get("truth", self.fields.get("first"))
+        return {name: relative_phase(field, reference)[1] for name, field in self.fields.items()}
 
 # %% ../../nbs/9_explorers/60_monitor.ipynb #b7c095e3
 class TrainingMonitor(Explorer):
@@ -206,10 +245,8 @@ class TrainingMonitor(Explorer):
     ) -> None:
         self.folder = None if folder is None else Path(folder).expanduser().absolute()
         self.rows: list[Mapping[str, Any]] = []
-        self.ended, self._remark, self._task, self._seen = "", "", None, None
-        self._pictures: dict[str, np.ndarray] = {}  # (h, w), complex64
-        self._region: Region | None = None
-        self.part = None if scan is None else middle_of(scan, n_patterns)
+        self.ended, self._remark, self._task, self._read_ns = "", "", None, None
+        self.thumbnails = None if scan is None else Thumbnails(scan, n_patterns)
         controls = {
             "quantity": ipywidgets.Dropdown(options=QUANTITIES, description="quantity"),
             "loss_scale": ipywidgets.Dropdown(options=LOSS_SCALES, description="scale of losses"),
@@ -221,13 +258,9 @@ class TrainingMonitor(Explorer):
 
     def compute(self, settings: Mapping[str, Any], preview: bool = False) -> MonitorState:
         "The training as far as it is known, with these settings."
-        pictures = self._pictures
-        if settings["quantity"] == "amplitude":
-            images = {name: np.abs(field) for name, field in pictures.items()}
-        else:
-            reference = pictures.get("truth", pictures.get("first"))
-            images = {name: relative_phase(field, reference)[1] for name, field in pictures.items()}
-        return MonitorState(**settings, rows=tuple(self.rows), images=images, region=self._region, ended=self.ended)
+        thumbnails = self.thumbnails
+        images, region = ({}, None) if thumbnails is None else (thumbnails.images(settings["quantity"]), thumbnails.region)
+        return MonitorState(**settings, rows=tuple(self.rows), images=images, region=region, ended=self.ended)
 
     def __call__(
         self,
@@ -237,9 +270,9 @@ class TrainingMonitor(Explorer):
         "Show another epoch; `train` calls this."
         with self.lock:
             self.rows = list(rows)
-            if model is not None and self.part is not None:
+            if model is not None and self.thumbnails is not None:
                 try:
-                    self._take_picture(model)
+                    self.thumbnails.take(model, first=len(rows) == 1)
                 except InputError as error:
                     self._remark = f"no picture: {error}"
             self._advance(preview=False)
@@ -249,19 +282,6 @@ class TrainingMonitor(Explorer):
         super().show_state(state)
         self.say(self._remark)
 
-    def _take_picture(self, model: Any) -> None:
-        from ptycho_nb.network.inference import reconstruct
-
-        made = reconstruct(self.part, model)
-        made = made.crop_to(covered_region(made))
-        self._region = made.region
-        if self.part.truth is not None:
-            self._pictures["truth"] = crop(self.part.truth, made.region, what="truth")
-        reference = self._pictures.get("truth", np.ones_like(made.object))
-        self._pictures["latest"] = quick_align(made.object, reference)
-        if len(self.rows) == 1 or "first" not in self._pictures:
-            self._pictures["first"] = self._pictures["latest"]
-
     def refresh(self) -> bool:  # whether there was something new
         "Read the arm's history, if it has grown; `InputError` if the file is something else."
         path = Path(self.folder or "") / HISTORY
@@ -269,13 +289,13 @@ class TrainingMonitor(Explorer):
             self.say(f"{path}: not there yet" if self.folder else "The monitor was made without a folder.")
             return False
         changed_ns = path.stat().st_mtime_ns
-        if changed_ns == self._seen:
+        if changed_ns == self._read_ns:
             return False
         content = read_json(path)
         if not isinstance(content, Mapping) or not isinstance(content.get("epochs"), list) or "header" not in content:
             raise InputError(str(path), "something else", "the history that train writes", "Give the folder of an arm.")
         with self.lock:
-            self._seen, self.rows = changed_ns, content["epochs"]
+            self._read_ns, self.rows = changed_ns, content["epochs"]
             ended = content["header"].get("ended", "")
             self.ended = "" if ended == "still training" else ended
             self._advance(preview=False)

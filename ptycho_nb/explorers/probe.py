@@ -19,7 +19,7 @@ from ..data.scan import RawData
 from ..physics import probes
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.noise import closed_form_intensity_scale
-from ..physics.scans import area_overlap, linear_overlap, nearest_spacing_px
+from ..physics.scans import area_overlap, linear_overlap, nearest_pixel, nearest_spacing_px
 from . import explorer as widgets
 
 # %% auto #0
@@ -133,7 +133,7 @@ class ProbeExplorer(widgets.Explorer):
             raise InputError("nphotons", self.nphotons, "a finite number above 0", "Give the photons of a mean pattern.")
         objects = np.ones((1, N, N), np.complex64)
         if data.object is not None:
-            corners = np.floor(data.positions_px + 0.5).astype(int) - N // 2
+            corners = nearest_pixel(data.positions_px) - N // 2
             objects = np.stack([data.object[y : y + N, x : x + N] for y, x in corners[:200]])
         self._transmission = np.mean(np.abs(objects) ** 2, axis=0)  # of the intensity, seen by the scan
         middle = data.positions_px.mean(axis=0)

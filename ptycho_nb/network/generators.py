@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'GENERATORS', 'Convolutions', 'DifferencesFromMean', 'PatchesFromHalves', 'build_cnn', 'DepthToSpace',
-           'build_residual_unet', 'training_seconds', 'fastest_precision', 'GeneratorSpec', 'get_generator']
+           'unet', 'build_residual_unet', 'training_seconds', 'fastest_precision', 'GeneratorSpec', 'get_generator']
 
 # %% ../../nbs/4_network/40_generators.ipynb #a5fd3ff4
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -26,15 +26,15 @@ class Convolutions:
     def __init__(self, precision: str, seed: int) -> None:
         self.policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
         self.seeds = iter(np.random.SeedSequence(seed).generate_state(64))
-        self.made = 0
+        self.count = 0
 
     def __call__(self, image, filters: int, side: int = 3, stride: int = 1, up: bool = False, activation="relu"):
         "A convolution, with ReLU unless told otherwise; `up` enlarges the image by `stride` instead of reducing it."
-        self.made += 1
+        self.count += 1
         kind, name = (layers.Conv2DTranspose, "up") if up else (layers.Conv2D, "convolution")
         start = keras.initializers.HeNormal(seed=int(next(self.seeds)))
         return kind(filters, side, strides=stride, padding="same", activation=activation, kernel_initializer=start,
-                    dtype=self.policy, name=f"{name}_{self.made}")(image)
+                    dtype=self.policy, name=f"{name}_{self.count}")(image)
 
 # %% ../../nbs/4_network/40_generators.ipynb #ee2425b3
 _LOG_STRETCH = 30.0  # amplitudes above 1/30 of the data's intensity scale are compressed
@@ -114,6 +114,34 @@ class DepthToSpace(layers.Layer):
         return batch, height and 2 * height, width and 2 * width, channels // 4
 
 
+def unet(
+    image: keras.KerasTensor,  # (b, H, W, F), H and W multiples of 8
+    convolution: Convolutions,  # makes the layers, in the order in which they are applied
+    n_filters: int,  # n, channels at half resolution; 2n at a quarter, 4n at an eighth
+    unit: Callable[[keras.KerasTensor, int], keras.KerasTensor],  # refines an image, called with it and its channels
+    counts: Sequence[int],  # units at 1/2, 1/4, 1/8 of the resolution, and at 1/4 and 1/2 again
+) -> keras.KerasTensor:  # float32 (b, H, W, 2); zero before it is trained
+    "Three halvings with skips, two doublings, and depth to space: the part that all U-Nets here share."
+    def refine(image, filters: int, count: int):
+        for _ in range(count):
+            image = unit(image, filters)
+        return image
+
+    def join(image, skipped, name: str):  # names of our own: Keras counts its own up, and a bundle holds them
+        return layers.Concatenate(dtype=convolution.policy, name=name)([image, skipped])
+
+    n = n_filters
+    half = refine(convolution(image, n, 4, 2), n, counts[0])
+    quarter = refine(convolution(half, 2 * n, 2, 2), 2 * n, counts[1])
+    eighth = refine(convolution(quarter, 4 * n, 2, 2), 4 * n, counts[2])
+    image = convolution(join(convolution(eighth, 2 * n, 2, 2, up=True), quarter, "join_quarter"), 2 * n)
+    image = refine(image, 2 * n, counts[3])
+    image = convolution(join(convolution(image, n, 2, 2, up=True), half, "join_half"), n)
+    image = layers.Conv2D(8, 3, padding="same", kernel_initializer="zeros", dtype="float32",
+                          name="correction")(refine(image, n, counts[4]))
+    return DepthToSpace(name="full_size")(image)
+
+
 def build_residual_unet(
     config: ModelConfig,  # n_filters is used
     n_channels: int,  # F, channels of the estimate; the first two are real and imaginary part of the base
@@ -121,19 +149,12 @@ def build_residual_unet(
     seed: int = 0,
 ) -> keras.Model:  # (b, S, S, F) to (b, S, S, 2), for any S that is a multiple of 8
     "A U-Net that adds a correction to the base estimate; before it is trained the correction is zero."
-    convolution, n = Convolutions(precision, seed), config.n_filters
+    convolution = Convolutions(precision, seed)
     estimate = layers.Input((None, None, n_channels), name="estimate")
     vacuum = np.zeros(n_channels, np.float32)
     vacuum[0] = 1
-    half = convolution(convolution(estimate - vacuum, n, 4, 2), n)
-    quarter = convolution(convolution(convolution(half, 2 * n, 2, 2), 2 * n), 2 * n)
-    eighth = convolution(convolution(convolution(quarter, 4 * n, 2, 2), 4 * n), 4 * n)
-    image = layers.Concatenate(name="join_quarter")([convolution(eighth, 2 * n, 2, 2, up=True), quarter])
-    image = convolution(convolution(image, 2 * n), 2 * n)
-    image = layers.Concatenate(name="join_half")([convolution(image, n, 2, 2, up=True), half])
-    image = convolution(image, n)
-    image = layers.Conv2D(8, 3, padding="same", kernel_initializer="zeros", dtype="float32", name="correction")(image)
-    return keras.Model(estimate, estimate[..., :2] + DepthToSpace(name="full_size")(image), name="residual_unet")
+    correction = unet(estimate - vacuum, convolution, config.n_filters, unit=convolution, counts=(1, 2, 2, 1, 0))
+    return keras.Model(estimate, estimate[..., :2] + correction, name="residual_unet")
 
 # %% ../../nbs/4_network/40_generators.ipynb #ab1687d0
 PRECISIONS = ("float32", "bfloat16")

@@ -50,13 +50,13 @@ def _network_for(model: PtychoModel, container: PtychoDataContainer) -> keras.Mo
     return MergedPatches(network.generator, model.patch_weights, canvas_px, container.subpixel)
 
 
-def _made_ready(model: PtychoModel, groups: PtychoDataContainer) -> tuple:
+def _network_inputs(model: PtychoModel, groups: PtychoDataContainer) -> tuple:
     "What the network wants to see of some groups, the weights of the objects that it makes, and their corners, px."
     rows = np.arange(len(groups))
     weights = illumination(np.sqrt(model.patch_weights), group_layout(groups, rows, groups.inputs).layout)
     if model.input_kind == "diffraction":
-        made = groups.batch(rows)
-        inputs = {name: made[name] for name in ("amplitude", "input_corners", "input_remainder")}
+        batch = groups.batch(rows)
+        inputs = {name: batch[name] for name in ("amplitude", "input_corners", "input_remainder")}
         return inputs, weights, groups.canvas_corner_px
     features = GroupEstimates(groups, model.settings, cache_bytes=0)(rows)["estimate"]
     margin = (groups.canvas_px - int(window_px(groups, groups.inputs).max())) // 2
@@ -67,11 +67,11 @@ def _made_ready(model: PtychoModel, groups: PtychoDataContainer) -> tuple:
 def _regions(model: PtychoModel, network: keras.Model, batches: list[PtychoDataContainer]) -> Iterator[tuple]:
     "The object of each group, its corner and its weight, one after the other."
     with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(_made_ready, model, batches[0])
+        following = ahead.submit(_network_inputs, model, batches[0])
         for number in range(1, len(batches) + 1):
             inputs, weights, corners = following.result()
             if number < len(batches):
-                following = ahead.submit(_made_ready, model, batches[number])
+                following = ahead.submit(_network_inputs, model, batches[number])
             parts = np.asarray(network.predict_on_batch(inputs))
             yield from zip(parts[..., 0] + 1j * parts[..., 1], corners, weights, strict=True)
 
@@ -83,7 +83,7 @@ def _by_groups(model: PtychoModel, container: PtychoDataContainer, batch_size: i
     regions, corners, weights = tee(_regions(model, _network_for(model, container), batches), 3)
     object, coverage = stitch((region for region, _, _ in regions), (corner - origin for _, corner, _ in corners),
                               (weight for _, _, weight in weights), tuple(end - origin))
-    object[coverage == 0] = 1  # vacuum where nobody looked
+    object[coverage == 0] = 1  # vacuum where no pattern looked
     return object, coverage, origin
 
 # %% ../../nbs/4_network/65_inference.ipynb #4744d01f
@@ -92,12 +92,12 @@ def covering_groups(
     times: int,  # how often each pattern is to be seen
 ) -> np.ndarray:  # int64 (b,): rows of the groups that do, ascending
     "Few groups that together see every pattern that any group sees, greedily: the most useful ones first."
-    seen, chosen = np.zeros(inputs.max() + 1, int), np.zeros(len(inputs), bool)
+    times_seen, chosen = np.zeros(inputs.max() + 1, int), np.zeros(len(inputs), bool)
     for new_members in range(inputs.shape[1], 0, -1):
         for row in np.flatnonzero(~chosen):
-            if np.count_nonzero(seen[inputs[row]] < times) >= new_members:
+            if np.count_nonzero(times_seen[inputs[row]] < times) >= new_members:
                 chosen[row] = True
-                seen[inputs[row]] += 1
+                times_seen[inputs[row]] += 1
     return np.flatnonzero(chosen)
 
 # %% ../../nbs/4_network/65_inference.ipynb #1aea50bb
@@ -112,15 +112,15 @@ def _apply_in_tiles(network, features: np.ndarray) -> np.ndarray:
     rows, columns = (side + -side % 8 for side in (height, width))
     padded = np.tile(vacuum, (rows, columns, 1))
     padded[:height, :width] = features
-    made = np.empty((rows, columns), np.complex64)
+    object = np.empty((rows, columns), np.complex64)
     for y in range(0, rows, _TILE_PX):
         for x in range(0, columns, _TILE_PX):
             top, left = max(y - _HALO_PX, 0), max(x - _HALO_PX, 0)
             bottom, right = min(y + _TILE_PX + _HALO_PX, rows), min(x + _TILE_PX + _HALO_PX, columns)
             parts = np.asarray(network.predict_on_batch(padded[None, top:bottom, left:right]))[0]
             inner = parts[y - top : y - top + _TILE_PX, x - left : x - left + _TILE_PX]
-            made[y : y + _TILE_PX, x : x + _TILE_PX] = inner[..., 0] + 1j * inner[..., 1]
-    return made[:height, :width]
+            object[y : y + _TILE_PX, x : x + _TILE_PX] = inner[..., 0] + 1j * inner[..., 1]
+    return object[:height, :width]
 
 
 def _by_scan(model: PtychoModel, container: PtychoDataContainer) -> tuple[np.ndarray, ...]:
@@ -157,15 +157,53 @@ def rescale_factor(
 
 # %% ../../nbs/4_network/65_inference.ipynb #7fed50e2
 def reconstruct(
-    data: RawData,  # a scan with patterns of the model's N
-    model: PtychoModel | TrainingResult | str | Path,  # trained, or the path of its bundle
-    config: InferenceConfig | None = None,  # None: the defaults
-    exclude: np.ndarray | None = None,  # int (v,): patterns that are not used, for instance the validation patterns
-    rescale: str = "none",  # "intensity" or "least_squares": multiply the object by `rescale_factor`
-) -> Reconstruction:  # method "network"; `info` holds the rescale and its factor
-    """Reconstruct a scan with a trained model; a bundle's path is loaded first, which does not count in the seconds.
+    data: RawData,
+    model: PtychoModel | TrainingResult | str | Path,
+    config: InferenceConfig | None = None,
+    exclude: np.ndarray | None = None,
+    rescale: str = "none",
+) -> Reconstruction:
+    """Reconstruct a scan with a trained model.
 
-    Raises `InputError` for patterns of another size, too few of them, an unknown rescale, or a bundle that is damaged.
+    Parameters
+    ----------
+    data : RawData
+        A scan with patterns of the model's N.
+    model : PtychoModel, TrainingResult, str or Path
+        A trained model, what `train` returned, or the path of a bundle, which is loaded first (that does not count in
+        the seconds).
+    config : InferenceConfig, optional
+        How the model is applied. None: the defaults.
+    exclude : ndarray of int, shape (v,), optional
+        Patterns that are not used, for instance the validation patterns.
+    rescale : {'none', 'intensity', 'least_squares'}
+        Multiply the object by the factor that makes predicted patterns as bright as the measured ones, or that brings
+        their amplitudes closest to them (`rescale_factor`).
+
+    Returns
+    -------
+    Reconstruction
+        With method "network". `info` holds the generator, the number of groups, the learned scale, the rescale and its
+        factor. The object is 1 where nothing was measured.
+
+    Raises
+    ------
+    InputError
+        For patterns of another size, too few of them, an unknown rescale, or a bundle that is damaged.
+
+    References
+    ----------
+    O. Hoidn, A. A. Mishra and A. Mehta, "Physics constrained unsupervised deep learning for rapid, high resolution
+    scanning coherent diffraction reconstruction", Scientific Reports 13, 22789 (2023), doi:10.1038/s41598-023-48351-7.
+
+    Examples
+    --------
+    >>> import ptycho_nb as pt
+    >>> scan, other = pt.simulate_halves(pt.SimulationConfig(nphotons=1e4, object_size_px=192, n_train=40, n_test=20))
+    >>> trained = pt.train(scan, pt.ModelConfig(n_filters=4), pt.TrainingConfig(nepochs=1))
+    >>> result = pt.reconstruct(other, trained)
+    >>> result.method, result.object.dtype
+    ('network', dtype('complex64'))
     """
     check_choice("rescale", rescale, RESCALES)
     if isinstance(model, str | Path):
@@ -189,12 +227,12 @@ def reconstruct(
         object, coverage, origin = _by_groups(model, container, config.batch_size)
     probe = model.probe if model.config.probe_trainable else container.probe
     learned = model.intensity_scale / model.data_scale  # what training found the scale to be, of what it was given
-    made = Reconstruction(
+    reconstruction = Reconstruction(
         object=object, coverage=coverage, origin_px=origin, positions_px=data.positions_px,
         probe=(probe * container.intensity_scale * learned).astype(np.complex64), method="network")
-    factor = rescale_factor(made, data, rescale, np.unique(container.inputs))
+    factor = rescale_factor(reconstruction, data, rescale, np.unique(container.inputs))
     return replace(
-        made, object=np.where(coverage > 0, object * np.float32(factor), object),  # vacuum stays 1 where nobody looked
+        reconstruction, object=np.where(coverage > 0, object * np.float32(factor), object),  # vacuum stays 1 where nobody looked
         seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu,
         info={"generator": model.config.generator, "groups": len(container), "learned_scale_factor": learned,
               "rescale": rescale, "rescale_factor": factor})

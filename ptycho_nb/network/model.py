@@ -7,6 +7,7 @@ __all__ = ['MergedPatches', 'central_weights', 'PtychoModel']
 
 # %% ../../nbs/4_network/50_model.ipynb #46450ad4
 import math
+from typing import Self
 
 import keras
 import numpy as np
@@ -49,19 +50,15 @@ class MergedPatches(keras.Model):
 def central_weights(
     probe: np.ndarray,  # complex64 (N, N)
 ) -> np.ndarray:  # float32 (N, N): |P|² and a little more in the central half, 0 outside
-    "How much a patch that is predicted in its central half counts where patches overlap."
+    "Merging weights: |P|² inside the central half, 0 outside."
     power = np.abs(probe) ** 2
     quarter = len(probe) // 4
     inside = np.pad(np.ones((2 * quarter, 2 * quarter), np.float32), quarter)
     return (inside * (power + 0.01 * power.max())).astype(np.float32)
 
 # %% ../../nbs/4_network/50_model.ipynb #cf3d25ea
-class PtychoModel(keras.Model):
-    """Generator, merging, forward model and intensity scale in one Keras model.
-
-    It takes a batch of `PtychoDataContainer` (with the estimates of `GroupEstimates`, where the generator wants them)
-    and predicts the targets' amplitudes (b, N, N, T), divided by the intensity scale as those of the batch are.
-    """
+class _Parts(keras.Model):
+    "What a model is made of: the generator, the probe and the intensity scale, and how they begin."
 
     def __init__(
         self,
@@ -112,11 +109,11 @@ class PtychoModel(keras.Model):
         "s, the square root of photons: as given or as learned."
         return float(np.exp(ops.convert_to_numpy(self.log_scale)))
 
-    def untrained(self) -> "PtychoModel":
+    def untrained(self) -> Self:
         "A model of the same make with the weights that training started from."
-        fresh = PtychoModel(self.config, self.initial_probe, self.data_scale, self.canvas_px, training=self.training_config,
-                            settings=self.settings, subpixel=self.subpixel, precision=self.precision, seed=self.seed,
-                            window_px=self.window_px)
+        fresh = type(self)(self.config, self.initial_probe, self.data_scale, self.canvas_px, training=self.training_config,
+                           settings=self.settings, subpixel=self.subpixel, precision=self.precision, seed=self.seed,
+                           window_px=self.window_px)
         for ours, theirs in zip(self._adapted_layers(), fresh._adapted_layers(), strict=True):
             theirs.set_weights(ours.get_weights())
         return fresh
@@ -132,6 +129,14 @@ class PtychoModel(keras.Model):
         "Tell a generator that wants to know what patterns have in common; to be done once, before training."
         for layer in self._adapted_layers():
             layer.adapt(amplitude)
+
+# %% ../../nbs/4_network/50_model.ipynb #c1dd0d6f
+class PtychoModel(_Parts):
+    """Generator, merging, forward model and intensity scale in one Keras model.
+
+    It takes a batch of `PtychoDataContainer` (with the estimates of `GroupEstimates`, where the generator wants them)
+    and predicts the targets' amplitudes (b, N, N, T), divided by the intensity scale as those of the batch are.
+    """
 
     def _network_inputs(self, batch: dict):
         if self.input_kind == "estimate":
@@ -175,11 +180,3 @@ class PtychoModel(keras.Model):
         if weights.mae_weight:
             loss += weights.mae_weight * amplitude_mae(predicted, measured)
         return loss
-
-    def predict_object(
-        self,
-        batch: dict[str, np.ndarray],  # the generator's inputs: "estimate", or "amplitude" with the inputs' places
-    ) -> np.ndarray:  # complex64 (b, S, S)
-        "The objects of some groups."
-        parts = ops.convert_to_numpy(self._objects(batch))
-        return (parts[..., 0] + 1j * parts[..., 1]).astype(np.complex64)

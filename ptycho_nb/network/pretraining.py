@@ -24,7 +24,7 @@ from ..machine import cores
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.objects import make_object
 from ..physics.probes import defocused_probe, disk_probe, normalise_probe
-from ..physics.scans import make_positions, validation_indices
+from ..physics.scans import make_positions, nearest_pixel, validation_indices
 from ..solvers.held_out import HELD_OUT, hold_out
 from .pretrained import Pretrained, SolverView, build_corrector, solver_view
 
@@ -104,7 +104,7 @@ def truth_like(
     "The true object with the brightness and the global phase of the solver's."
     base = view.base
     (y, x), (height, width) = base.origin_px, base.object.shape
-    layout = Layout.on_canvas(np.floor(scan.positions_px + 0.5), scan.N, (height, width), base.origin_px)
+    layout = Layout.on_canvas(nearest_pixel(scan.positions_px), scan.N, (height, width), base.origin_px)
     truth = scan.truth[y : y + height, x : x + width]
     energy = np.sum(scan_amplitudes(truth, scan.probe, layout) ** 2, dtype=np.float64)
     photons = scan.metadata["simulation"]["nphotons"] * scan.n_patterns

@@ -15,6 +15,7 @@ from scipy import fft
 from ..config import InputError
 from ..machine import compiled
 from .fourier import fourier_transform, image_planes, images_at_once, mirror_images, roots_of_unity
+from .scans import nearest_pixel
 
 # %% ../../nbs/1_physics/50_forward.ipynb #b25b0ad0
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class Layout:
         origin_px: np.ndarray = (0, 0),  # (y, x) of its element [0, 0] in the frame of the positions, px
     ) -> "Layout":
         "The layout of positions on a given canvas."
-        whole = np.floor(positions_px + 0.5).astype(np.int64)
+        whole = nearest_pixel(positions_px)
         remainder = (positions_px - whole).astype(np.float32)
         return cls(N, whole - N // 2 - np.asarray(origin_px, np.int64), shape, remainder if remainder.any() else None,
                    origin_px=origin_px)
@@ -64,7 +65,7 @@ class Layout:
         margin_px: int = 0,  # empty pixels kept around the patches
     ) -> "Layout":
         "The layout of positions on the smallest canvas that holds all patches."
-        corners = np.floor(positions_px + 0.5).astype(np.int64) - N // 2
+        corners = nearest_pixel(positions_px) - N // 2
         origin = corners.min(axis=0) - margin_px
         height, width = (corners.max(axis=0) - origin + N + margin_px).tolist()
         return cls.on_canvas(positions_px, N, (height, width), origin)

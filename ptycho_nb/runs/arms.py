@@ -299,7 +299,7 @@ def locked(
     patience_s: float = 0.0,  # how long to wait for whoever holds it
 ) -> Iterator[BinaryIO]:  # the open file
     "Hold the lock of a file; `BlockingIOError` if another process still holds it after `patience_s`."
-    import fcntl  # not on Windows, where the rest of this room can be used
+    import fcntl  # not on Windows, where the rest of this module can be used
 
     deadline, held = time.monotonic() + patience_s, False
     with open(path, "ab") as file:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..files import read_json
 from ..machine import viewer
 from .arms import CONFIG, HISTORY
 
 # %% auto #0
-__all__ = ['arm_progress', 'duration_text', 'ArmState', 'audience', 'table_html', 'showing']
+__all__ = ['ArmProgress', 'arm_progress', 'duration_text', 'ArmState', 'audience', 'table_html', 'showing']
 
 # %% ../../nbs/6_runs/40_progress.ipynb #dbe0f22f
 def _read(path: Path) -> dict[str, Any]:
@@ -29,16 +29,25 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+class ArmProgress(NamedTuple):
+    "How far a training is; None: unknown."
+
+    epoch: int | None = None  # the last one
+    nepochs: int | None = None  # asked for
+    loss: float | None = None  # of the validation patterns, if there are any
+    seconds_left: float | None = None
+
+
 def arm_progress(
     folder: str | Path,  # the folder of an arm, running or not
-) -> dict[str, Any]:  # 'epoch', 'nepochs', 'loss' (validation, if there is one), 'seconds_left' of training; None: unknown
+) -> ArmProgress:
     "How far the training of an arm is."
     config, rows = _read(Path(folder) / CONFIG), _read(Path(folder) / HISTORY).get("epochs") or [{}]
     last, nepochs = rows[-1], (config.get("training") or {}).get("nepochs")
     loss = last.get("train_loss") if last.get("val_loss") is None else last["val_loss"]
     durations = [row["seconds"] for row in rows if row.get("epoch") and "seconds" in row]
     left = (nepochs - last["epoch"]) * sum(durations) / len(durations) if nepochs and durations else None
-    return {"epoch": last.get("epoch"), "nepochs": nepochs, "loss": loss, "seconds_left": left}
+    return ArmProgress(last.get("epoch"), nepochs, loss, left)
 
 
 def duration_text(
@@ -67,10 +76,9 @@ class ArmState:
 
 def _row(arm: ArmState) -> list[str]:
     "The line of an arm: its name, state, epoch, loss and time."
-    now = arm_progress(arm.folder) if arm.state != "waiting" else {}
-    epoch, nepochs, loss = now.get("epoch"), now.get("nepochs"), now.get("loss")
+    epoch, nepochs, loss, seconds_left = arm_progress(arm.folder) if arm.state != "waiting" else ArmProgress()
     reached = "" if epoch is None else f"{epoch} of {nepochs}" if nepochs else str(epoch)
-    left = f"{duration_text(now['seconds_left'])} to train" if now.get("seconds_left") and arm.state == "running" else ""
+    left = f"{duration_text(seconds_left)} to train" if seconds_left and arm.state == "running" else ""
     taken = f"took {duration_text(arm.seconds)}" if arm.seconds else ""
     return [arm.name, arm.state, reached, "" if loss is None else f"{loss:.5g}", left or taken]
 
@@ -127,7 +135,7 @@ def _log(arms: Sequence[ArmState]) -> Callable[[int], None]:
 
 @contextmanager
 def showing(
-    arms: Sequence[ArmState],  # that change while they are watched
+    arms: Sequence[ArmState],  # that change meanwhile
     whom: str,  # as `audience` says
 ) -> Iterator[Callable[[int], None]]:  # to be called now and then with the number of workers
     "Show the arms as they are now, whenever asked."

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import InputError
+from ..config import VALIDATION_FRACTION, InputError
 from ..data.scan import RawData
 from ..physics.noise import deal_photons, poisson_deviance
 from ..physics.scans import stand_alone, validation_indices
 from .result import Reconstruction, predict_amplitudes
 
 # %% ../../nbs/3_solvers/40_held_out.ipynb #44c03a97
-HELD_OUT = 0.1  # of the patterns, or of their photons
+HELD_OUT = VALIDATION_FRACTION  # of the patterns, or of their photons
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ import numpy as np
 from ..config import InputError
 from ..files import plain_json, write_arrays
 from ..physics.forward import Layout, scan_amplitudes
+from ..physics.scans import nearest_pixel
 
 Region = tuple[int, int, int, int]  # (y0, y1, x0, x1), px in the frame of the positions; y1 and x1 are just outside
 
@@ -103,7 +104,7 @@ def covered_region(
     reconstruction: Reconstruction,
 ) -> Region:  # smallest rectangle of pixels that holds all patch centres
     """The part of the object on which methods are compared: the bounding box of the scan's patch centres."""
-    pixels = np.floor(reconstruction.positions_px + 0.5).astype(int)
+    pixels = nearest_pixel(reconstruction.positions_px)
     (y0, x0), (y1, x1) = pixels.min(axis=0).tolist(), pixels.max(axis=0).tolist()
     return y0, y1 + 1, x0, x1 + 1
 

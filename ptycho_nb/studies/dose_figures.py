@@ -104,7 +104,7 @@ def plot_dose_panels(
     grid = figure.subplots(len(patterns), 1 + len(titles), squeeze=False)
     for line, nphotons in zip(grid, patterns, strict=True):
         # A pixel without a photon has no logarithm and gets the lowest colour.
-        seen = line[0].imshow(np.maximum(counts[nphotons], norm.vmin), norm=norm, cmap="viridis")
+        pattern_image = line[0].imshow(np.maximum(counts[nphotons], norm.vmin), norm=norm, cmap="viridis")
         line[0].set(xticks=[], yticks=[], ylabel=f"{dose_text(nphotons)} photons")
         low, high = ranges[nphotons]
         for axes, title in zip(line[1:], titles, strict=True):
@@ -113,7 +113,7 @@ def plot_dose_panels(
         figure.colorbar(drawn, ax=list(line[1:]), label="amplitude", pad=0.02)
     for axes, title in zip(grid[0], ["diffraction", *titles], strict=True):
         axes.set_title(title)
-    figure.colorbar(seen, ax=list(grid[:, 0]), label="photons per pixel", location="left", aspect=35, pad=0.04)
+    figure.colorbar(pattern_image, ax=list(grid[:, 0]), label="photons per pixel", location="left", aspect=35, pad=0.04)
     if note:
         figure.supxlabel(note, fontsize="small")
     return figure

@@ -66,10 +66,10 @@ def intensity_table(
             rms = float(np.sqrt(np.mean(np.square(data.diff3d), dtype=float)))
             rows.append({"nphotons": nphotons, "half": half, "shape": data.diff3d.shape,
                          "photons_per_pattern": float(data.photons_per_pattern.mean()), "rms_amplitude": rms})
-    found = pd.DataFrame(rows, columns=["nphotons", "half", "shape", "photons_per_pattern", "rms_amplitude"])
-    found["ratio"] = found.groupby("half")["rms_amplitude"].transform("first") / found["rms_amplitude"]
-    found["expected_ratio"] = np.sqrt(found["nphotons"].max() / found["nphotons"])
-    return found
+    table = pd.DataFrame(rows, columns=["nphotons", "half", "shape", "photons_per_pattern", "rms_amplitude"])
+    table["ratio"] = table.groupby("half")["rms_amplitude"].transform("first") / table["rms_amplitude"]
+    table["expected_ratio"] = np.sqrt(table["nphotons"].max() / table["nphotons"])
+    return table
 
 # %% ../../nbs/8_studies/40_dose_images.ipynb #f7f939f7
 def dark_pixel_table(
@@ -230,7 +230,8 @@ def _draw_spread(aligned: Aligned, arms: pd.DataFrame, folder: Path) -> Figure:
     high = max(stacks)
     low = min(stacks, key=lambda nphotons: abs(np.log10(nphotons / 1e4)))
     chosen = list(dict.fromkeys((high, low)))
-    halves = {nphotons: found[0] for nphotons, found in _halves_and_seeds(arms[arms["nphotons"].isin(chosen)], folder).items()}
+    chosen_arms = arms[arms["nphotons"].isin(chosen)]
+    halves = {nphotons: stack[0] for nphotons, stack in _halves_and_seeds(chosen_arms, folder).items()}
     return plot_seed_spread({nphotons: stacks[nphotons] for nphotons in chosen}, halves=halves)
 
 # %% ../../nbs/8_studies/40_dose_images.ipynb #f311609b

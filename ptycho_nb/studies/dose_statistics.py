@@ -44,11 +44,11 @@ def paired_difference(
     pairs = _curve(scores, first, metric) - _curve(scores, second, metric)
     rows = []
     for nphotons, values in pairs.iterrows():
-        if len(found := values.dropna().to_numpy()):
-            std = float(np.std(found, ddof=1)) if len(found) > 1 else np.nan
-            agreed = len(found) > 1 and abs(np.sign(found).sum()) == len(found)
-            rows.append({"nphotons": nphotons, "mean": float(found.mean()), "std": std, "n": len(found),
-                         "beyond": bool(agreed and abs(found.mean()) > 2 * std)})
+        if len(differences := values.dropna().to_numpy()):
+            std = float(np.std(differences, ddof=1)) if len(differences) > 1 else np.nan
+            agreed = len(differences) > 1 and abs(np.sign(differences).sum()) == len(differences)
+            rows.append({"nphotons": nphotons, "mean": float(differences.mean()), "std": std, "n": len(differences),
+                         "beyond": bool(agreed and abs(differences.mean()) > 2 * std)})
     return pd.DataFrame(rows, columns=["nphotons", "mean", "std", "n", "beyond"])
 
 
@@ -166,7 +166,7 @@ def difference_sentence(
     if not verdicts:
         return f"{text}; at no dose beyond the spread over {rows['n'].max()} seeds."
     return (f"{text}. Beyond the spread over {rows['n'].max()} seeds, {' and '.join(verdicts)}"
-            + (f"; at {rest} nobody can tell." if rest else "."))
+            + (f"; at {rest} this cannot be said." if rest else "."))
 
 # %% ../../nbs/8_studies/20_dose_statistics.ipynb #823c3b91
 def expectation_sentence(
@@ -176,17 +176,17 @@ def expectation_sentence(
     metric: str = "frc50",  # the column to compare
     between: tuple[float, float] = (1e3, 1e5),  # doses, both included: so few photons that the loss should matter
 ) -> str:  # empty if no such dose was measured with both
-    "At which doses the likelihood is the better loss, as it should be, and at which it is not or nobody can tell."
+    "At which doses the likelihood is the better loss, as it should be, and at which it is not or that cannot be said."
     rows = paired_difference(scores, first, second, metric)
     rows = rows[rows["nphotons"].between(*between)]
     if not len(rows):
         return ""
-    found: dict[str, list[str]] = {"confirmed": [], "contradicted": [], "left open": []}
+    doses_by_verdict: dict[str, list[str]] = {"confirmed": [], "contradicted": [], "left open": []}
     for row in rows.itertuples():
         verdict = "left open" if not row.beyond else "confirmed" if row.mean > 0 else "contradicted"
         scatter = "one seed" if row.n == 1 else f"± {row.std:.3f}, {row.n} seeds"
-        found[verdict].append(f"{plain_dose(row.nphotons)} ({round(row.mean, 3) + 0.0:+.3f}, {scatter})")
-    verdicts = "; ".join(f"{verdict} at {', '.join(doses)}" for verdict, doses in found.items() if doses)
+        doses_by_verdict[verdict].append(f"{plain_dose(row.nphotons)} ({round(row.mean, 3) + 0.0:+.3f}, {scatter})")
+    verdicts = "; ".join(f"{verdict} at {', '.join(doses)}" for verdict, doses in doses_by_verdict.items() if doses)
     return (f"With few photons, {plain_dose(between[0])} to {plain_dose(between[1])}, *{method_label(*first)}* is expected to "
             f"have a higher {METRIC_LABELS[metric].heading} than *{method_label(*second)}*. "
             f"Beyond the spread this is {verdicts}.")

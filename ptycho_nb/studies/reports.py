@@ -51,12 +51,12 @@ def _training(history: Any) -> dict[str, Any]:
     epochs = history.get("epochs") if isinstance(history, Mapping) else None
     if not epochs:
         return {}
-    found = {"epochs": epochs[-1].get("epoch"), "nan_count": sum(row.get("nan_count") or 0 for row in epochs)}
+    numbers = {"epochs": epochs[-1].get("epoch"), "nan_count": sum(row.get("nan_count") or 0 for row in epochs)}
     for key in ("train_loss", "val_loss", "intensity_scale"):
         values = [row[key] for row in epochs if row.get(key) is not None]
         if values:
-            found |= {f"first_{key}": values[0], f"last_{key}": values[-1]}
-    return {f"training.{key}": value for key, value in found.items()}
+            numbers |= {f"first_{key}": values[0], f"last_{key}": values[-1]}
+    return {f"training.{key}": value for key, value in numbers.items()}
 
 
 def _one_line(error: str | None) -> str:
@@ -98,8 +98,8 @@ def results_table(
     folder = Path(folder).expanduser().absolute()
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
     entries = {entry["name"]: entry for entry in manifest.get("arms", [])}
-    found = sorted((path.parent.name for path in folder.glob(f"*/{CONFIG}")), key=_natural)
-    names = [*entries, *(name for name in found if name not in entries)]
+    folders = sorted((path.parent.name for path in folder.glob(f"*/{CONFIG}")), key=_natural)
+    names = [*entries, *(name for name in folders if name not in entries)]
     if not names:
         what = "an arm itself" if (folder / CONFIG).exists() else "no arms"
         raise InputError(str(folder), what, "a folder whose sub-folders are arms",
@@ -139,13 +139,13 @@ def settings_of(
 def method_scores(
     arms: pd.DataFrame,  # the arms of one setting
 ) -> pd.DataFrame:  # method, loss, nphotons, seed, ssim, psnr, ms_ssim, frc50, mae, phase_mae, nll_per_pixel, arm
-    "The scores of every method in every arm, as the functions of `doses` want them."
+    "The scores of every method in every arm, as `ptycho_nb.studies.dose_statistics` takes them."
     import pandas as pd
 
     places = {name: ("{}.amplitude." + name) for name in ("ssim", "psnr", "ms_ssim", "frc50", "mae")}
     places |= {"phase_mae": "{}.phase.mae", "phase_ssim": "{}.phase.ssim", "nll_per_pixel": "data_fit.{}.nll_per_pixel"}
-    found = (re.fullmatch(r"(?:data_fit\.)?(\w+)\.(?:amplitude\.ssim|nll_per_pixel)", name) for name in arms.columns)
-    methods = dict.fromkeys(match[1] for match in found if match)
+    matches = (re.fullmatch(r"(?:data_fit\.)?(\w+)\.(?:amplitude\.ssim|nll_per_pixel)", name) for name in arms.columns)
+    methods = dict.fromkeys(match[1] for match in matches if match)
     rows = []
     for _, arm in arms.iterrows():
         seed = " ".join(str(arm[name]) for name in _SEEDS if name in arm.index)
@@ -275,7 +275,7 @@ def scores_table(
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-
+# %% ../../nbs/8_studies/50_reports.ipynb #bf63c2c6
 def _state_lines(table: pd.DataFrame) -> list[str]:
     "How many arms are in which state, and the name and error of each that is not done."
     counts = table["state"].value_counts()
@@ -302,15 +302,41 @@ def _setting_lines(arms: pd.DataFrame) -> list[str]:
         lines += ["", f"**{' and '.join(moved)} differ between arms**: the spread holds other experiments as well as chance."]
     return lines
 
+# %% ../../nbs/8_studies/50_reports.ipynb #0e2e3281
+def report(folder: str | Path, *, out: str | Path | None = None) -> Path:
+    """Write tables, a summary in words and figures about all arms of a folder.
 
-def report(
-    folder: str | Path,  # a folder of arms, of a sweep or of single runs
-    *,
-    out: str | Path | None = None,  # where the report goes; None: `<folder>/report`
-) -> Path:  # the folder of the report
-    """Write `results.csv`, `results.parquet`, `summary.md` and `figures/` about all arms of a folder.
+    Arms that are not done are named in the summary and not used.
 
-    Arms that are not done are named and not used. `InputError` if the folder holds no arm.
+    Parameters
+    ----------
+    folder : str or Path
+        Of arms: the `out` of a sweep, or the folder above single runs.
+    out : str or Path, optional
+        Where the report goes. By default ``<folder>/report``.
+
+    Returns
+    -------
+    Path
+        The folder of the report: ``results.csv`` and ``results.parquet`` (a row for each arm), ``summary.md`` and
+        ``figures/``.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no arm.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from ptycho_nb.files import write_json
+    >>> from ptycho_nb.runs.arms import finish_arm, start_arm
+    >>> sweep_dir = Path(tempfile.mkdtemp())
+    >>> arm = start_arm(sweep_dir / "gridsize=1", {"gridsize": 1})
+    >>> path = write_json(arm / "metrics.json", {"network": {"amplitude": {"ssim": 0.93}}})
+    >>> path = finish_arm(arm)
+    >>> sorted(path.name for path in report(sweep_dir).iterdir())
+    ['figures', 'results.csv', 'results.parquet', 'summary.md']
     """
     folder = Path(folder).expanduser().absolute()
     table = results_table(folder)
@@ -318,6 +344,17 @@ def report(
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for path in (out / "figures").glob("*.p[nd][gf]"):
         path.unlink()  # of an earlier report, which may have had other arms
+    text = "\n".join(_summary_lines(table, folder, out / "figures")) + "\n"
+    for path, write in ((out / "results.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n")),
+                        (out / "results.parquet", lambda path: table.to_parquet(path, index=False)),
+                        (out / "summary.md", lambda path: path.write_text(text, encoding="utf-8"))):
+        with replacing(path) as temporary:
+            write(temporary)
+    return out
+
+
+def _summary_lines(table: pd.DataFrame, folder: Path, figures: Path) -> list[str]:
+    "What `summary.md` says; the figures that it shows are written on the way."
     title = folder.parent.name if folder.name == "arms" else folder.name  # where a study keeps its arms
     lines = [f"# {title}", "", *_state_lines(table)]
     settings = settings_of(table)
@@ -328,15 +365,10 @@ def report(
                   "after the gauge fix, NLL/px on patterns that no method has fitted.", ""] if len(scores) else []
         for heading, sentences in discussion(arms, folder).items():
             lines += [f"**{heading}**", "", *(f"- {sentence}" for sentence in sentences), ""]
-        lines += _figure_lines(arms, folder, out / "figures", f"_{setting}" if setting else "")
+        lines += _figure_lines(arms, folder, figures, f"_{setting}" if setting else "")
     if not settings:
         lines += ["", "No arm is done, so that there is nothing to show."]
-    for path, write in ((out / "results.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n")),
-                        (out / "results.parquet", lambda path: table.to_parquet(path, index=False)),
-                        (out / "summary.md", lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))):
-        with replacing(path) as temporary:
-            write(temporary)
-    return out
+    return lines
 
 
 def _figure_lines(arms: pd.DataFrame, folder: Path, figures: Path, suffix: str) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import InputError
 from ..files import plain_json, read_json, sha256_of, write_json
@@ -164,8 +164,25 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _run_one(notebook: str, folder: str, parameters: dict[str, Any], limits: dict[str, dict[str, str]]) -> dict[str, Any]:
-    "Run one arm on this worker; what came of it, as plain values. A failure is a result: only the worker's death raises."
+class _Outcome(NamedTuple):
+    "What came of an arm."
+
+    state: str  # "done", "failed", or "busy": another process runs it
+    seconds: float | None = None
+    error: str | None = None
+
+
+class _Place(NamedTuple):
+    "Where a worker is, and what it may use."
+
+    shared: tuple  # host and processors: workers with the same share these
+    cores: int
+    threads: int  # arms at a time
+    sees: bool  # the sweep's folder
+
+
+def _run_one(notebook: str, folder: str, parameters: dict[str, Any], limits: dict[str, dict[str, str]]) -> _Outcome:
+    "Run one arm on this worker. A failure is a result: only the worker's death raises."
     from distributed import get_worker
 
     began = time.perf_counter()
@@ -173,17 +190,16 @@ def _run_one(notebook: str, folder: str, parameters: dict[str, Any], limits: dic
         with _environment(limits.get(get_worker().address) or thread_limits(1)):
             run_arm(notebook, folder, parameters)
     except ArmBusy:
-        return {"state": "busy"}
+        return _Outcome("busy")
     except Exception as error:
-        return {"state": "failed", "error": str(error) or type(error).__name__, "seconds": time.perf_counter() - began}
-    return {"state": "done", "seconds": time.perf_counter() - began}
+        return _Outcome("failed", time.perf_counter() - began, str(error) or type(error).__name__)
+    return _Outcome("done", time.perf_counter() - began)
 
 
-def _place(folder: str, dask_worker: Any = None) -> dict[str, Any]:
-    "Where a worker is, what it may use, and whether it sees the sweep's folder."
+def _place(folder: str, dask_worker: Any = None) -> _Place:
+    "The place of the worker that this runs on."
     mine = processors()
-    return {"shared": (socket.gethostname(), *mine), "cores": len(mine), "threads": dask_worker.state.nthreads,
-            "sees": Path(folder).is_dir()}
+    return _Place((socket.gethostname(), *mine), len(mine), dask_worker.state.nthreads, Path(folder).is_dir())
 
 # %% ../../nbs/8_studies/10_sweep.ipynb #277fe9cd
 def default_workers(
@@ -219,14 +235,14 @@ def _limits_there(client: Any, folder: Path) -> dict[str, dict[str, str]]:
     "The limits of each worker of a running scheduler; `InputError` for one that cannot run arms."
     places = client.run(_place, str(folder), on_error="ignore")  # one that has just left has no answer
     for address, place in places.items():
-        if place["threads"] != 1:
-            found, remedy = f"{place['threads']} threads", "Start workers with: dask worker --nthreads 1 ADDRESS"
+        if place.threads != 1:
+            found, remedy = f"{place.threads} threads", "Start workers with: dask worker --nthreads 1 ADDRESS"
             raise InputError(f"worker {address}", found, "1: one arm at a time", remedy)
-        if not place["sees"]:
+        if not place.sees:
             remedy = "Use a folder on a file system that all workers share."
             raise InputError(f"worker {address}", f"no folder {folder}", "the folder of the sweep", remedy)
-    shared = [place["shared"] for place in places.values()]
-    return {address: thread_limits(max(1, place["cores"] // shared.count(place["shared"])))
+    shared = [place.shared for place in places.values()]
+    return {address: thread_limits(max(1, place.cores // shared.count(place.shared)))
             for address, place in places.items()}
 
 
@@ -279,16 +295,16 @@ def _run_all(
         for future in [future for future in running if future.done()]:
             arm = running.pop(future)
             outcome = _outcome(future, arm)
-            arm.elsewhere = outcome["state"] == "busy"
+            arm.elsewhere = outcome.state == "busy"
             if arm.elsewhere:
                 waiting.append(arm)
             else:
-                arm.state, arm.seconds, arm.error = outcome["state"], outcome["seconds"], outcome.get("error")
+                arm.state, arm.seconds, arm.error = outcome
                 changed(arm)
     show(slots)
 
 
-def _outcome(future: Any, arm: ArmState) -> dict[str, Any]:
+def _outcome(future: Any, arm: ArmState) -> _Outcome:
     "What came of an arm that was handed out."
     if future.status == "finished":
         return future.result()
@@ -299,7 +315,7 @@ def _outcome(future: Any, arm: ArmState) -> dict[str, Any]:
     error = "each worker that ran it died, as they do when memory runs out" if died else str(exception)
     arm.folder.mkdir(exist_ok=True)
     (arm.folder / ERROR).write_text(f"{error}\n\n{exception!r}\n", encoding="utf-8")
-    return {"state": "failed", "error": error, "seconds": None}
+    return _Outcome("failed", None, error)
 
 # %% ../../nbs/8_studies/10_sweep.ipynb #c37e598f
 @dataclass(frozen=True)
@@ -322,42 +338,90 @@ class SweepResult:
         lines = [f"{folder}: {done}{f', {len(failed)} failed:' * (failed != [])}"]
         return "\n".join(lines + [f"  {arm['name']}: {arm['error']}" for arm in failed])
 
-
-def sweep(
-    notebook: str | Path,  # a study notebook with an `output_dir` parameter
-    out: str | Path,  # the sweep's folder; each arm gets one inside
-    *,
-    grid: Mapping[str, Sequence] | None = None,  # the values of each parameter that varies: every combination is an arm
-    arms: Sequence[Mapping[str, Any]] | None = None,  # instead of a grid: what varies, arm by arm
-    parameters: Mapping[str, Any] | None = None,  # the same in all arms
-    n_workers: int | None = None,  # processes on this machine; None: as many as it has room for
-    scheduler: str | None = None,  # instead: the address of a dask scheduler, `tcp://host:8786`
-    progress: bool | None = None,  # None: shown if somebody is looking; True: else a line for each arm; False: never
-) -> SweepResult:  # what has become of each arm
-    """Run a study notebook for many settings, one papermill run in one folder for each.
-
-    Arms that are done with the same parameters are not run again, and a training that was stopped goes on. An arm that
-    fails is reported in the result, with its traceback in `error.txt`, and stops no other.
-    `InputError`, before anything runs: an unknown parameter, a notebook without parameters, a value that cannot be in
-    a name, two equal arms, a folder that holds something else or cannot be written to, a disk that is too full, a
-    scheduler that does not answer. A script that calls this needs the guard `if __name__ == "__main__":`.
-    """
-    notebook, out = Path(notebook).expanduser().absolute(), Path(out).expanduser().absolute()
+# %% ../../nbs/8_studies/10_sweep.ipynb #0a51c3d1
+def _checked_plan(
+    notebook: Path, out: Path, grid: Mapping[str, Sequence] | None, arms: Sequence[Mapping] | None, parameters: Mapping
+) -> list[ArmState]:
+    "The arms of a sweep and what is done of them already; `InputError` for whatever cannot be run."
     if (grid is None) == (arms is None):
         found = "neither" if grid is None else "both"
         raise InputError("grid and arms", found, "one of them", "Give the values that vary in one way.")
-    if n_workers is not None and (n_workers < 1 or scheduler):
-        found = f"{n_workers}{' and a scheduler' if scheduler else ''}"
-        raise InputError("n_workers", found, "at least 1, or a scheduler", "A scheduler has its own workers.")
-    plan = _plan(notebook, out, expand_grid(grid) if arms is None else arms, parameters or {})
+    plan = _plan(notebook, out, expand_grid(grid) if arms is None else arms, parameters)
     _refuse_other_study(out, notebook)
     for arm in plan:
         if (arm.folder / DONE).exists():
-            found = read_arm(arm.folder)
-            arm.state = "done" if found.done else "waiting"
-            if found.altered:
-                _logger.warning("%s is run again: changed since it was done: %s", arm.folder, ", ".join(found.altered))
+            before = read_arm(arm.folder)
+            arm.state = "done" if before.done else "waiting"
+            if before.altered:
+                _logger.warning("%s is run again: changed since it was done: %s", arm.folder, ", ".join(before.altered))
     _check_disk(out, plan)
+    return plan
+
+
+def sweep(
+    notebook: str | Path,
+    out: str | Path,
+    *,
+    grid: Mapping[str, Sequence] | None = None,
+    arms: Sequence[Mapping[str, Any]] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    n_workers: int | None = None,
+    scheduler: str | None = None,
+    progress: bool | None = None,
+) -> SweepResult:
+    """Run a study notebook for many settings, one papermill run in one folder for each.
+
+    Arms that are done with the same parameters are not run again, and a training that was stopped goes on. An arm that
+    fails is reported in the result, with its traceback in ``error.txt``, and stops no other. A script that calls this
+    needs the guard ``if __name__ == "__main__":``.
+
+    Parameters
+    ----------
+    notebook : str or Path
+        A study notebook with an ``output_dir`` parameter.
+    out : str or Path
+        The sweep's folder; each arm gets one inside.
+    grid : mapping of str to sequence, optional
+        The values of each parameter that varies: every combination is an arm.
+    arms : sequence of mappings, optional
+        Instead of a grid: what varies, arm by arm.
+    parameters : mapping, optional
+        The same in all arms.
+    n_workers : int, optional
+        Processes on this machine. By default as many as it has room for.
+    scheduler : str, optional
+        Instead: the address of a dask scheduler, ``tcp://host:8786``.
+    progress : bool, optional
+        By default shown if somebody is looking; True: else a line for each arm; False: never.
+
+    Returns
+    -------
+    SweepResult
+        What has become of each arm; ``ok`` if all are done.
+
+    Raises
+    ------
+    InputError
+        Before anything runs: an unknown parameter, a notebook without parameters, a value that cannot be in a name, two
+        equal arms, a folder that holds something else or cannot be written to, a disk that is too full, a scheduler that
+        does not answer.
+
+    References
+    ----------
+    papermill, https://papermill.readthedocs.io: parameters of notebooks. Dask, https://www.dask.org: workers.
+
+    Examples
+    --------
+    >>> grid = {"nphotons": [1e9, 1e4], "loss": ["nll", "mae"]}
+    >>> [arm_name(values) for values in expand_grid(grid)]  # the folders that the arms will have
+    ['nphotons=1e9_loss=nll', 'nphotons=1e9_loss=mae', 'nphotons=1e4_loss=nll', 'nphotons=1e4_loss=mae']
+    >>> result = sweep("studies_nbs/dose.ipynb", "runs/four", grid=grid)  # doctest: +SKIP
+    """
+    notebook, out = Path(notebook).expanduser().absolute(), Path(out).expanduser().absolute()
+    if n_workers is not None and (n_workers < 1 or scheduler):
+        found = f"{n_workers}{' and a scheduler' if scheduler else ''}"
+        raise InputError("n_workers", found, "at least 1, or a scheduler", "A scheduler has its own workers.")
+    plan = _checked_plan(notebook, out, grid, arms, parameters or {})
     manifest, missing = _Manifest(out, notebook), [arm for arm in plan if arm.state != "done"]
     manifest.write(plan)
     with ExitStack() as stack:
