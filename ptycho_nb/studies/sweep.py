@@ -357,7 +357,7 @@ def _checked_plan(
     _check_disk(out, plan)
     return plan
 
-
+# %% ../../nbs/8_studies/10_sweep.ipynb #7db00d8a
 def sweep(
     notebook: str | Path,
     out: str | Path,
