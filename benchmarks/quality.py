@@ -20,7 +20,8 @@ from ptycho_nb.network.training import train as train_network
 from ptycho_nb.physics.objects import make_object
 from ptycho_nb.physics.probes import crop_probe_fourier, make_probe, probe_diameter_px, twin_ambiguity
 from ptycho_nb.physics.scans import half_regions, validation_indices
-from ptycho_nb.solvers.estimate import estimate, prepare
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.fit import prepare
 from ptycho_nb.solvers.gauge import aligned_pair
 from ptycho_nb.solvers.held_out import HeldOut, hold_out
 from ptycho_nb.solvers.likelihood import solve

@@ -58,7 +58,7 @@ def test_the_compiled_gradient_is_the_textbook_one(likelihood, fractional, preci
     layout = Layout(N, corners, objects.shape, remainder, canvas)
     found = scan_gradient(objects, probe, amplitude, layout, np.arange(M), likelihood, for_probe=True, chunk=8)
     expected = textbook_gradient(objects, probe, amplitude, canvas, corners, remainder, likelihood)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(found[:3], expected, strict=True):
         assert np.max(np.abs(one - other)) < 1e-5 * np.max(np.abs(other))
 
 

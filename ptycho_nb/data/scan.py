@@ -22,6 +22,7 @@ import numpy as np
 
 from ..config import InputError, check_choice
 from ..files import write_arrays
+from ..physics.detector import Detector
 from ..physics.scans import nearest_pixel
 
 _logger = logging.getLogger(__name__)
@@ -76,7 +77,9 @@ def _checked(
     bad = np.flatnonzero(~np.isfinite(converted.reshape(len(converted), -1)).all(axis=1))
     if len(bad):
         found = f"NaN or infinity in {len(bad)} of {len(array)} entries of shape {array.shape}, first at {bad[0]}"
-        raise InputError(what, found, "finite numbers", "Drop these entries, or replace dead pixels by 0.")
+        raise InputError(what, found, "finite numbers",
+                         "Leave out these entries. Pixels that could not be read are no zeros: store them as NaN in the file's "
+                         "diff3d, or give the good pixels as 'mask'.")
     lengths.update(zip(shape, array.shape, strict=True))
     return converted
 
@@ -141,12 +144,14 @@ class _Stored:
             "xcoords": self.positions_px[:, 1],
             "ycoords": self.positions_px[:, 0],
             "diff3d": self.diff3d,
-            "probeGuess": self.probe,
+            "probeGuess": self.probe if self.weaker_modes is None else np.stack([self.probe, *self.weaker_modes]),
             "objectGuess": self.object,
             "scan_index": self.scan_index,
             "xcoords_start": self.positions_start_px[:, 1],
             "ycoords_start": self.positions_start_px[:, 0],
             "ground_truth_patches": self.ground_truth_patches,
+            "mask": None if self.detector is None else self.detector.good,
+            "background": None if self.detector is None else self.detector.background,
             "metadata": np.array(json.dumps(self.metadata, sort_keys=True)),
         }
         return {key: array for key, array in arrays.items() if array is not None}
@@ -197,6 +202,10 @@ class RawData(_Quantities, _Stored):
         The positions before any refinement, px. None: a copy of the positions.
     ground_truth_patches : ndarray of complex64, shape (M, N, N), optional
         The object under each pattern.
+    weaker_modes : ndarray of complex64, shape (L - 1, N, N), optional
+        Further modes of the probe, in its units; their intensities add to that of `probe`.
+    detector : Detector, optional
+        Good pixels and background of the detector. None: nothing is known of it.
     metadata : dict
         Anything that JSON can hold.
     source : str
@@ -223,6 +232,8 @@ class RawData(_Quantities, _Stored):
     scan_index: np.ndarray | None = None
     positions_start_px: np.ndarray | None = None
     ground_truth_patches: np.ndarray | None = None
+    weaker_modes: np.ndarray | None = None
+    detector: Detector | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     source: str = "RawData"
 
@@ -239,6 +250,9 @@ class RawData(_Quantities, _Stored):
                 checked = _checked(f"{self.source}, key {key!r}", array, shape, lengths, dtype)
                 object.__setattr__(self, name, checked)
         _refuse_negative(f"{self.source}, key 'diff3d'", self.diff3d)
+        if self.detector is not None and self.detector.good.shape != self.diff3d.shape[1:]:
+            raise InputError(f"{self.source}, detector", f"pixels of shape {self.detector.good.shape}",
+                             f"shape {self.diff3d.shape[1:]}, that of a pattern", "Give the mask of these patterns.")
         if self.object is not None:
             _refuse_patches_outside(self)
 
@@ -257,6 +271,7 @@ _FIELDS = {
     "scan_index": (("M",), np.int64),
     "positions_start_px": (("M", "yx"), np.float64),
     "ground_truth_patches": (("M", "N", "N"), np.complex64),
+    "weaker_modes": (("modes", "N", "N"), np.complex64),
 }
 _KEY_OF_FIELD = {"probe": "probeGuess", "object": "objectGuess"}
 
@@ -311,6 +326,25 @@ def _parsed_metadata(stored: np.ndarray | None, source: str) -> dict[str, Any]:
     return metadata
 
 
+def _detector_of(arrays: Mapping[str, np.ndarray], source: str) -> tuple[np.ndarray, Detector | None]:
+    "The patterns with a number everywhere, and the detector that says which of them are none."
+    patterns = np.asarray(arrays["diff3d"])
+    unread = np.isnan(patterns).any(axis=0) if patterns.dtype.kind == "f" and patterns.ndim == 3 else np.zeros(1, bool)
+    if not unread.any() and "mask" not in arrays and "background" not in arrays:
+        return patterns, None
+    good = np.ones(patterns.shape[1:], bool) & ~unread
+    if "mask" in arrays:
+        mask = np.asarray(arrays["mask"])
+        if mask.shape != good.shape:
+            raise InputError(f"{source}, key 'mask'", f"shape {mask.shape}", f"shape {good.shape}, that of a pattern",
+                             "Store True (or 1) for good pixels.")
+        good &= mask.astype(bool)
+    if unread.any():
+        _logger.warning("%s: %d pixels are not numbers and are left out", source, np.count_nonzero(unread))
+        patterns = np.where(unread, np.zeros((), patterns.dtype), patterns)
+    return patterns, Detector(good, arrays.get("background", 0.0))
+
+
 def _fields_from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, Any]:
     "The fields of `RawData` from the arrays of a file."
     arrays = dict(arrays)
@@ -328,6 +362,7 @@ def _fields_from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> dict[s
     lengths: dict[str, int] = {}
     metadata = _parsed_metadata(arrays.get("metadata"), source)
     arrays["diff3d"] = _patterns_first(np.asarray(arrays["diff3d"]), np.size(arrays["xcoords"]), source)
+    arrays["diff3d"], detector = _detector_of(arrays, source)
     patterns = checked("diff3d", ("M", "N", "N"), np.float32)
     quantity = metadata.get("diff3d_quantity", "amplitude")
     if check_choice(f"{source}, diff3d_quantity in 'metadata'", quantity, ("amplitude", "intensity")) == "intensity":
@@ -343,10 +378,15 @@ def _fields_from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> dict[s
         return np.stack([checked(f"{axis}coords{suffix}", ("M",), np.float64) for axis in "yx"], axis=1)
 
     truth = arrays.get("ground_truth_patches")
+    probe, weaker_modes = np.asarray(arrays["probeGuess"]), None
+    if probe.ndim == 3:  # modes, as most programs write them
+        probe, weaker_modes = probe[0], probe[1:] if len(probe) > 1 else None
     return {
         "diff3d": patterns,
         "positions_px": positions(""),
-        "probe": arrays["probeGuess"],
+        "probe": probe,
+        "weaker_modes": weaker_modes,
+        "detector": detector,
         "object": arrays.get("objectGuess"),
         "scan_index": arrays.get("scan_index"),
         "positions_start_px": positions("_start"),

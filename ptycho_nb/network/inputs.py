@@ -20,7 +20,7 @@ from ..machine import cores
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.noise import deal_photons, poisson_deviance
 from ..physics.scans import stand_alone
-from ..solvers.estimate import SMOOTHING_PX, smooth_correction
+from ..solvers.fit import SMOOTHING_PX, smooth_correction
 from ..solvers.held_out import HELD_OUT
 from ..solvers.likelihood import Problem, Solver, illumination, solve
 from .groups import PtychoDataContainer, group_indices

@@ -42,6 +42,13 @@ class Detector:
         "A detector that counts every photon of the sample and nothing else."
         return cls(np.ones((N, N), bool))
 
+    def dimmed(
+        self,
+        share: float,  # of the photons, 0 to 1
+    ) -> Detector:
+        "The same for a share of the photons: the background is as much less."
+        return self if share == 1 else Detector(self.good, self.background * np.float32(share))
+
     @property
     def is_perfect(self) -> bool:
         "Whether every pixel is good and nothing is added."

@@ -214,8 +214,8 @@ def scan_gradient(
         if for_probe:
             back *= board
             probe_gradient += back[:, 0] if remainder is None else [sum_shifted_back(of_mode, remainder[k]) for of_mode in back]
-    return ScanGradient(gradient, squared_error, probe_gradient if probe_gradient is None else probe_gradient.reshape(probe.shape),
-                        ratio.T if for_background else None)
+    of_probe = None if probe_gradient is None else probe_gradient.reshape(probe.shape)
+    return ScanGradient(gradient, squared_error, of_probe, ratio.T if for_background else None)
 
 
 @compiled
@@ -322,7 +322,7 @@ def solve_jointly(
     find_background: bool = False,  # start from the problem's, which must not be zero, and refine it
 ) -> Solver:
     "Gradient steps on object and probe at once, mini-batches first, then accelerated."
-    layout, objects, probe, step = problem.layout, problem.start, problem.probe, None
+    layout, objects, probe = problem.layout, problem.start, problem.probe
     for step in _batch_steps(problem, min(_FIRST_PASSES, iterations), batch_size, seed):
         layout = (yield step) or layout
         objects, probe = step.objects, step.probe
@@ -367,7 +367,8 @@ def _accelerated_steps(problem: Problem, given: Problem, iterations: int, find_b
             some = layout[problem.patterns]
             found = _gradients(pool, replace(problem, detector=detector), *now, layout, problem.patterns, find_background)
             weight, brightness = illumination(now[1], some), _object_power(now[0], some.corners_px, N)
-            steps = (0.5 * found.objects / (weight + 0.02 * weight.max()), 0.5 * found.probe / (brightness + 0.1 * brightness.max()))
+            steps = (0.5 * found.objects / (weight + 0.02 * weight.max()),
+                     0.5 * found.probe / (brightness + 0.1 * brightness.max()))
             current = tuple(point - step for point, step in zip(now, steps, strict=True))
             momentum, last_error = 1.0 if found.squared_error > last_error else momentum, found.squared_error
             following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
@@ -377,7 +378,8 @@ def _accelerated_steps(problem: Problem, given: Problem, iterations: int, find_b
             if find_background:
                 detector = _background_step(detector, found.ratio / len(problem.patterns))
             scale = _excess(current[1], given.probe)
-            layout = (yield Step(iteration, current[0] * scale, current[1] / scale, found.squared_error, given, detector)) or layout
+            step = Step(iteration, current[0] * scale, current[1] / scale, found.squared_error, given, detector)
+            layout = (yield step) or layout
 
 
 def _gradients(pool: ThreadPoolExecutor, problem: Problem, objects: np.ndarray, probe: np.ndarray, layout: Layout,

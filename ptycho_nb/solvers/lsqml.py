@@ -20,7 +20,7 @@ from ..physics.forward import Layout
 from ..physics.noise import intensity_scale
 from ..physics.probes import normalise_probe
 from ..physics.scans import validation_indices
-from .estimate import probe_moved
+from .fit import probe_moved
 from .held_out import HELD_OUT, HeldOut, hold_out
 from .likelihood import illumination
 from .result import Reconstruction

@@ -18,8 +18,8 @@ from ..config import InputError
 from ..data.scan import RawData
 from ..machine import cores, progress_bar
 from ..physics.forward import Layout, checkerboard, scan_amplitudes, shift_probes
-from ..physics.noise import poisson_deviance
-from .estimate import SMOOTHING_PX, Fit, estimate, prepare, smooth_correction
+from ..physics.noise import pattern_deviances
+from .fit import SMOOTHING_PX, Fit, fit_scan, prepare, smooth_correction
 from .held_out import HeldOut, hold_out
 from .likelihood import Step, likelihood_residual, solve, solve_jointly
 from .result import Reconstruction, predict_amplitudes
@@ -122,8 +122,9 @@ class _FitInPlace(Fit):
 
     places: _Places = None
 
-    def _deviance(self, objects: np.ndarray, probe: np.ndarray) -> float:
-        return poisson_deviance(self.places.predict(objects[0], probe), self.held.amplitude)
+    def _deviance(self, objects: np.ndarray, step: Step) -> float:
+        predicted = self.places.predict(objects[0], step.probe)
+        return self._mean(pattern_deviances(predicted, self.held.amplitude, step.detector))
 
     def _remember(self, *best: Any) -> None:
         super()._remember(*best)
@@ -202,7 +203,7 @@ def refine_positions(
         raise InputError("validation patterns", 0, "at least 1, to judge the positions",
                          "Leave some patterns out of the fit.")
     options = {"smoothing_px": smoothing_px, "patience": patience}
-    given = estimate(data, held=held, start=start, likelihood=likelihood, refine_probe=refine_probe,
+    given = fit_scan(data, held, start=start, likelihood=likelihood, refine_probe=refine_probe,
                      iterations=iterations, seed=seed, progress=progress, **options)
     likelihood, refine_probe = given.info["likelihood"], given.info["probe_refined"]
 
@@ -253,7 +254,7 @@ def _verdict(nll: dict[str, np.ndarray], distance_px: np.ndarray) -> dict[str, A
 
 def _deviances(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     "Deviance per pixel of each pattern, (v,)."
-    return np.array([poisson_deviance(predicted[k : k + 1], measured[k : k + 1]) for k in range(len(measured))])
+    return np.array([pattern_deviances(predicted[[k]], measured[[k]])[0] for k in range(len(measured))])
 
 
 def moves_in_words(

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..config import InputError
 from ..files import plain_json, write_arrays
+from ..physics.detector import Detector
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.scans import nearest_pixel
 
@@ -37,6 +38,8 @@ class Reconstruction:
     seconds: float = 0.0  # by the clock
     cpu_seconds: float = 0.0  # of all cores together
     info: dict[str, Any] = field(default_factory=dict)  # history, choices, how far the probe moved; JSON can hold it
+    weaker_modes: np.ndarray | None = None  # (L - 1, N, N), complex64: further modes of the probe, scaled as it is
+    detector: Detector | None = None  # what the fit took the detector for; None: perfect
 
     def __post_init__(self) -> None:
         kinds = {"object": (2, np.complex64), "coverage": (2, np.float32), "origin_px": (1, np.int64),
@@ -54,11 +57,18 @@ class Reconstruction:
             if getattr(self, name).shape != shape:
                 raise InputError(f"Reconstruction.{name} of {self.method!r}", f"shape {getattr(self, name).shape}",
                                  f"shape {shape}", "Give arrays that belong to the same scan and canvas.")
+        if self.weaker_modes is not None:
+            object.__setattr__(self, "weaker_modes", np.asarray(self.weaker_modes, np.complex64).reshape(-1, self.N, self.N))
 
     @property
     def N(self) -> int:
         "Side of a pattern, px."
         return self.probe.shape[-1]
+
+    @property
+    def modes(self) -> np.ndarray:  # complex64 (L, N, N)
+        "The probe and its weaker modes."
+        return self.probe[None] if self.weaker_modes is None else np.concatenate([self.probe[None], self.weaker_modes])
 
     @property
     def region(self) -> Region:
@@ -97,7 +107,7 @@ def predict_amplitudes(
     chosen = slice(None) if indices is None else indices
     layout = Layout.on_canvas(reconstruction.positions_px[chosen], reconstruction.N, reconstruction.object.shape,
                               reconstruction.origin_px)
-    return scan_amplitudes(reconstruction.object, reconstruction.probe, layout)
+    return scan_amplitudes(reconstruction.object, reconstruction.modes, layout)
 
 # %% ../../nbs/3_solvers/10_result.ipynb #7852268e
 def covered_region(
@@ -156,6 +166,11 @@ def save_reconstructions(
         for key in ("coverage", "positions_px", "probe"):
             if not np.array_equal(getattr(item, key), arrays[key]):
                 arrays[f"{key}_{name}"] = getattr(item, key)
+    for name, item in {first: main, **placed}.items():
+        if item.weaker_modes is not None:
+            arrays[f"weaker_modes_{name}"] = item.weaker_modes
+        if item.detector is not None:
+            arrays |= {f"mask_{name}": item.detector.good, f"background_{name}": item.detector.background}
     records = {name: {"method": item.method, "seconds": item.seconds, "cpu_seconds": item.cpu_seconds,
                       "info": item.info} for name, item in {first: main, **placed}.items()}
     return write_arrays(path, **arrays, records=np.array(json.dumps(plain_json(records))))
@@ -179,6 +194,8 @@ def load_reconstructions(
         name: Reconstruction(
             object=arrays["object" if name == first else name], origin_px=arrays["origin_px"],
             **{key: arrays.get(f"{key}_{name}", arrays[key]) for key in ("coverage", "positions_px", "probe")},
+            weaker_modes=arrays.get(f"weaker_modes_{name}"),
+            detector=Detector(arrays[f"mask_{name}"], arrays[f"background_{name}"]) if f"mask_{name}" in arrays else None,
             **record)
         for name, record in records.items()
     }

@@ -1,0 +1,176 @@
+"""Measured scans with one fault each: the ladder finds it and says it."""
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import ptycho_nb as pt
+from ptycho_nb.physics.detector import Detector
+from ptycho_nb.physics.forward import Layout, scan_amplitudes
+from ptycho_nb.physics.noise import observe_poisson
+from ptycho_nb.solvers.likelihood import scan_gradient
+from ptycho_nb.solvers.result import load_reconstructions, save_reconstructions
+from ptycho_nb.solvers.rungs import refocused
+
+
+def measured(exact, counts, **changes):
+    """A scan of which nothing says that it was simulated."""
+    return replace(exact, diff3d=np.sqrt(counts).astype(np.float32), metadata={}, object=None, source="scan", **changes)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    config = pt.SimulationConfig(nphotons=3e5, object_size_px=200, n_train=16, n_test=160, probe_kind="defocused",
+                                 object_kind="siemens_star", object_phase=True, seed=5)
+    return pt.simulate_halves(config)[1]
+
+
+def quiet(data, **options):
+    """The estimate, and what it warned of."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = pt.estimate(data, **options)
+    return result, " ".join(str(warning.message) for warning in said)
+
+
+def ssim(result, exact):
+    return pt.compare(result, exact.truth)["amplitude"]["ssim"]
+
+
+def kept(result):
+    return {rung["name"] for rung in result.info["rungs"] if rung["kept"]}
+
+
+@pytest.fixture(scope="module")
+def sound(exact):
+    return quiet(measured(exact, exact.diff3d.astype(float) ** 2))
+
+
+def test_nothing_is_changed_where_nothing_is_wrong(exact, sound):
+    result, said = sound
+    assert not said and not kept(result) & {"pixels", "orientation", "background", "modes", "focus"}
+    assert result.info["goodness"]["ratio"] < 1.3 and "agree" in result.info["verdict"]
+    assert ssim(result, exact) > ssim(pt.estimate(exact), exact) - 0.002
+
+
+def test_a_gap_and_hot_pixels_are_found_and_named(exact, sound):
+    counts = exact.diff3d.astype(float) ** 2
+    counts[:, :, 37:40] = 0
+    counts[:, 11, 20] = 9000
+    result, said = quiet(measured(exact, counts))
+    assert "pixels" in kept(result) and "dead" in said and "1 hot" in said
+    assert not result.detector.good[11, 20] and not result.detector.good[30:34, 37:40].any()
+    assert ssim(result, exact) > ssim(sound[0], exact) - 0.03
+
+
+def test_dark_and_bright_patterns_are_left_out_and_named(exact, sound):
+    counts = exact.diff3d.astype(float) ** 2
+    counts[12], counts[90] = 0, 50 * counts[90]
+    result, said = quiet(measured(exact, counts))
+    assert result.info["left_out"] == [12, 90] and "patterns 12, 90" in said
+    assert ssim(result, exact) > ssim(sound[0], exact) - 0.02
+
+
+def test_a_background_is_added_to_the_rate(exact):
+    counts = exact.diff3d.astype(float) ** 2 + observe_poisson(np.full(exact.diff3d.shape, 4.0), 3) ** 2
+    data = measured(exact, counts)
+    result, said = quiet(data)
+    assert "background" in kept(result) and "background" in said
+    assert abs(result.detector.background.mean() - 4) < 0.8
+    assert ssim(result, exact) > ssim(pt.estimate(data, "joint"), exact) + 0.03
+
+
+def test_a_second_mode_is_found(exact):
+    mode = np.roll(exact.probe, 2, 0) - np.roll(exact.probe, -2, 0)
+    mode *= 0.6 * np.linalg.norm(exact.probe) / np.linalg.norm(mode)
+    layout = Layout.on_canvas(exact.positions_px, exact.N, exact.object.shape)
+    modes = np.stack([exact.probe, mode]).astype(np.complex64)
+    rate = np.square(scan_amplitudes(exact.object, modes, layout), dtype=float)
+    rate *= 3e5 / rate.sum(axis=(1, 2)).mean()
+    data = measured(exact, observe_poisson(rate, 4).astype(float) ** 2)
+    result, _ = quiet(data)
+    one, _ = quiet(data, model="joint")
+    assert "modes" in kept(result) and (result.detector is None or not result.detector.background.any())
+    shares = np.sum(np.abs(result.modes) ** 2, axis=(1, 2))
+    assert abs(shares[1] / shares.sum() - 0.36 / 1.36) < 0.06 and shares[2:].sum() < 0.03 * shares.sum()
+    assert abs(np.vdot(*result.modes[:2])) < 1e-3 * shares[0]
+    assert ssim(result, exact) > ssim(one, exact) + 0.03
+
+
+def test_positions_counted_the_other_way_are_turned_back(exact, sound):
+    turned = exact.positions_px.max(axis=0) + exact.positions_px.min(axis=0) - exact.positions_px
+    data = measured(exact, exact.diff3d.astype(float) ** 2, positions_px=turned)
+    result, said = quiet(data)
+    assert "orientation" in kept(result) and "half a turn" in said
+    np.testing.assert_allclose(result.positions_px, exact.positions_px)
+
+
+def test_the_focus_of_a_guess_is_found_where_photons_are_few(exact):
+    few = observe_poisson(np.square(exact.diff3d, dtype=float) * (2e4 / 3e5), 6).astype(float) ** 2
+    wrong = refocused(exact.probe, 4.0)
+    result, _ = quiet(measured(exact, few, probe=wrong))
+    known, _ = quiet(measured(exact, few))
+    assert "focus" in kept(result) and ssim(result, exact) > ssim(known, exact) - 0.03
+    assert ssim(known, exact) > ssim(pt.estimate(measured(exact, few), "fixed"), exact) - 0.01
+
+
+def test_what_cannot_be_a_scan_is_refused(exact):
+    data = measured(exact, exact.diff3d.astype(float) ** 2)
+    with pytest.raises(pt.InputError, match=r"160 patterns within .* px.*micrometres"):
+        pt.estimate(replace(data, positions_px=data.positions_px * 0.03))
+    lost = data.positions_px.copy()
+    lost[7] = 9e4, -3e4
+    with pytest.raises(pt.InputError, match=r"pattern 7 at .*Leave them out"):
+        pt.estimate(replace(data, positions_px=lost))
+    with pytest.raises(pt.InputError, match="model"):
+        pt.estimate(data, "automatic")
+
+
+def test_pixels_that_are_not_numbers_are_a_mask(exact, tmp_path):
+    arrays = exact.to_arrays() | {"diff3d": exact.diff3d.copy(), "metadata": np.array("{}")}
+    arrays["diff3d"][:, 20:22] = np.nan
+    np.savez(tmp_path / "gaps.npz", **arrays)
+    data = pt.load_data(tmp_path / "gaps.npz")
+    assert not data.detector.good[20:22].any() and data.detector.good.sum() == 62 * 64
+    again = pt.load_data(data.save(tmp_path / "again.npz"))
+    assert again.checksums() == data.checksums()
+
+
+def test_modes_and_detector_are_kept_with_a_result(exact, tmp_path):
+    image = pt.estimate(exact, iterations=2)
+    image = replace(image, weaker_modes=0.1 * image.probe[None], detector=Detector(np.eye(64) == 0, 0.5))
+    back = load_reconstructions(save_reconstructions(tmp_path / "reconstruction.npz", no_network=image))["no_network"]
+    np.testing.assert_array_equal(back.modes, image.modes)
+    np.testing.assert_array_equal(back.detector.good, image.detector.good)
+    assert back.detector.background[0, 0] == 0.5
+
+
+@pytest.mark.parametrize("fractional", [False, True])
+@pytest.mark.parametrize("n_modes", [1, 3])
+def test_the_gradient_of_modes_background_and_mask(fractional, n_modes):
+    rng, N, M = np.random.default_rng(2), 16, 21
+
+    def draw(*shape):
+        return rng.normal(size=shape) + 1j * rng.normal(size=shape)
+
+    objects, probe = draw(1, 30, 40), draw(n_modes, N, N)
+    remainder = rng.uniform(-0.5, 0.5, (M, 2)).astype(np.float32) if fractional else None
+    layout = Layout(N, rng.integers(0, 14, (M, 2)), (30, 40), remainder)
+    amplitude = rng.uniform(0, 3, (M, N, N))
+    detector = Detector(rng.uniform(size=(N, N)) > 0.2, rng.uniform(0, 2, (N, N)))
+
+    def gradient(objects, probe):
+        return scan_gradient(objects, probe, amplitude, layout, np.arange(M), "amplitude", True, detector=detector)
+
+    found, step = gradient(objects, probe), 1e-6
+    rate = scan_amplitudes(objects, probe, layout).astype(float) ** 2 + detector.background
+    assert np.isclose(found.squared_error, np.sum((np.sqrt(rate) - amplitude)[:, detector.good] ** 2), rtol=1e-6)
+    for which, size, of in ((0, objects.shape, found.objects), (1, probe.shape, found.probe)):
+        turn = draw(*size)
+        errors = []
+        for sign in (1, -1):
+            moved = [x + sign * step * turn if k == which else x for k, x in enumerate((objects, probe))]
+            errors.append(gradient(*moved).squared_error)
+        finite = (errors[0] - errors[1]) / (2 * step)
+        assert np.isclose(finite, 2 * np.vdot(of, turn).real, rtol=1e-5)
