@@ -13,10 +13,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
+import build  # noqa: E402
 import chapters  # noqa: E402
 import gallery  # noqa: E402
-
-import build  # noqa: E402
 
 
 def notebook(*cells, **metadata) -> dict:
