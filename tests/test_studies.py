@@ -20,10 +20,11 @@ STUDIES = Path(__file__).resolve().parent.parent / "studies_nbs"
 DOSE = STUDIES / "dose.ipynb"
 PROGRAM = Path(sys.executable).with_name("ptycho-nb")
 SMALL = {"nphotons": 1e4, "n_train": 48, "n_test": 64, "nepochs": 4}
-# What each study is run with here; `make test-long` runs it with its defaults, a quick profile. dose.ipynb is run by the
-# tests below, explore.ipynb in a browser (test_browser_jupyterlab.py).
-GIVEN = {"diagnose": {}, "dose_comparison": {"n_train": 32, "nepochs": 1}, "dose_curve": {"n_train": 32, "nepochs": 1},
-         "pretrain": {"n_scans": 4, "steps": 4}, "reconstruct": {"n_groups": 48, "nepochs": 1}, "sim_lines": {}}
+# What each study is run with here; `make test-long` runs it with its defaults, a quick profile. The tests below run
+# dose.ipynb, and test_browser_jupyterlab.py runs explore.ipynb.
+BRIEF = {"n_train": 32, "nepochs": 1}
+GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1}, "sim_lines": {},
+         "pretrain": {"n_scans": 4, "steps": 4}, "reconstruct": {"n_groups": 48, "nepochs": 1}}
 TIMINGS = {"seconds", "cpu_seconds"}
 
 
