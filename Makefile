@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
+# What `make venv` installs; EXTRAS=dev,baselines adds pty-chi and PyTorch, for LSQML and its tests.
+EXTRAS ?= dev
 # Of the studies' convolutions. bfloat16 is faster where the processor computes with it; every arm of a study has the same.
 PRECISION ?= float32
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dose dose-full star study-dose study-dose-curve pretrained test bench bench-quick publish bench-workers docs gallery export readme clean
+.PHONY: help venv dose dose-full star study-dose study-dose-curve pretrained test test-long bench bench-quick publish bench-workers docs gallery export readme clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +22,7 @@ $(READY): settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"ptycho_nb needs Python >= 3.11, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv $(VENV) || { echo "python -m venv failed; Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "installing into $(VENV) (some minutes, about 3 GB, once)"
-	@$(BIN)/python -m pip install -qq --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --editable '.[$(EXTRAS)]'
 	@touch $@
 
 dose: $(READY)  ## one arm from simulation to metrics, quick profile (some minutes)
@@ -45,8 +47,11 @@ pretrained: $(READY)  ## train the network that comes with the package anew (abo
 	@$(BIN)/ptycho-nb run-arm studies_nbs/pretrain.ipynb runs/pretrained --again -p profile full
 	@cp runs/pretrained/amortised.npz ptycho_nb/weights/amortised.npz
 
-test: $(READY)  ## every check and every test (under 20 minutes on 2 cores)
+test: $(READY)  ## every check and every test (about 10 minutes on 2 cores)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh
+
+test-long: $(READY)  ## what takes too long for every change: the studies with their defaults, every case on JAX
+	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh --long
 
 bench: $(READY)  ## quality, speed and scaling in one table, runs/bench (25 minutes, nothing beside it; then make publish)
 	@$(BIN)/python benchmarks/bench.py --out runs/bench

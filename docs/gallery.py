@@ -36,7 +36,8 @@ def smaller_png(png: bytes, factor: float = 1.0, colours: int = 256) -> bytes:
         flat.paste(image.convert("RGB"), mask=image.convert("RGBA").getchannel("A"))
     if size != flat.size:
         flat = flat.resize(size, Image.Resampling.LANCZOS)
-    flat.quantize(colours, dither=Image.Dither.NONE).save(buffer := io.BytesIO(), "PNG", optimize=True)
+    palette = flat.quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # keeps rare ones
+    palette.save(buffer := io.BytesIO(), "PNG", optimize=True)
     return png if factor == 1 and len(png) <= len(buffer.getvalue()) else buffer.getvalue()
 
 

@@ -1,7 +1,9 @@
-"""The benchmark's machinery: what counts as a fault, and how results reach the README (`run_all.sh` runs all of it)."""
+"""The benchmark's machinery: what counts as a fault, and how results reach the README."""
 import ast
 import importlib
 import json
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -66,3 +68,11 @@ def test_key_figures_compare_what_the_run_has(module):
     figures = dict(module("summary").key_figures(quality_rows()))
     assert figures["SSIM at 1e+04 photons, disk probe"] == "amortised 0.8000, no network 0.7000"
     assert not any("patterns/s" in what for what in figures)
+
+
+def test_every_benchmark_runs_in_quick_sizes(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "bench.py"), "--quick", "--out", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    parts = {row["part"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert parts >= {"speed", "quality", "scaling"}

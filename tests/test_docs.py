@@ -1,9 +1,10 @@
-"""The tools of the documentation, on small examples; that the whole site builds is a step of its own (run_all.sh)."""
+"""The tools of the documentation, on small examples, and that the whole site builds."""
 
 import base64
 import io
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -251,3 +252,11 @@ def test_pictures_become_smaller_until_the_notebook_fits():
     assert sizes[0] == sizes[1] and 200 <= sizes[0][0] < 500
     with pytest.raises(ValueError, match="fewer or simpler"):
         gallery.fitted(content, 2_000)
+
+
+@pytest.mark.xdist_group("site")
+def test_the_whole_site_builds_and_warnings_are_errors(tmp_path):
+    command = [sys.executable, str(ROOT / "docs" / "build.py"), "--out", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert (tmp_path / "html" / "index.html").is_file()

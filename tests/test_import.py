@@ -37,7 +37,7 @@ def test_the_package_imports_at_once():
     command = [sys.executable, "-X", "importtime", "-c", "import ptycho_nb"]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stderr.splitlines()
     (microseconds,) = (int(line.split("|")[1]) for line in lines if line.split("|")[-1].strip() == "ptycho_nb")
-    assert microseconds < 300_000
+    assert microseconds < 100_000
 
 
 @pytest.mark.parametrize("module", [*modules_of(*WITHOUT_ANY), "ptycho_nb.analysis.metrics", "ptycho_nb.studies.sweep"])

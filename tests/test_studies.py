@@ -1,20 +1,30 @@
 """The study notebooks as their users run them: by papermill alone, and by the library's runner."""
 import ast
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from ptycho_nb.config import InputError
-from ptycho_nb.files import write_json
-from ptycho_nb.runs.arms import METRICS, ArmError, check_arm, check_parameters, read_arm, read_config, run_arm
+from ptycho_nb.config import InputError, derive_seeds
+from ptycho_nb.files import read_json, write_json
+from ptycho_nb.machine import thread_limits
+from ptycho_nb.runs.arms import METRICS, ArmError, check_arm, check_parameters, locked, read_arm, read_config, run_arm
 from ptycho_nb.solvers.result import load_reconstructions
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies_nbs"
 DOSE = STUDIES / "dose.ipynb"
-SMALL = {"n_train": 60, "n_test": 80, "nepochs": 1, "precision": "float32"}  # "auto" is measured, in each run
+PROGRAM = Path(sys.executable).with_name("ptycho-nb")
+SMALL = {"nphotons": 1e4, "n_train": 48, "n_test": 64, "nepochs": 4}
+# What each study is run with here; `make test-long` runs it with its defaults, a quick profile. The tests below run
+# dose.ipynb, and test_browser_jupyterlab.py runs explore.ipynb.
+BRIEF = {"n_train": 32, "nepochs": 1}
+GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1}, "sim_lines": {},
+         "pretrain": {"n_scans": 4, "steps": 4}, "reconstruct": {"n_groups": 48, "nepochs": 1}}
 TIMINGS = {"seconds", "cpu_seconds"}
 
 
@@ -67,16 +77,19 @@ def test_an_arm_is_known_by_every_parameter(notebook, tmp_path):
             check_arm(notebook, tmp_path, given | {name: other})
 
 
-@pytest.fixture(scope="module")
-def by_papermill(tmp_path_factory):
-    """An arm run by papermill alone, as a user types it."""
-    folder = tmp_path_factory.mktemp("papermill")
-    words = [word for name, value in SMALL.items() for word in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "papermill", "dose.ipynb", str(folder / "out.ipynb"), "--no-progress-bar",
-               "-p", "nphotons", "1e4", "-p", "output_dir", str(folder / "arm"), *words]
+def by_papermill_alone(notebook: Path, folder: Path, **given):
+    """An arm run as a user types it, without the library's runner."""
+    given |= {"output_dir": folder / "arm"}
+    words = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", notebook.name, str(folder / "out.ipynb"), "--no-progress-bar", *words]
     run = subprocess.run(command, cwd=STUDIES, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert run.returncode == 0, run.stderr[-3000:]
     return read_arm(folder / "arm")
+
+
+@pytest.fixture(scope="module")
+def by_papermill(tmp_path_factory):
+    return by_papermill_alone(DOSE, tmp_path_factory.mktemp("papermill"), **SMALL)
 
 
 def test_papermill_alone_leaves_a_whole_arm(by_papermill):
@@ -88,20 +101,58 @@ def test_papermill_alone_leaves_a_whole_arm(by_papermill):
     metrics, simulation = by_papermill.metrics, by_papermill.config["simulation"]
     assert {"network", "no_network", "refined", "data_fit"} <= metrics.keys()
     assert set(metrics["data_fit"]["network"]) == {"nll_per_pixel", "r_factor", "relative_squared_error"}
-    assert simulation["nphotons"] == 1e4 and simulation["n_train"] == 60
-    stated = {"nphotons": 1e4, "output_dir": str(folder), **SMALL}
+    assert simulation["nphotons"] == 1e4 and simulation["n_train"] == 48
+    stated = {"output_dir": str(folder), **SMALL}
     assert by_papermill.config["parameters"] == check_parameters(DOSE, {}) | stated
     assert set(load_reconstructions(folder / "reconstruction.npz")) >= {"network", "no_network", "refined"}
 
 
-def test_the_same_seed_gives_the_same_metrics_and_weights(by_papermill, tmp_path):
-    again = run_arm(DOSE, tmp_path / "again", {"nphotons": 1e4, **SMALL})
-    assert without_timings(again.metrics) == without_timings(by_papermill.metrics)
-    checksums = [(arm.folder / "wts.h5.zip.sha256").read_text() for arm in (again, by_papermill)]
-    assert checksums[0] == checksums[1], "the same training gives the same bytes"
+def test_killed_in_training_it_goes_on_to_the_same_metrics(by_papermill, tmp_path, request):
+    """Two arms that are the same training, their seed once derived and once stated: one undisturbed, one killed."""
+    out, seed = tmp_path / "out", derive_seeds(0)["train_seed"]
+    words = [word for name, value in SMALL.items() for word in ("-p", name, str(value))]
+    command = [PROGRAM, "sweep", DOSE, "--set", f"train_seed=-1,{seed}", "--out", out, "--workers", "1", *words]
+    process = subprocess.Popen(command, env=os.environ | thread_limits(1), stdout=subprocess.DEVNULL)
+    request.addfinalizer(process.kill)
+    first, second = out / "train_seed=-1", out / f"train_seed={seed}"
+    history, deadline = second / "history.json", time.monotonic() + 400
+    while not history.exists() or len(read_json(history)["epochs"]) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = (first / "done.json").stat().st_mtime_ns
+    with locked(second / ".lock", patience_s=10):
+        before = read_json(history)["epochs"]
+        assert 2 <= before[-1]["epoch"] < SMALL["nepochs"], "killed in the middle of its training"
+        assert (second / ".checkpoint.npz").exists() and not (second / "done.json").exists()
+
+    again = subprocess.run(command, env=os.environ | thread_limits(1), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "2 of 2 arms done, 1 of them before" in again.stdout
+    assert (first / "done.json").stat().st_mtime_ns == done, "no arm is run twice"
+    undisturbed, resumed = read_arm(first), read_arm(second)
+    kept = len(before) - 1  # the last one may have been killed between its history and its checkpoint
+    assert resumed.history["epochs"][:kept] == before[:kept], "epochs that were done are not trained again"
+    assert resumed.history["epochs"][-1]["epoch"] == SMALL["nepochs"]
+
+    arms = by_papermill, undisturbed, resumed
+    assert all(without_timings(arm.metrics) == without_timings(by_papermill.metrics) for arm in arms)
+    checksums = {(arm.folder / "wts.h5.zip.sha256").read_text().split()[0] for arm in arms}
+    assert len(checksums) == 1, "the same training gives the same bytes"
 
 
 def test_a_wrong_value_names_the_parameter_and_leaves_no_done_json(tmp_path):
     with pytest.raises(ArmError, match=r"nphotons.*-1"):
-        run_arm(DOSE, tmp_path / "arm", {"nphotons": -1.0, **SMALL})
+        run_arm(DOSE, tmp_path / "arm", {**SMALL, "nphotons": -1.0})
     assert not (tmp_path / "arm" / "done.json").exists()
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in GIVEN])
+def test_a_study_runs_to_its_end(name, tmp_path):
+    arm = by_papermill_alone(STUDIES / f"{name}.ipynb", tmp_path, **GIVEN[name])
+    assert arm.done and arm.metrics
+
+
+def test_every_study_is_run_by_some_test():
+    assert {path.stem for path in STUDIES.glob("*.ipynb")} == {*GIVEN, "dose", "explore"}

@@ -4,7 +4,6 @@ import os
 import pty
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import termios
@@ -20,14 +19,11 @@ import ptycho_nb.studies.sweep
 from ptycho_nb.cli import main
 from ptycho_nb.config import InputError
 from ptycho_nb.files import read_json, sha256_of, write_json
-from ptycho_nb.machine import thread_limits
 from ptycho_nb.runs.arms import ArmBusy, locked, read_arm, run_arm, start_arm
 from ptycho_nb.studies.sweep import read_arms_table, sweep
 
 PROGRAM = Path(sys.executable).with_name("ptycho-nb")
 DASK = Path(sys.executable).with_name("dask")
-DOSE = Path(__file__).resolve().parent.parent / "studies_nbs" / "dose.ipynb"
-TIMINGS = {"seconds", "cpu_seconds"}
 PARAMETERS = "dose: float = 1.0\nloss: str = 'nll'\nseed: int = 0\nlog_path: str = ''\noutput_dir: str = ''"
 WORK = """
 import os, time
@@ -75,12 +71,6 @@ def wait_for(condition, seconds: float = 120):
 
 def states(folder: Path) -> dict[str, str]:
     return {line["name"]: line["state"] for line in read_json(folder / "manifest.json")["arms"]}
-
-
-def without_timings(value):
-    if isinstance(value, dict):
-        return {key: without_timings(item) for key, item in value.items() if key not in TIMINGS}
-    return value
 
 
 # what is refused, before anything is written
@@ -352,42 +342,6 @@ def test_killed_at_any_moment_it_leaves_nobody_behind_and_goes_on(moment_s, tmp_
             pass
     result = sweep(study, out, grid=GRID, n_workers=2)
     assert result.ok and set(states(out).values()) == {"done"}
-
-
-def test_killed_in_training_it_goes_on_to_the_same_metrics(tmp_path, request):
-    settings = {"n_train": 64, "n_test": 64, "nepochs": 6, "object_kind": "random_field", "precision": "float32"}
-    words = [word for name, value in settings.items() for word in ("-p", name, str(value))]
-    command = [PROGRAM, "sweep", DOSE, "--set", "loss=nll,mae", "--out", tmp_path / "out", "--workers", "1", *words]
-    environment = os.environ | thread_limits(1)
-    alone = [PROGRAM, "run-arm", DOSE, tmp_path / "undisturbed", "-p", "loss", "mae", *words]
-    process, other = (subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL) for words in (command, alone))
-    request.addfinalizer(process.kill)
-    request.addfinalizer(other.kill)
-    first, second = tmp_path / "out" / "loss=nll", tmp_path / "out" / "loss=mae"
-    history = second / "history.json"
-    before = wait_for(lambda: history.exists() and len(rows := read_json(history)["epochs"]) > 2 and rows, 400)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = (first / "done.json").stat().st_mtime_ns
-    with locked(second / ".lock", patience_s=10):
-        before = read_json(history)["epochs"]
-        assert 2 <= before[-1]["epoch"] < 6, "killed in the middle of its training"
-        assert (second / ".checkpoint.npz").exists() and not (second / "done.json").exists()
-
-    again = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "2 of 2 arms done, 1 of them before" in again.stdout
-    assert (first / "done.json").stat().st_mtime_ns == done, "no arm is run twice"
-    resumed = read_arm(second)
-    kept = len(before) - 1  # the last one may have been killed between its history and its checkpoint
-    assert resumed.history["epochs"][:kept] == before[:kept], "epochs that were done are not trained again"
-    assert resumed.history["epochs"][-1]["epoch"] == 6
-
-    assert other.wait(400) == 0
-    undisturbed = read_arm(tmp_path / "undisturbed")
-    assert without_timings(resumed.metrics) == without_timings(undisturbed.metrics)
-    checksums = [(arm.folder / "wts.h5.zip.sha256").read_text().split()[0] for arm in (resumed, undisturbed)]
-    assert checksums[0] == checksums[1]
 
 
 # what is seen

@@ -156,6 +156,7 @@ def test_a_learned_probe_survives_the_bundle(scans, tmp_path):
     assert np.array_equal(model.untrained().probe, model.initial_probe)
 
 
+@pytest.mark.xdist_group("sizes")
 def test_models_of_every_size_side_by_side():
     results = {}
     for N in (64, 128):

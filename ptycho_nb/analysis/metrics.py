@@ -163,12 +163,9 @@ def compare(
 
     Examples
     --------
-    >>> from ptycho_nb.config import SimulationConfig
-    >>> from ptycho_nb.data.simulation import simulate_halves
-    >>> from ptycho_nb.solvers.estimate import estimate
-    >>> config = SimulationConfig(nphotons=1e6, object_size_px=192, n_train=1, n_test=80, seed=1)
-    >>> _, test = simulate_halves(config)
-    >>> scores = compare(estimate(test), test.truth)
+    >>> import ptycho_nb as pt
+    >>> _, scan = pt.simulate_halves(pt.SimulationConfig(nphotons=1e6, object_size_px=192, n_train=16, n_test=80, seed=1))
+    >>> scores = pt.compare(pt.estimate(scan), scan.truth)
     >>> scores["amplitude"]["ssim"] > 0.8, sorted(scores["phase"])
     (True, ['mae'])
     """
@@ -223,14 +220,10 @@ def data_fit(
 
     Examples
     --------
-    >>> from ptycho_nb.config import SimulationConfig
-    >>> from ptycho_nb.data.simulation import simulate_halves
-    >>> from ptycho_nb.physics.scans import validation_indices
-    >>> from ptycho_nb.solvers.estimate import estimate
-    >>> config = SimulationConfig(nphotons=1e6, object_size_px=192, n_train=1, n_test=80, seed=1)
-    >>> _, test = simulate_halves(config)
-    >>> validation = validation_indices(test.n_patterns, seed=0)
-    >>> fit = data_fit(estimate(test, validation=validation), test, validation)
+    >>> import ptycho_nb as pt
+    >>> _, scan = pt.simulate_halves(pt.SimulationConfig(nphotons=1e6, object_size_px=192, n_train=16, n_test=80, seed=1))
+    >>> held = pt.hold_out(scan)
+    >>> fit = pt.data_fit(pt.estimate(scan, held=held), scan, held.patterns)
     >>> sorted(fit), fit["r_factor"] < 0.2
     (['nll_per_pixel', 'r_factor', 'relative_squared_error'], True)
     """

@@ -130,8 +130,9 @@ def plot_object(image: np.ndarray | Reconstruction, title: str = "", pixel_size_
 
     Examples
     --------
+    >>> import ptycho_nb as pt
     >>> from ptycho_nb.physics.objects import make_object
-    >>> figure = plot_object(make_object("lines", 64, seed=0), title="lines", pixel_size_m=1e-8)
+    >>> figure = pt.plot_object(make_object("lines", 64, seed=0), title="lines", pixel_size_m=1e-8)
     >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
     ['lines', '']
     """
@@ -292,12 +293,9 @@ def plot_comparison(
 
     Examples
     --------
-    >>> from ptycho_nb.config import SimulationConfig
-    >>> from ptycho_nb.data.simulation import simulate_halves
-    >>> from ptycho_nb.solvers.estimate import estimate
-    >>> config = SimulationConfig(nphotons=1e6, object_size_px=192, n_train=1, n_test=80, seed=1)
-    >>> _, test = simulate_halves(config)
-    >>> figure = plot_comparison({"no_network": estimate(test, iterations=5)}, test.truth)
+    >>> import ptycho_nb as pt
+    >>> _, scan = pt.simulate_halves(pt.SimulationConfig(nphotons=1e6, object_size_px=192, n_train=16, n_test=80, seed=1))
+    >>> figure = pt.plot_comparison({"no_network": pt.estimate(scan, iterations=5)}, scan.truth)
     >>> [axes.get_title() for axes in figure.axes[:2]]
     ['truth', 'no network']
     """

@@ -371,10 +371,13 @@ def diagnose(
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import ptycho_nb as pt
     >>> folder = Path(tempfile.mkdtemp())
     >>> x = np.arange(4.0)
     >>> np.savez(folder / "scan.npz", diff3d=np.ones((4, 64, 64), np.float32), xcoords=x, ycoords=x)
-    >>> report = diagnose(folder / "scan.npz", folder / "report")
+    >>> report = pt.diagnose(folder / "scan.npz", folder / "report")
     >>> report["verdict"]
     '1 error, no warnings. Scan: the scan could not be examined.'
     >>> "probeGuess" in report["findings"][0]["what"]

@@ -215,6 +215,12 @@ def amortised(
     InputError
         If nothing is held out, or `splits` or `orientations` are out of range.
 
+    References
+    ----------
+    Jin, McCann, Froustey & Unser, IEEE Trans. Image Process. 26, 4509 (2017), doi:10.1109/TIP.2017.2713099: a network that
+    corrects what a physical inversion found.
+    Ronneberger, Fischer & Brox, MICCAI (2015), doi:10.1007/978-3-319-24574-4_28: the U-Net.
+
     Examples
     --------
     >>> import ptycho_nb as pt

@@ -61,12 +61,41 @@ class HeldOut:
         return pattern_deviances(predicted, self.amplitude, detector)
 
 
-def hold_out(
-    data: RawData,
-    patterns: np.ndarray | None = None,  # int (v,): these; None: 10 % of the patterns, where they stand alone of their photons
-    seed: int = 0,  # draws them
-) -> HeldOut:
-    "Keep some counts from the fit; `InputError` for fewer than two patterns to fit."
+def hold_out(data: RawData, patterns: np.ndarray | None = None, seed: int = 0) -> HeldOut:
+    """Keep some counts of a scan from every fit, to judge by them.
+
+    Made once and given to each method (``held=``), so that all are judged by the same counts.
+
+    Parameters
+    ----------
+    data : RawData
+        The scan: M patterns of N x N px.
+    patterns : ndarray of int, shape (v,), optional
+        Numbers of the patterns to leave out. Default: a tenth of them, drawn; where patterns stand alone, a tenth of the photons
+        of each.
+    seed : int
+        Draws them.
+
+    Returns
+    -------
+    HeldOut
+        The counts that judge and the counts that are left to fit; its ``deviance`` judges a reconstruction.
+
+    Raises
+    ------
+    InputError
+        For fewer than two patterns that are left to fit.
+
+    Examples
+    --------
+    >>> import ptycho_nb as pt
+    >>> _, scan = pt.simulate_halves(pt.SimulationConfig(nphotons=1e4, object_size_px=192, n_train=16, n_test=80))
+    >>> held = pt.hold_out(scan)
+    >>> len(held.patterns), len(held.fitted)
+    (8, 72)
+    >>> pt.hold_out(scan, patterns=[0, 5]).patterns
+    array([0, 5])
+    """
     if patterns is None:
         if data.n_patterns > 2 and stand_alone(data.positions_px, data.probe):
             return hold_out_photons(data, seed)

@@ -27,19 +27,70 @@ __all__ = ['Region', 'Reconstruction', 'crop', 'predict_amplitudes', 'covered_re
 # %% ../../nbs/3_solvers/10_result.ipynb #3d5ce136
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    "An object recovered from a scan, where it lies, and what it took. Checked when made."
+    """An object recovered from a scan, where it lies, and what it took. Checked when made.
 
-    object: np.ndarray  # (H, W), complex64: transmission
-    coverage: np.ndarray  # (H, W), float32: weight of the light that fell on each pixel, 0 where never lit
-    origin_px: np.ndarray  # (2,), int64: (y, x) of element [0, 0] in the frame of the positions, px
-    positions_px: np.ndarray  # (M, 2), float64: patch centres (y, x) of all patterns, as the solver left them, px
-    probe: np.ndarray  # (N, N), complex64: scaled to photons, so that |FFT2(P·O)|/N is an amplitude as measured
-    method: str  # who made it: 'network', 'no_network', 'refined', …
-    seconds: float = 0.0  # by the clock
-    cpu_seconds: float = 0.0  # of all cores together
-    info: dict[str, Any] = field(default_factory=dict)  # history, choices, how far the probe moved; JSON can hold it
-    weaker_modes: np.ndarray | None = None  # (L - 1, N, N), complex64: further modes of the probe, scaled as it is
-    detector: Detector | None = None  # what the fit took the detector for; None: perfect
+    Parameters
+    ----------
+    object : ndarray of complex64, shape (H, W)
+        Transmission.
+    coverage : ndarray of float32, shape (H, W)
+        Weight of the light that fell on each pixel; 0 where never lit.
+    origin_px : ndarray of int64, shape (2,)
+        Place (y, x) of element [0, 0] in the frame of the positions, px.
+    positions_px : ndarray of float64, shape (M, 2)
+        Patch centres (y, x) of all patterns as the solver left them, px.
+    probe : ndarray of complex64, shape (N, N)
+        Scaled to photons: |FFT2(P·O)|/N is an amplitude as it was measured.
+    method : str
+        Who made it: ``'network'``, ``'no_network'``, ``'refined'``, ...
+    seconds : float
+        By the clock, s.
+    cpu_seconds : float
+        Of all processors together, s.
+    info : dict
+        History, choices, how far the probe moved: whatever JSON can hold.
+    weaker_modes : ndarray of complex64, shape (L - 1, N, N), optional
+        Further modes of the probe, scaled as it is; their intensities add.
+    detector : Detector, optional
+        What the fit took the detector for. None: perfect.
+
+    Attributes
+    ----------
+    N : int
+        Side of a pattern, px.
+    modes : ndarray of complex64, shape (L, N, N)
+        The probe and its weaker modes.
+    region : tuple of int
+        The whole canvas (y0, y1, x0, x1) in the frame of the positions, px.
+
+    Raises
+    ------
+    InputError
+        For arrays with another number of axes, values that are not finite, or shapes that do not belong together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ptycho_nb as pt
+    >>> image = pt.Reconstruction(object=np.ones((80, 90)), coverage=np.ones((80, 90)), origin_px=[10, 20],
+    ...                           positions_px=[[42, 52], [50, 60]], probe=np.ones((64, 64)), method="ones")
+    >>> image.N, image.region
+    (64, (10, 90, 20, 110))
+    >>> image.crop_to((42, 51, 52, 61)).object.shape
+    (9, 9)
+    """
+
+    object: np.ndarray
+    coverage: np.ndarray
+    origin_px: np.ndarray
+    positions_px: np.ndarray
+    probe: np.ndarray
+    method: str
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    info: dict[str, Any] = field(default_factory=dict)
+    weaker_modes: np.ndarray | None = None
+    detector: Detector | None = None
 
     def __post_init__(self) -> None:
         kinds = {"object": (2, np.complex64), "coverage": (2, np.float32), "origin_px": (1, np.int64),

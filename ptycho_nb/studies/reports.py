@@ -329,13 +329,15 @@ def report(folder: str | Path, *, out: str | Path | None = None) -> Path:
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
+    >>> import ptycho_nb as pt
     >>> from ptycho_nb.files import write_json
     >>> from ptycho_nb.runs.arms import finish_arm, start_arm
     >>> sweep_dir = Path(tempfile.mkdtemp())
     >>> arm = start_arm(sweep_dir / "gridsize=1", {"gridsize": 1})
     >>> path = write_json(arm / "metrics.json", {"network": {"amplitude": {"ssim": 0.93}}})
     >>> path = finish_arm(arm)
-    >>> sorted(path.name for path in report(sweep_dir).iterdir())
+    >>> sorted(path.name for path in pt.report(sweep_dir).iterdir())
     ['figures', 'results.csv', 'results.parquet', 'summary.md']
     """
     folder = Path(folder).expanduser().absolute()

@@ -412,10 +412,13 @@ def sweep(
 
     Examples
     --------
+    >>> import ptycho_nb as pt
+    >>> from ptycho_nb.runs.arms import arm_name
+    >>> from ptycho_nb.studies.sweep import expand_grid
     >>> grid = {"nphotons": [1e9, 1e4], "loss": ["nll", "mae"]}
     >>> [arm_name(values) for values in expand_grid(grid)]  # the folders that the arms will have
     ['nphotons=1e9_loss=nll', 'nphotons=1e9_loss=mae', 'nphotons=1e4_loss=nll', 'nphotons=1e4_loss=mae']
-    >>> result = sweep("studies_nbs/dose.ipynb", "runs/four", grid=grid)  # doctest: +SKIP
+    >>> result = pt.sweep("studies_nbs/dose.ipynb", "runs/four", grid=grid)  # doctest: +SKIP
     """
     notebook, out = Path(notebook).expanduser().absolute(), Path(out).expanduser().absolute()
     if n_workers is not None and (n_workers < 1 or scheduler):
