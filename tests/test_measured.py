@@ -133,6 +133,8 @@ def test_pixels_that_are_not_numbers_are_a_mask(exact, tmp_path):
     np.savez(tmp_path / "gaps.npz", **arrays)
     data = pt.load_data(tmp_path / "gaps.npz")
     assert not data.detector.good[20:22].any() and data.detector.good.sum() == 62 * 64
+    with pytest.raises(pt.InputError, match=r"first at 0.*no zeros.*mask"):
+        replace(exact, diff3d=arrays["diff3d"])
     again = pt.load_data(data.save(tmp_path / "again.npz"))
     assert again.checksums() == data.checksums()
 

@@ -38,7 +38,7 @@ def _from_tike(arrays: Mapping[str, np.ndarray], source: str) -> RawData:
         raise InputError(source, found, "data (1, M, N, N), finite scan (1, M, 2), probe (1, 1, 1, modes, N, N)",
                          "Write one scan with one detector.")
     if modes.ndim == 3 and len(modes) > 1:
-        _logger.warning("%s: the probe has %d modes; the first is used", source, len(modes))
+        _logger.info("%s: the probe has %d modes", source, len(modes))
     if counts.min() < 0:
         raise InputError(f"{source}, key 'data'", f"a smallest count of {counts.min()}", "counts >= 0",
                          "Set pixels that a background subtraction made negative to 0.")
@@ -48,6 +48,7 @@ def _from_tike(arrays: Mapping[str, np.ndarray], source: str) -> RawData:
         diff3d=np.fft.fftshift(np.sqrt(counts), axes=(-2, -1)),
         positions_px=corners_px - origin_px + N // 2,
         probe=modes[0] if modes.ndim == 3 else modes,
+        weaker_modes=modes[1:] if modes.ndim == 3 and len(modes) > 1 else None,
         metadata={"format": "tike", "origin_px": origin_px.tolist(), "diff3d_quantity": "amplitude"},
         source=source,
     )

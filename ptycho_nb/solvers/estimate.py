@@ -58,6 +58,7 @@ def judge(
 # %% ../../nbs/3_solvers/80_estimate.ipynb #ae0bb12b
 _SOUND = 1.15  # goodness above which it is worth to look for a fault
 _TURNED = 2.0  # goodness above which the axes may be wrong
+_CLEAR = np.log(2)  # gain that other axes have to bring: half the deviance
 _FEW_PHOTONS = 100.0  # counts in the brightest pixel of the mean pattern, below which the focus is searched as well
 _MOST_MODES = 4
 _FURTHER = 0.4  # of the iterations, for a fit that starts from a result
@@ -160,18 +161,17 @@ def _probe_rungs(climb: _Climb) -> None:
         climb.see("probe", "probe refined after that", data, climb.fit(data, refine_probe=True), began)
 
 
-def _orientation_rung(climb: _Climb) -> None:
+def _orientation_rung(climb: _Climb, refine_probe: bool) -> None:
     began, best, words = time.perf_counter(), None, ""
     for said, positions_px in rungs.orientations(climb.data.positions_px):
         data = replace(climb.data, positions_px=positions_px, object=None)
-        result = climb.fit(data, refine_probe=False, iterations=15, patience=3, smoothing_px=(0.0, 1.0, 2.0))
+        result = climb.fit(data, refine_probe=refine_probe, iterations=15, patience=3, smoothing_px=(0.0, 1.0, 2.0))
         if best is None or climb.held.deviance(result) < climb.held.deviance(best):
             best, words = result, said
-    if words == "as given":
-        return
-    data = replace(climb.data, positions_px=best.positions_px, object=None)
-    if judge(climb.held.deviances(climb.result), climb.held.deviances(best))[2]:
-        climb.see("orientation", f"positions {words}", data, climb.fit(data, refine_probe=False), began)
+    gain, error, _ = judge(climb.held.deviances(climb.result), climb.held.deviances(best))
+    if words != "as given" and gain - SURE * error > _CLEAR:  # a wrong probe alone can make other axes look a little better
+        data = replace(climb.data, positions_px=best.positions_px, object=None)
+        climb.see("orientation", f"positions {words}", data, climb.fit(data, refine_probe=refine_probe), began)
 
 # %% ../../nbs/3_solvers/80_estimate.ipynb #78919a51
 def _rivals(climb: _Climb) -> None:
@@ -264,9 +264,12 @@ def _rungs(climb: _Climb) -> Iterator[str]:
     _detector_rung(climb)
     if climb.goodness > _TURNED:
         yield "orientation"
-        _orientation_rung(climb)
+        _orientation_rung(climb, refine_probe=False)
     yield "probe"
     _probe_rungs(climb)
+    if climb.goodness > _TURNED:
+        yield "orientation, with the probe refined"
+        _orientation_rung(climb, refine_probe=True)
     if climb.goodness > _SOUND:
         yield "background and modes"
         _rivals(climb)
