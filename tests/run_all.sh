@@ -27,6 +27,7 @@ if [ "${1:-}" = --long ]; then
     step "study notebooks run with their defaults"        nbdev_test --path studies_nbs --n_workers 2
     step "heart and pretrained network on JAX, every case" \
         env KERAS_BACKEND=jax python -m pytest -n 2 tests/test_heart.py tests/test_pretrained.py
+    step "tests marked as long"                           python -m pytest -n 2 -m long
 else
     step "modules are what the notebooks export"          python tests/in_step.py modules
     step "notebooks are clean"                            python tests/in_step.py clean

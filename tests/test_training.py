@@ -1,5 +1,6 @@
 """Training, bundles and inference: killed and resumed, poisoned, side by side, in other processes and backends."""
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -156,18 +157,23 @@ def test_a_learned_probe_survives_the_bundle(scans, tmp_path):
     assert np.array_equal(model.untrained().probe, model.initial_probe)
 
 
+EVERY_MODEL = list(itertools.product((64, 128), (1, 2), ("residual_unet", "cnn")))
+EVERY_PAIR = [(64, 1, "residual_unet"), (64, 2, "cnn"), (128, 1, "cnn"), (128, 2, "residual_unet")]  # of two settings
+
+
 @pytest.mark.xdist_group("sizes")
-def test_models_of_every_size_side_by_side():
-    results = {}
-    for N in (64, 128):
-        simulation = replace(SIMULATION, N=N, object_size_px=4 * N, n_train=24, n_test=12, nphotons=1e5)
-        train, test = simulate_halves(simulation)
-        for gridsize in (1, 2):
-            for generator in ("residual_unet", "cnn"):
-                model = ModelConfig(N=N, gridsize=gridsize, generator=generator, n_filters=4)
-                trained = train_network(train, model, replace(TRAINING, nepochs=1)).model
-                results[N, gridsize, generator] = trained, test
-    for (N, _, generator), (trained, test) in results.items():
+@pytest.mark.parametrize("models", [
+    pytest.param(EVERY_PAIR, id="pairs"), pytest.param(EVERY_MODEL, id="all", marks=pytest.mark.long)])
+def test_models_of_every_size_side_by_side(models):
+    scans, results = {}, {}
+    for N, gridsize, generator in models:
+        if N not in scans:
+            simulation = replace(SIMULATION, N=N, object_size_px=4 * N, n_train=24, n_test=12, nphotons=1e5)
+            scans[N] = simulate_halves(simulation)
+        model = ModelConfig(N=N, gridsize=gridsize, generator=generator, n_filters=4)
+        results[N, gridsize, generator] = train_network(scans[N][0], model, replace(TRAINING, nepochs=1)).model
+    for (N, _, generator), trained in results.items():
+        test = scans[N][1]
         reconstruction = reconstruct(test, trained, InferenceConfig(batch_size=5))
         assert reconstruction.probe.shape == (N, N) and np.all(np.isfinite(reconstruction.object)), generator
         inside = np.round(test.positions_px).astype(int) - reconstruction.origin_px
@@ -251,9 +257,9 @@ from ptycho_nb.network.inference import reconstruct
 from ptycho_nb.data.scan import RawData
 from ptycho_nb.network.training import train as train_network
 
-train, test, bundle = sys.argv[1:]
+train, test, bundle, generators = sys.argv[1:]
 assert keras.backend.backend() == "jax"
-for generator in ("cnn", "residual_unet"):
+for generator in generators.split(","):
     # Twelve divides the groups of both kinds: one shape, one compilation.
     training = TrainingConfig(nepochs=2, batch_size=12, precision="float32", tv_weight=1e-3, realspace_mae_weight=1e-3)
     config = ModelConfig(gridsize=1, generator=generator, n_filters=4)
@@ -267,11 +273,13 @@ np.save(bundle + ".npy", there.object)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed (extra 'jax')")
-def test_jax_trains_and_reads_the_bundles_of_tensorflow(scans, trained, tmp_path):
+@pytest.mark.parametrize("generators", ["residual_unet", pytest.param("cnn,residual_unet", marks=pytest.mark.long)])
+def test_jax_trains_and_reads_the_bundles_of_tensorflow(scans, trained, tmp_path, generators):
     scans[0].save(tmp_path / "train.npz")
     scans[1].save(tmp_path / "test.npz")
     save_bundle(tmp_path / "wts.h5.zip", trained.model)
-    run = in_a_process(JAX, tmp_path / "train.npz", tmp_path / "test.npz", tmp_path / "wts.h5.zip", backend="jax")
+    files = tmp_path / "train.npz", tmp_path / "test.npz", tmp_path / "wts.h5.zip"
+    run = in_a_process(JAX, *files, generators, backend="jax")
     assert run.returncode == 0, run.stderr[-3000:]
     here = reconstruct(scans[1], trained.model).object
     assert np.allclose(np.load(tmp_path / "wts.h5.zip.npy"), here, atol=1e-4)

@@ -40,7 +40,7 @@ class Reconstruction:
     positions_px : ndarray of float64, shape (M, 2)
         Patch centres (y, x) of all patterns as the solver left them, px.
     probe : ndarray of complex64, shape (N, N)
-        Scaled to photons: |FFT2(P·O)|/N is an amplitude as it was measured.
+        Scaled to photons: ``|FFT2(P·O)|/N`` is an amplitude as it was measured.
     method : str
         Who made it: ``'network'``, ``'no_network'``, ``'refined'``, ...
     seconds : float
