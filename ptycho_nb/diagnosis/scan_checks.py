@@ -21,7 +21,7 @@ from ..physics import scans
 from ..physics.forward import Layout
 from ..physics.noise import poisson_deviance, radial_mean
 from ..physics.scans import area_overlap, linear_overlap, nearest_spacing_px, scan_report, validation_indices
-from ..solvers.estimate import estimate
+from ..solvers.fit import fit_scan
 from ..solvers.held_out import hold_out
 from ..solvers.result import Reconstruction, predict_amplitudes
 from .findings import Finding, Report, sort_findings
@@ -381,7 +381,7 @@ def axis_order(
     held = hold_out(part, validation_indices(part.n_patterns, 0.2, seed))
     deviances, quick = {}, None
     for name, turned in AXIS_ORDERS.items():
-        result = estimate(replace(part, positions_px=turned(part.positions_px)), held=held, seed=seed,
+        result = fit_scan(replace(part, positions_px=turned(part.positions_px)), held, seed=seed,
                           iterations=iterations, patience=iterations, smoothing_px=(0.0, 1.0, 2.0), progress=False)
         predicted, measured = predict_amplitudes(result, held.patterns), held.amplitude
         deviances[name] = np.array([poisson_deviance(predicted[[k]], measured[[k]]) for k in range(len(measured))])

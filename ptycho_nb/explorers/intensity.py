@@ -19,7 +19,7 @@ from ..data.scan import RawData
 from ..physics.noise import closed_form_intensity_scale, intensity_scale, poisson_deviance, radial_mean
 from ..runs.arm_scan import scan_of_arm
 from ..runs.arms import RECONSTRUCTION, read_arm
-from ..solvers.estimate import estimate
+from ..solvers.fit import fit_scan
 from ..solvers.result import Reconstruction, load_reconstructions, predict_amplitudes
 from . import explorer as widgets
 
@@ -105,7 +105,7 @@ def read_predictions(
         if path.suffix == ".zip":
             return _from_bundle(path, data, count)
     part = _near_the_middle(source if isinstance(source, RawData) else load_data(source), count)
-    return _predictions(part, {"no_network": estimate(part, iterations=20)}, count)
+    return _predictions(part, {"no_network": fit_scan(part, iterations=20)}, count)
 
 # %% ../../nbs/9_explorers/40_intensity.ipynb #5ca591b8
 @dataclass(frozen=True, eq=False)

@@ -59,8 +59,10 @@ def judge(
 _SOUND = 1.15  # goodness above which it is worth to look for a fault
 _TURNED = 2.0  # goodness above which the axes may be wrong
 _CLEAR = np.log(2)  # gain that other axes have to bring: half the deviance
+_MANY_PHOTONS = 1000.0  # counts there, above which amplitudes and Poisson counts say the same
 _FEW_PHOTONS = 100.0  # counts in the brightest pixel of the mean pattern, below which the focus is searched as well
-_MOST_MODES = 4
+_MOST_MODES, _LEAST_MODE = 4, 0.02  # and the smallest gain that is worth another mode
+_LITTLE, _MUCH = 1e-3, 0.05  # share of all photons that a background could hold: tried if the fit is wrong, and always
 _FURTHER = 0.4  # of the iterations, for a fit that starts from a result
 _LARGE = 4e6  # measured pixels, above which fewer iterations have to do
 
@@ -91,6 +93,7 @@ class _Climb:
         gain, error, sure = 0.0, 0.0, True
         if self.result is not None:
             gain, error, sure = judge(self.held.deviances(_on_common_pixels(self.result, result)), after)
+            sure = sure and not (name == "modes" and gain < _LEAST_MODE)
         return _Trial(Rung(name, what, gain, error, sure, time.perf_counter() - began), data, result)
 
     def decide(self, *trials: _Trial) -> bool:
@@ -176,8 +179,10 @@ def _orientation_rung(climb: _Climb, refine_probe: bool) -> None:
 # %% ../../nbs/3_solvers/80_estimate.ipynb #78919a51
 def _rivals(climb: _Climb) -> None:
     "A background and one more mode of the probe can each explain a part of the other: the better one is kept first."
-    while climb.goodness > _SOUND:
-        trials = [trial for trial in (_with_background(climb), _with_another_mode(climb)) if trial is not None]
+    while True:
+        wrong = climb.goodness > _SOUND
+        tried = _with_background(climb, _LITTLE if wrong else _MUCH), _with_another_mode(climb) if wrong else None
+        trials = [trial for trial in tried if trial is not None]
         if not trials or not climb.decide(*trials):
             break
         if climb.rungs[-len(trials)].kept and climb.rungs[-len(trials)].name == "background":
@@ -200,10 +205,11 @@ def _without_background(climb: _Climb) -> None:
         climb.data, climb.result = data, simpler
 
 
-def _with_background(climb: _Climb) -> _Trial | None:
+def _with_background(climb: _Climb, least: float) -> _Trial | None:
     began, found = time.perf_counter(), climb.result.detector
     data = None if found is not None and found.background.any() else rungs.with_background(climb.data)
-    if data is None:
+    mean = climb.data.nphotons_mean / climb.data.N**2
+    if data is None or float(data.detector.background.mean()) < least * mean:
         return None
     warm = replace(climb.refined, detector=data.detector)
     result = climb.fit(warm, start=climb.result, refine_probe=True, find_background=True, iterations=climb.further)
@@ -224,7 +230,8 @@ def _with_another_mode(climb: _Climb) -> _Trial | None:
 # %% ../../nbs/3_solvers/80_estimate.ipynb #a2a0257f
 def _polish(climb: _Climb) -> None:
     "Amplitudes find a probe quickly, but few counts are Poisson distributed: one more fit with what was found held fixed."
-    if climb.result.info["likelihood"] != "poisson":
+    brightest = np.mean(np.square(climb.data.diff3d[climb.held.fitted], dtype=float), axis=0).max()
+    if climb.result.info["likelihood"] != "poisson" and brightest < _MANY_PHOTONS:
         began, data = time.perf_counter(), climb.refined
         what = "the Poisson likelihood, with the probe that was found"
         climb.see("poisson", what, data, climb.fit(data, refine_probe=False), began)
@@ -270,9 +277,8 @@ def _rungs(climb: _Climb) -> Iterator[str]:
     if climb.goodness > _TURNED:
         yield "orientation, with the probe refined"
         _orientation_rung(climb, refine_probe=True)
-    if climb.goodness > _SOUND:
-        yield "background and modes"
-        _rivals(climb)
+    yield "background and modes"
+    _rivals(climb)
     yield "likelihood"
     _polish(climb)
     yield "prior"
