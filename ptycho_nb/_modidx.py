@@ -333,6 +333,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                       'ptycho_nb/diagnosis/report.py'),
                                             'ptycho_nb.diagnosis.report._intensity': ( '7_diagnosis/report.html#_intensity',
                                                                                        'ptycho_nb/diagnosis/report.py'),
+                                            'ptycho_nb.diagnosis.report._measurement': ( '7_diagnosis/report.html#_measurement',
+                                                                                         'ptycho_nb/diagnosis/report.py'),
                                             'ptycho_nb.diagnosis.report._patterns': ( '7_diagnosis/report.html#_patterns',
                                                                                       'ptycho_nb/diagnosis/report.py'),
                                             'ptycho_nb.diagnosis.report._probe': ( '7_diagnosis/report.html#_probe',

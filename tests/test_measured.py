@@ -115,6 +115,15 @@ def test_the_focus_of_a_guess_is_found_where_photons_are_few(exact):
     assert ssim(known, exact) > ssim(pt.estimate(measured(exact, few), "fixed"), exact) - 0.01
 
 
+def test_a_diagnosis_names_the_fault(exact, tmp_path):
+    counts = exact.diff3d.astype(float) ** 2
+    counts[:, 36:40], counts[[5, 6]] = 0, 0
+    report = pt.diagnose(measured(exact, counts).save(tmp_path / "faulty.npz"), tmp_path / "report")
+    told = " ".join(finding["what"] for finding in report["findings"])
+    assert "dead" in told and "Patterns of no use: 5, 6" in told
+    assert "nothing stands against" not in report["verdict"] and report["sections"]["measurement"]["ratio"] < 1.5
+
+
 def test_what_cannot_be_a_scan_is_refused(exact):
     data = measured(exact, exact.diff3d.astype(float) ** 2)
     with pytest.raises(pt.InputError, match=r"160 patterns within .* px.*micrometres"):

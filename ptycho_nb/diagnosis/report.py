@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -21,7 +22,10 @@ from ..files import plain_json, replacing, write_json
 from ..physics.forward import Layout
 from ..physics.probes import disk_probe
 from ..physics.scans import nearest_pixel, scan_report, validation_indices
+from ..solvers.estimate import estimate
+from ..solvers.goodness import DOUBTFUL
 from ..solvers.result import Reconstruction
+from ..solvers.rungs import check_positions, useless_patterns
 from . import model_checks, scan_checks
 from .bias import bias_report, plot_bias
 from .figures import plot_canvas, plot_exposures, plot_groups, plot_intensity, plot_probe_paths
@@ -175,6 +179,51 @@ def _intensity(examination: Examination) -> None:
     examination.findings += model_checks.intensity_findings(report)
     examination.figures["intensity"] = plot_intensity(report, data if part is None else part, shown, patterns)
 
+# %% ../../nbs/7_diagnosis/80_report.ipynb #60d80781
+_QUICK_PATTERNS = 150  # of the part that is reconstructed quickly
+_ADVICE = {  # what to do about a rung of the ladder that the counts prefer
+    "pixels": "Give the good pixels as 'mask' in the file; estimate() finds them by itself.",
+    "orientation": "Put the positions right in the file; estimate() turns them by itself.",
+    "background": "Record dark frames and give their mean as 'background'; never subtract it.",
+    "modes": "The light is only partly coherent, or something moves: estimate() uses several modes.",
+    "focus": "The probe guess is out of focus: use the probe that estimate() returns.",
+}
+
+
+def _measurement(examination: Examination) -> None:
+    data = examination.subject.data
+    if data.is_simulated or examination.absurd:
+        return
+    try:
+        check_positions(data)
+    except InputError as error:
+        what = f"These positions cannot be used: {error.found}"
+        examination.findings.append(Finding("error", "positions", what, error.expected, error.remedy))
+        return
+    useless = useless_patterns(data)
+    if len(useless):
+        some = ", ".join(map(str, useless[:12])) + " …" * (len(useless) > 12)
+        examination.findings.append(Finding(
+            "warning", "measurement", f"Patterns of no use: {some}", f"{len(useless)} dark or far too bright",
+            "Leave them out: data.subset(); estimate() does it by itself."))
+    part = scan_checks.compact_part(data, _QUICK_PATTERNS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it says stands in the findings
+        image = estimate(part, iterations=40, seed=examination.seed, progress=False)
+    found = image.info["goodness"]
+    examination.sections["measurement"] = {"n_patterns": part.n_patterns, **found, "verdict": image.info["verdict"]}
+    last = {rung["name"]: rung for rung in image.info["rungs"] if rung["kept"]}  # of several modes the last word
+    for rung in last.values():
+        if rung["name"] in _ADVICE:
+            number = f"deviance of unseen counts {-rung['gain']:+.0%} ± {rung['error']:.0%}"
+            what = f"The counts prefer another model of the measurement: {rung['what']}"
+            examination.findings.append(Finding("warning", "measurement", what, number, _ADVICE[rung["name"]]))
+    if found["ratio"] - 2 * found["error"] > DOUBTFUL:
+        examination.findings.append(Finding(
+            "warning", "measurement", "The residuals are larger than photon noise, whatever model is tried",
+            f"{found['ratio']:.3g} ± {found['error']:.2g} times",
+            "Look at the patterns, the positions and the probe guess first."))
+
 # %% ../../nbs/7_diagnosis/80_report.ipynb #036e3aca
 def _bias(examination: Examination) -> None:
     subject = examination.subject
@@ -206,7 +255,7 @@ def examine(
     data = subject.data
     if data is not None:
         for name, section in {"patterns": _patterns, "scan": _scan, "probe": _probe, "grouping": _grouping,
-                              "canvas": _canvas, "intensity": _intensity}.items():
+                              "canvas": _canvas, "intensity": _intensity, "measurement": _measurement}.items():
             examination.attempt(name, section)
         if data.truth is not None and subject.reconstructions:
             examination.attempt("bias", _bias)
@@ -322,6 +371,8 @@ def write_report(
                for name, figure in examination.figures.items()}
     counts = [sum(finding.severity == name for finding in examination.findings) for name in ("error", "warning")]
     scan = examination.sections.get("scan", {}).get("verdict", "the scan could not be examined")
+    if any(finding.section in ("measurement", "positions") for finding in examination.findings):  # only where the counts agree
+        scan = scan.replace("nothing stands against a reconstruction", "its geometry is sound, but see the findings")
     report = plain_json({
         "path": str(subject.path), "kind": subject.kind,
         "verdict": f"{_count(counts[0], 'error')}, {_count(counts[1], 'warning')}. Scan: {scan}.",

@@ -42,6 +42,8 @@ class Rung:
     seconds: float
 
     def __str__(self) -> str:
+        if self.name == "given":
+            return f"{self.what}: where the ladder starts ({self.seconds:.1f} s)"
         verdict = "kept" if self.kept else "not kept"
         return f"{self.what}: deviance {-self.gain:+.1%} ± {self.error:.1%}, {verdict} ({self.seconds:.1f} s)"
 
