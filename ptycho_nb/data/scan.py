@@ -329,7 +329,8 @@ def _parsed_metadata(stored: np.ndarray | None, source: str) -> dict[str, Any]:
 def _detector_of(arrays: Mapping[str, np.ndarray], source: str) -> tuple[np.ndarray, Detector | None]:
     "The patterns with a number in the pixels that have none in any pattern, and the detector that says which these are."
     patterns = np.asarray(arrays["diff3d"])
-    unread = np.isnan(patterns).all(axis=0) if patterns.dtype.kind == "f" and patterns.ndim == 3 else np.zeros(1, bool)
+    is_float = patterns.dtype.kind == "f" and patterns.ndim == 3 and len(patterns)
+    unread = np.isnan(patterns).all(axis=0) if is_float else np.zeros(1, bool)
     if not unread.any() and "mask" not in arrays and "background" not in arrays:
         return patterns, None
     good = np.ones(patterns.shape[1:], bool) & ~unread
