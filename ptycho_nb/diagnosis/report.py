@@ -217,7 +217,8 @@ def _measurement(examination: Examination) -> None:
         if rung["name"] in _ADVICE:
             number = f"deviance of unseen counts {-rung['gain']:+.0%} ± {rung['error']:.0%}"
             what = f"The counts prefer another model of the measurement: {rung['what']}"
-            examination.findings.append(Finding("warning", "measurement", what, number, _ADVICE[rung["name"]]))
+            severity = "note" if rung["name"] in ("background", "modes") else "warning"  # most beamlines have a little of both
+            examination.findings.append(Finding(severity, "measurement", what, number, _ADVICE[rung["name"]]))
     if found["ratio"] - 2 * found["error"] > DOUBTFUL:
         examination.findings.append(Finding(
             "warning", "measurement", "The residuals are larger than photon noise, whatever model is tried",
@@ -371,7 +372,8 @@ def write_report(
                for name, figure in examination.figures.items()}
     counts = [sum(finding.severity == name for finding in examination.findings) for name in ("error", "warning")]
     scan = examination.sections.get("scan", {}).get("verdict", "the scan could not be examined")
-    if any(finding.section in ("measurement", "positions") for finding in examination.findings):  # only where the counts agree
+    doubts = [item for item in examination.findings if item.severity != "note"]
+    if any(item.section in ("measurement", "positions") for item in doubts):  # only where the counts agree
         scan = scan.replace("nothing stands against a reconstruction", "its geometry is sound, but see the findings")
     report = plain_json({
         "path": str(subject.path), "kind": subject.kind,
