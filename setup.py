@@ -3,12 +3,37 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 SUFFIX = "_requirements"  # every `<name>_requirements` of settings.ini is the extra `[<name>]`
+CLASSIFIERS = [
+    "Development Status :: 3 - Alpha",
+    "Framework :: Jupyter",
+    "Intended Audience :: Science/Research",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3.11",
+    "Topic :: Scientific/Engineering :: Image Processing",
+    "Topic :: Scientific/Engineering :: Physics",
+]
+STUDIES = "studies_nbs"  # a folder beside the package; whoever installs it gets a copy inside
+
+
+class BuildWithStudies(build_py):
+    """The package, and in it the study notebooks."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # a checkout reads the folder itself
+            folder = Path(self.build_lib) / settings["lib_name"] / STUDIES
+            self.mkpath(str(folder))
+            for path in sorted((HERE / STUDIES).glob("*.ipynb")):
+                self.copy_file(str(path), str(folder / path.name))
+
 
 setup(
     name=settings["lib_name"],
@@ -18,7 +43,8 @@ setup(
     long_description_content_type="text/markdown",
     author=settings["author"],
     author_email=settings["author_email"],
-    url=settings["git_url"],
+    project_urls={"Source": settings["git_url"]} if settings["git_url"] else {},
+    classifiers=CLASSIFIERS,
     keywords=settings["keywords"],
     license="BSD-3-Clause",
     python_requires=f">={settings['min_python']}",
@@ -27,5 +53,6 @@ setup(
     extras_require={key.removesuffix(SUFFIX): settings[key].split() for key in settings if key.endswith(SUFFIX)},
     package_data={settings["lib_name"]: ["weights/*.npz"]},  # the pretrained network
     entry_points={"console_scripts": settings["console_scripts"].split()},
+    cmdclass={"build_py": BuildWithStudies},
     zip_safe=False,
 )

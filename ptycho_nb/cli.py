@@ -13,13 +13,16 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
+from . import __version__
 from .config import Config, InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig, check_choice
 from .files import read_json
+from .runs import notebooks
 from .runs.arms import CONFIG, MANIFEST, WEIGHTS, ArmError, literal, read_arm, run_arm, standard_error_to
+from .runs.progress import arm_bar
 
 # %% auto #0
 __all__ = ['deal_settings', 'read_grid', 'main']
@@ -106,8 +109,22 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
 def _run_arm(arguments: argparse.Namespace) -> None:
     folder = os.path.relpath(arguments.folder)
     print(f"running {arguments.notebook}; follow it in {folder}/notebook.ipynb", flush=True)
-    run_arm(arguments.notebook, folder, arguments.settings, again=arguments.again)
+    with arm_bar(folder, show=sys.stdout.isatty()):
+        run_arm(arguments.notebook, folder, arguments.settings, again=arguments.again)
     _print_arm(folder)
+
+
+def _studies(arguments: argparse.Namespace) -> None:
+    if arguments.action == "path":
+        print(*map(notebooks.find_notebook, arguments.names or notebooks.study_names()), sep="\n")
+    elif arguments.action == "copy":
+        if not arguments.names:
+            raise InputError("studies copy", "no folder", "where the copies go", "For example: ptycho-nb studies copy my_studies")
+        for path in notebooks.copy_studies(*arguments.names, again=arguments.again):
+            print(path)
+    else:
+        for name in notebooks.study_names():
+            print(f"{name:16s} {notebooks.study_summary(name)}")
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -187,41 +204,70 @@ def _diagnose(arguments: argparse.Namespace) -> None:
     print(f"report: {os.path.relpath(Path(arguments.out) / 'report.md')}")
 
 # %% ../nbs/10_cli/10_cli.ipynb #87ca8f99
-def _parser() -> argparse.ArgumentParser:
-    "The commands and their arguments."
-    parser = argparse.ArgumentParser(prog="ptycho-nb", description="Ptychography with a physics-informed network.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _defaults(
+    *configurations: type[Config],
+) -> str:  # lines of `name = value`
+    "The settings that `-p` sets, with their defaults."
+    shown = {item.name: item.default for kind in configurations for item in fields(kind) if item.default is not MISSING}
+    return "\n".join(["settings for -p and their defaults:", *(f"  {name} = {value!r}" for name, value in shown.items())])
 
-    def command(name: str, function: Any, summary: str, *arguments: tuple[str, str]) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=summary, description=summary)
+
+def _parameters(
+    notebook: str,  # path or name
+) -> str:  # a line for each: name, default, and what it is
+    "The parameters of a study notebook."
+    import papermill
+
+    path = notebooks.find_notebook(notebook)
+    known = papermill.inspect_notebook(str(path)).values()
+    shown = {f"{item['name']} = {item['default']}": item["help"] for item in known}
+    width = max(map(len, shown))
+    lines = (f"  {setting:{width}s}  {text}".rstrip() for setting, text in shown.items())
+    return "\n".join([f"parameters of {path.name} for -p, and their defaults:", *lines])
+
+# %% ../nbs/10_cli/10_cli.ipynb #7ab4cd29
+_EXAMPLES = {
+    "simulate": "simulate scans -p nphotons 1e4 -p n_test 500", "train": "train scans/train.npz network -p nepochs 4",
+    "reconstruct": "reconstruct network scans/test.npz object.npz", "studies": "studies copy my_studies dose",
+    "run-arm": "run-arm dose runs/dose -p nphotons 1e4", "report": "report runs/mine",
+    "sweep": "sweep dose --set nphotons=1e9,1e4 --set seed=1,2 --out runs/mine",
+    "diagnose": "diagnose scan.npz --out scan_report", "info": "info runs/dose"}
+
+
+class _Commands:
+    "The sub-commands of a parser, each with a summary, its arguments and an example."
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        self,
+        name: str,
+        function: Any,  # takes the parsed arguments, may return an exit code
+        summary: str,
+        *arguments: tuple[str, str],  # name and help
+        more: str = "",  # to stand below the example
+    ) -> argparse.ArgumentParser:
+        "Another command."
+        example = f"example:\n  ptycho-nb {_EXAMPLES[name]}"
+        sub = self.parsers.add_parser(name, help=summary, description=summary, epilog="\n\n".join(filter(None, [example, more])),
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
         for argument, text in arguments:
             sub.add_argument(argument, help=text)
         sub.set_defaults(run=function, settings=[])
         return sub
 
-    scan = ("scan", "a scan: NPZ of this library, or tike's, plain or bz2")
-    network = ("network", "the folder of a trained network, or of an arm")
-    folder = ("folder", "where the result goes")
-    notebook = ("notebook", "the study notebook")
-    with_settings = [
-        command("simulate", _simulate, "simulate a scan for training and one for testing", folder),
-        command("train", _train, "train a network on a scan", scan, folder),
-        command(
-            "reconstruct", _reconstruct, "reconstruct a scan with a trained network", network, scan,
-            ("output", "the NPZ file to write"),
-        ),
-        command("run-arm", _run_arm, "run a study notebook", notebook, folder),
-        command("sweep", _sweep, "run a study notebook for many settings", notebook),
-    ]
-    simulate, _, reconstruct, run_arm, sweep = with_settings
-    reconstruct.add_argument("--refine-positions", action="store_true",
-                             help="find the positions first; keep them where unseen patterns prefer them")
-    simulate.add_argument("--again", action="store_true", help="replace scans that are already there")
+
+def _add_studies(commands: _Commands, parameters: str) -> list[argparse.ArgumentParser]:
+    "The commands that run study notebooks; those that take settings are returned."
+    studies = commands.add("studies", _studies, "list the study notebooks of this package, copy them, say where they lie")
+    studies.add_argument("action", nargs="?", choices=("list", "copy", "path"), default="list", help="default: list")
+    studies.add_argument("names", nargs="*", metavar="DIR or NAME", help="copy: folder, then names (default: all); path: names")
+    studies.add_argument("--again", action="store_true", help="replace copies that are already there")
+    notebook, folder = ("notebook", "a study by its name, or the path of a notebook"), ("folder", "where the result goes")
+    run_arm = commands.add("run-arm", _run_arm, "run a study notebook", notebook, folder, more=parameters)
+    sweep = commands.add("sweep", _sweep, "run a study notebook for many settings", notebook, more=parameters)
     run_arm.add_argument("--again", action="store_true", help="run even if this arm is already done")
-    for sub in with_settings:
-        sub.add_argument(
-            "-p", dest="settings", nargs=2, action="append", metavar=("NAME", "VALUE"), help="a setting (repeatable)",
-        )
     for sub in (run_arm, sweep):
         sub.add_argument("--profile", metavar="NAME", help="short for -p profile NAME")
     sweep.add_argument("--set", dest="grid", action="append", metavar="NAME=V1,V2", help="values to combine (repeatable)")
@@ -229,13 +275,45 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--out", required=True, metavar="DIR", help="where each arm gets its folder")
     sweep.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default: as it has room for)")
     sweep.add_argument("--scheduler", metavar="ADDRESS", help="instead: a running dask scheduler, tcp://host:port")
+    return [run_arm, sweep]
 
-    report = command("report", _report, "tables and figures of a sweep", ("folder", "the folder of a sweep"))
+# %% ../nbs/10_cli/10_cli.ipynb #03102d50
+def _parser(
+    parameters: str = "Their parameters: ptycho-nb run-arm NAME --help",  # what `run-arm --help` says of the study
+) -> argparse.ArgumentParser:
+    "The commands and their arguments."
+    parser = argparse.ArgumentParser(prog="ptycho-nb", description="Ptychography with a physics-informed network.")
+    parser.add_argument("--version", action="version", version=f"ptycho_nb {__version__}")
+    commands = _Commands(parser)
+    scan = ("scan", "a scan: NPZ of this library, or tike's, plain or bz2")
+    network = ("network", "the folder of a trained network, or of an arm")
+    folder = ("folder", "where the result goes")
+    simulate = commands.add("simulate", _simulate, "simulate a scan for training and one for testing", folder,
+                            more=_defaults(SimulationConfig))
+    train = commands.add("train", _train, "train a network on a scan", scan, folder, more=_defaults(ModelConfig, TrainingConfig))
+    reconstruct = commands.add("reconstruct", _reconstruct, "reconstruct a scan with a trained network", network, scan,
+                               ("output", "the NPZ file to write"), more=_defaults(InferenceConfig))
+    reconstruct.add_argument("--refine-positions", action="store_true",
+                             help="find the positions first; keep them where unseen patterns prefer them")
+    simulate.add_argument("--again", action="store_true", help="replace scans that are already there")
+    for sub in (simulate, train, reconstruct, *_add_studies(commands, parameters)):
+        sub.add_argument("-p", dest="settings", nargs=2, action="append", metavar=("NAME", "VALUE"),
+                         help="a setting (repeatable)")
+
+    report = commands.add("report", _report, "tables and figures of a sweep", ("folder", "the folder of a sweep"))
     report.add_argument("--out", metavar="DIR", help="where the report goes (default: FOLDER/report)")
-    diagnose = command("diagnose", _diagnose, "examine a scan or an arm", ("path", "a scan, or the folder of an arm"))
+    diagnose = commands.add("diagnose", _diagnose, "examine a scan or an arm", ("path", "a scan, or the folder of an arm"))
     diagnose.add_argument("--out", required=True, metavar="DIR", help="where the report goes")
-    command("info", _info, "say what a file or folder holds", ("path", "a scan, or the folder of an arm or a sweep"))
+    commands.add("info", _info, "say what a file or folder holds", ("path", "a scan, or the folder of an arm or a sweep"))
     return parser
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    "The arguments; where the help of a study is wanted, with what can be set in it. `InputError` for an unknown study."
+    wants_help = words[:1] in (["run-arm"], ["sweep"]) and {"-h", "--help"} & set(words)
+    if wants_help and (named := [word for word in words[1:] if not word.startswith("-")]):
+        return _parser(_parameters(named[0])).parse_args(words)
+    return _parser().parse_args(words)
 
 # %% ../nbs/10_cli/10_cli.ipynb #bc23ebbc
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -251,8 +329,8 @@ def main(
     words: Sequence[str] | None = None,  # the words of the command line; None: those of this process
 ) -> int:  # the exit code: 0, 1 for a notebook that failed, 2 for a wrong input, 130 if interrupted, 141 if nobody reads
     "Run one command of `ptycho-nb`."
-    arguments = _parser().parse_args(words)
     try:
+        arguments = _parsed(list(sys.argv[1:] if words is None else words))
         arguments.settings = _settings(arguments)
         code = arguments.run(arguments) or 0
         sys.stdout.flush()

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+BY_HAND = ("__init__.py", "__main__.py")  # of the package
 NOTEBOOK_FOLDERS = ("nbs", "studies_nbs")
 NOT_OURS = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__", "runs")
 
@@ -28,14 +29,15 @@ def differing(found: dict[str, bytes], made: dict[str, bytes]) -> list[str]:
 
 
 def scratch_copy(folder: str) -> Path:
-    """The notebooks and the settings, with a package to export into that holds nothing but its __init__."""
+    """The notebooks and the settings, with a package to export into that holds only what is written by hand."""
     scratch = Path(folder)
     shutil.copy(ROOT / "settings.ini", scratch)
     for name in NOTEBOOK_FOLDERS:
         shutil.copytree(ROOT / name, scratch / name, ignore=NOT_OURS)
     package = scratch / "ptycho_nb"
     package.mkdir()
-    shutil.copy(ROOT / "ptycho_nb" / "__init__.py", package)
+    for name in BY_HAND:
+        shutil.copy(ROOT / "ptycho_nb" / name, package)
     return scratch
 
 

@@ -238,3 +238,12 @@ def test_papermill_alone_runs_a_study(tmp_path):
     subprocess.run([*command, "-p", "output_dir", "arm"], cwd=tmp_path, check=True, capture_output=True)
     arm = read_arm(tmp_path / "arm")
     assert arm.done and arm.config["parameters"]["nphotons"] == 1e4
+
+
+def test_papermill_alone_is_refused_a_misspelt_name_by_the_notebook(tmp_path):
+    """Papermill warns of it and goes on; the study looks at what papermill inserted."""
+    work = "from ptycho_nb.runs.arms import study_parameters\nprint(study_parameters(globals()))"
+    notebook = make_notebook(tmp_path, PARAMETERS, work)
+    command = [sys.executable, "-m", "papermill", notebook.name, "out.ipynb", "-p", "nphotonz", "1e4"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert run.returncode == 1 and "Did you mean 'nphotons'?" in run.stderr

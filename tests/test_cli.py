@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptycho_nb.cli import main
+from ptycho_nb import __version__
+from ptycho_nb.cli import _parser, main
 
-COMMANDS = ("simulate", "train", "reconstruct", "run-arm", "sweep", "report", "diagnose", "info")
+COMMANDS = ("simulate", "train", "reconstruct", "studies", "run-arm", "sweep", "report", "diagnose", "info")
 SMALL = ["-p", "n_train", "40", "-p", "n_test", "40", "-p", "object_size_px", "256"]
 
 
@@ -36,6 +37,10 @@ def test_help_is_quick_and_names_every_command():
         (["reconstruct", "absent", "absent.npz", "out.npz"], ["absent"]),
         (["reconstruct", "absent", "absent.npz", "out.txt"], ["out.txt", "'.npz'"]),
         (["run-arm", "absent.ipynb", "out"], ["absent.ipynb"]),
+        (["run-arm", "doze", "out"], ["'doze'", "Did you mean 'dose'?"]),
+        (["run-arm", "doze", "--help"], ["'doze'", "Did you mean 'dose'?"]),
+        (["studies", "copy", "out", "doze"], ["'doze'", "Did you mean 'dose'?"]),
+        (["studies", "copy"], ["ptycho-nb studies copy my_studies"]),
     ],
 )
 def test_a_wrong_input_is_one_line_and_leaves_nothing(words, named, tmp_path, monkeypatch, capsys):
@@ -45,6 +50,37 @@ def test_a_wrong_input_is_one_line_and_leaves_nothing(words, named, tmp_path, mo
     assert error.startswith("ptycho-nb: ") and error.count("\n") == 1
     assert all(text in error for text in named)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_has_an_example_that_can_be_parsed(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    example = text.partition("example:\n")[2].splitlines()[0].split()
+    assert exit_.value.code == 0 and example[:2] == ["ptycho-nb", command]
+    assert _parser().parse_args(example[1:]).run
+
+
+def test_the_help_of_a_study_lists_its_parameters(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "dose", "--help"])
+    text = capsys.readouterr().out
+    assert "nphotons = 1e9" in text and "mean detected photons per pattern" in text
+
+
+def test_a_study_is_found_copied_and_named_by_its_path(tmp_path, capsys):
+    assert main(["studies", "copy", str(tmp_path / "mine"), "dose"]) == 0
+    assert main(["studies", "path", "dose"]) == 0
+    copied, original = map(Path, capsys.readouterr().out.splitlines())
+    assert copied == tmp_path / "mine" / "dose.ipynb" and copied.read_bytes() == original.read_bytes()
+    assert main(["studies", "copy", str(tmp_path / "mine"), "dose"]) == 2
+    assert main(["studies", "copy", str(tmp_path / "mine"), "dose", "--again"]) == 0
+
+
+def test_the_module_is_the_command():
+    run = subprocess.run([sys.executable, "-m", "ptycho_nb", "--version"], check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == f"ptycho_nb {__version__}"
 
 
 def test_a_wrong_command_is_a_usage_error(capsys):

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -23,6 +23,7 @@ import numpy as np
 
 from ..config import Config, InputError, check_choice
 from ..files import plain_json, read_json, replacing, sha256_of, write_json
+from .notebooks import find_notebook
 
 CONFIG, HISTORY, METRICS, DONE = "config.json", "history.json", "metrics.json", "done.json"  # the files of an arm
 WEIGHTS, RECONSTRUCTION, DEVIATION = "wts.h5.zip", "reconstruction.npz", "deviation.npz"
@@ -77,19 +78,28 @@ def arm_name(
     return "_".join(parts)
 
 # %% ../../nbs/6_runs/20_arms.ipynb #def990a1
+def _injected(cells: Sequence[str]) -> list[str]:  # the names that papermill's own cell assigns
+    "What papermill set: it puts a cell of assignments under a comment of one word."
+    sources = [source for source in cells if source.startswith("# Parameters\n")]
+    lines = [line for source in sources for line in ast.parse(source).body if isinstance(line, ast.Assign)]
+    return [target.id for line in lines for target in line.targets if isinstance(target, ast.Name)]
+
+
 def study_parameters(
     namespace: Mapping[str, Any],  # of a study notebook: its `globals()`
 ) -> dict[str, Any]:  # each parameter with the value that it has now
     """The parameters of the notebook that calls this: the names that its parameters cell annotates.
 
     To be called before any of them is changed, for by these values the runner knows an arm again. `InputError` if the
-    parameters cell has not run, or annotates no `output_dir`.
+    parameters cell has not run, or annotates no `output_dir`, or if papermill was given a name that it does not annotate.
     """
     names = [name for name in namespace.get("__annotations__", ()) if name in namespace]
     if "output_dir" not in names:
         raise InputError("parameters of the notebook", ", ".join(names) or "none",
                          "lines like `nphotons: float = 1e9`, output_dir among them",
                          "Annotate each parameter, and run the parameters cell first.")
+    for name in _injected(namespace.get("In", ())):
+        check_choice("parameter", name, names)
     return {name: namespace[name] for name in names}
 
 # %% ../../nbs/6_runs/20_arms.ipynb #e903caa9
@@ -227,9 +237,7 @@ def check_parameters(
     "Check that a notebook has these parameters; `InputError` names an unknown one and the nearest known one."
     import papermill  # takes seconds to import
 
-    notebook = Path(notebook)
-    if not notebook.is_file():
-        raise InputError(str(notebook), "no such file", "a notebook", "Check the path.")
+    notebook = find_notebook(notebook)
     try:
         known = papermill.inspect_notebook(str(notebook))
     except ValueError as error:  # nbformat's errors of reading are
@@ -389,7 +397,7 @@ def _keep_error(folder: Path, error: Exception) -> None:
 
 
 def run_arm(
-    notebook: str | Path,  # a study notebook with an `output_dir` parameter
+    notebook: str | Path,  # a study notebook with an `output_dir` parameter, by its path or its name: 'dose'
     output_dir: str | Path,  # the arm's folder
     parameters: Mapping[str, Any] | None = None,  # what differs from the notebook's defaults
     again: bool = False,  # run even if this arm is already done
@@ -401,7 +409,7 @@ def run_arm(
     another process runs an arm; `ArmError` if the notebook fails: the notebook as far as it ran is kept as
     `notebook.ipynb`, the traceback as `error.txt`, and there is no `done.json`.
     """
-    notebook, folder = Path(notebook).absolute(), Path(output_dir).expanduser().absolute()
+    notebook, folder = find_notebook(notebook), Path(output_dir).expanduser().absolute()
     given = check_arm(notebook, folder, parameters or {})
     if not again and (folder / DONE).exists() and (arm := read_arm(folder)).done:
         return arm

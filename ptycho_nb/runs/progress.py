@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import html
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +16,11 @@ from typing import Any, NamedTuple
 
 from ..files import read_json
 from ..machine import viewer
-from .arms import CONFIG, HISTORY
+from .arms import CONFIG, HISTORY, NOTEBOOK
 
 # %% auto #0
-__all__ = ['ArmProgress', 'arm_progress', 'duration_text', 'ArmState', 'audience', 'table_html', 'showing']
+__all__ = ['ArmProgress', 'arm_progress', 'duration_text', 'ArmState', 'audience', 'table_html', 'showing', 'cells_run',
+           'arm_bar']
 
 # %% ../../nbs/6_runs/40_progress.ipynb #dbe0f22f
 def _read(path: Path) -> dict[str, Any]:
@@ -156,3 +159,63 @@ def showing(
             yield draw
     else:
         yield _log(arms) if whom == "log" else lambda n_workers: None
+
+# %% ../../nbs/6_runs/40_progress.ipynb #01da89c2
+def cells_run(
+    folder: str | Path,  # of an arm, running or not
+) -> tuple[int, int]:  # code cells that have ended, and how many there are; (0, 0) where that is not known
+    "How far the notebook of an arm is."
+    try:
+        cells = read_json(Path(folder) / NOTEBOOK)["cells"]
+    except (OSError, ValueError, KeyError):  # not there yet, or half written
+        return 0, 0
+    states = [cell["metadata"].get("papermill", {}).get("status") for cell in cells if cell["cell_type"] == "code"]
+    return states.count("completed"), len(states)
+
+
+def _arm_line(folder: Path) -> str:
+    "The epoch of the training, if there is one."
+    try:
+        epoch, nepochs, loss, _ = arm_progress(folder)
+    except ValueError:  # half written
+        return ""
+    return "" if epoch is None else f"epoch {epoch} of {nepochs or '?'}" + ("" if loss is None else f", loss {loss:.4g}")
+
+
+@contextmanager
+def arm_bar(
+    folder: str | Path,  # of an arm that is about to run
+    show: bool = True,  # False: say nothing
+    every_s: float = 0.5,  # how often to look
+) -> Iterator[None]:
+    "Show a bar of cells and epochs on the standard output while the arm in this folder runs."
+    if not show:
+        yield
+        return
+    from tqdm import tqdm
+
+    ended, folder = threading.Event(), Path(folder)
+    before = folder.joinpath(NOTEBOOK).stat().st_mtime_ns if folder.joinpath(NOTEBOOK).exists() else None
+
+    def draw(bar: tqdm) -> None:
+        path = folder / NOTEBOOK
+        if path.exists() and path.stat().st_mtime_ns != before:  # not that of an earlier run
+            done, total = cells_run(folder)
+            bar.n, bar.total = max(bar.n, done), total or bar.total
+            bar.set_postfix_str(_arm_line(folder))
+        bar.refresh()
+
+    def follow(bar: tqdm) -> None:
+        while not ended.wait(every_s):
+            draw(bar)
+
+    with tqdm(total=None, unit="cell", desc="preparing", file=sys.stdout, leave=False) as bar:
+        bar.set_description("running")
+        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            draw(bar)

@@ -23,6 +23,7 @@ from ..config import InputError
 from ..files import plain_json, read_json, sha256_of, write_json
 from ..machine import processors, thread_limits, versions
 from ..runs.arms import CONFIG, DONE, ERROR, MANIFEST, ArmBusy, arm_name, check_arm, literal, locked, read_arm, run_arm
+from ..runs.notebooks import find_notebook
 from ..runs.progress import ArmState, audience, showing
 
 _logger = logging.getLogger(__name__)
@@ -378,7 +379,7 @@ def sweep(
     Parameters
     ----------
     notebook : str or Path
-        A study notebook with an ``output_dir`` parameter.
+        A study notebook with an ``output_dir`` parameter: its path, or the name of a study of this package (``'dose'``).
     out : str or Path
         The sweep's folder; each arm gets one inside.
     grid : mapping of str to sequence, optional
@@ -418,9 +419,9 @@ def sweep(
     >>> grid = {"nphotons": [1e9, 1e4], "loss": ["nll", "mae"]}
     >>> [arm_name(values) for values in expand_grid(grid)]  # the folders that the arms will have
     ['nphotons=1e9_loss=nll', 'nphotons=1e9_loss=mae', 'nphotons=1e4_loss=nll', 'nphotons=1e4_loss=mae']
-    >>> result = pt.sweep("studies_nbs/dose.ipynb", "runs/four", grid=grid)  # doctest: +SKIP
+    >>> result = pt.sweep("dose", "runs/four", grid=grid)  # doctest: +SKIP
     """
-    notebook, out = Path(notebook).expanduser().absolute(), Path(out).expanduser().absolute()
+    notebook, out = find_notebook(notebook), Path(out).expanduser().absolute()
     if n_workers is not None and (n_workers < 1 or scheduler):
         found = f"{n_workers}{' and a scheduler' if scheduler else ''}"
         raise InputError("n_workers", found, "at least 1, or a scheduler", "A scheduler has its own workers.")

@@ -1,0 +1,4 @@
+"""`python -m ptycho_nb` is `ptycho-nb`."""
+from .cli import main
+
+raise SystemExit(main())
