@@ -40,6 +40,7 @@ _HOME = {  # where each public name lives; it is imported when it is first used
     "report": "studies.reports",
     "RawData": "data.scan",
     "Reconstruction": "solvers.result",
+    "Geometry": "physics.geometry",
     "SimulationConfig": "config",
     "ModelConfig": "config",
     "TrainingConfig": "config",

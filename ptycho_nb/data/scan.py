@@ -23,6 +23,7 @@ import numpy as np
 from ..config import InputError, check_choice
 from ..files import write_arrays
 from ..physics.detector import Detector
+from ..physics.geometry import Geometry
 from ..physics.scans import nearest_pixel
 
 _logger = logging.getLogger(__name__)
@@ -103,6 +104,11 @@ class _Quantities:
         return self.diff3d.shape[-1]
 
     @property
+    def pixel_size_m(self) -> float | None:
+        "Side of a pixel on the sample, m; None where it is not known."
+        return None if self.geometry is None else self.geometry.pixel_size_m(self.N)
+
+    @property
     def n_patterns(self) -> int:
         "M, the number of patterns."
         return len(self.diff3d)
@@ -132,6 +138,18 @@ class _Quantities:
             "y_range_px": [float(self.positions_px[:, 0].min()), float(self.positions_px[:, 0].max())],
             "x_range_px": [float(self.positions_px[:, 1].min()), float(self.positions_px[:, 1].max())],
             "object_shape": None if self.object is None else list(self.object.shape),
+            **({} if self.geometry is None else self._sizes()),
+        }
+
+    def _sizes(self) -> dict[str, float | None]:
+        "What the geometry tells, in the units of a beamline."
+        energy_ev, pixel_m = self.geometry.energy_ev, self.pixel_size_m
+        extent_px = np.ptp(self.positions_px, axis=0)
+        return {
+            "energy_kev": None if energy_ev is None else energy_ev / 1e3,
+            "distance_m": self.geometry.distance_m,
+            "pixel_size_nm": None if pixel_m is None else 1e9 * pixel_m,
+            "extent_um": None if pixel_m is None else (1e6 * pixel_m * extent_px).tolist(),
         }
 
 # %% ../../nbs/2_data/10_scan.ipynb #4b4273e4
@@ -152,6 +170,7 @@ class _Stored:
             "ground_truth_patches": self.ground_truth_patches,
             "mask": None if self.detector is None else self.detector.good,
             "background": None if self.detector is None else self.detector.background,
+            "geometry": None if self.geometry is None else np.array(self.geometry.to_json()),
             "metadata": np.array(json.dumps(self.metadata, sort_keys=True)),
         }
         return {key: array for key, array in arrays.items() if array is not None}
@@ -206,6 +225,8 @@ class RawData(_Quantities, _Stored):
         Further modes of the probe, in its units; their intensities add to that of `probe`.
     detector : Detector, optional
         Good pixels and background of the detector. None: nothing is known of it.
+    geometry : Geometry, optional
+        Wavelength, distance and pixels, in m. None: nothing is known of them.
     metadata : dict
         Anything that JSON can hold.
     source : str
@@ -234,6 +255,7 @@ class RawData(_Quantities, _Stored):
     ground_truth_patches: np.ndarray | None = None
     weaker_modes: np.ndarray | None = None
     detector: Detector | None = None
+    geometry: Geometry | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     source: str = "RawData"
 
@@ -326,6 +348,18 @@ def _parsed_metadata(stored: np.ndarray | None, source: str) -> dict[str, Any]:
     return metadata
 
 
+def _geometry_of(stored: np.ndarray | None, metadata: Mapping[str, Any], source: str) -> Geometry | None:
+    "The geometry that a file gives under its own key, or in words in its metadata."
+    try:
+        if stored is not None:
+            return Geometry.from_json(str(np.asarray(stored)[()]))
+        return Geometry.from_parameters(metadata)
+    except (InputError, TypeError) as error:
+        key = "metadata" if stored is None else "geometry"
+        raise InputError(f"{source}, key {key!r}", error, "lengths in m and energies in eV, as numbers",
+                         "Store Geometry(...).to_json(), or leave it out.") from error
+
+
 def _detector_of(arrays: Mapping[str, np.ndarray], source: str) -> tuple[np.ndarray, Detector | None]:
     "The patterns with a number in the pixels that have none in any pattern, and the detector that says which these are."
     patterns = np.asarray(arrays["diff3d"])
@@ -388,6 +422,7 @@ def _fields_from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> dict[s
         "probe": probe,
         "weaker_modes": weaker_modes,
         "detector": detector,
+        "geometry": _geometry_of(arrays.get("geometry"), metadata, source),
         "object": arrays.get("objectGuess"),
         "scan_index": arrays.get("scan_index"),
         "positions_start_px": positions("_start"),

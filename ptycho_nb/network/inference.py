@@ -229,7 +229,7 @@ def reconstruct(
     learned = model.intensity_scale / model.data_scale  # what training found the scale to be, of what it was given
     reconstruction = Reconstruction(
         object=object, coverage=coverage, origin_px=origin, positions_px=data.positions_px,
-        probe=(probe * container.intensity_scale * learned).astype(np.complex64), method="network")
+        probe=(probe * container.intensity_scale * learned).astype(np.complex64), method="network", geometry=data.geometry)
     factor = rescale_factor(reconstruction, data, rescale, np.unique(container.inputs))
     return replace(
         reconstruction, object=np.where(coverage > 0, object * np.float32(factor), object),  # vacuum stays 1 where nobody looked

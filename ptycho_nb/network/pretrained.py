@@ -86,7 +86,7 @@ def solver_view(
             objects.append(step.object.copy())
         if fit.settled and step.iteration >= STEPS[-1]:
             break
-    base = fit.reconstruction(data.positions_px, fit.problem.layout, "no_network")
+    base = fit.reconstruction(data.positions_px, fit.problem.layout, "no_network", data.geometry)
     return SolverView(base, tuple(objects), excess_error(base, held), held)
 
 # %% ../../nbs/4_network/70_pretrained.ipynb #6e7bfb4a

@@ -18,6 +18,7 @@ from ..data.scan import RawData
 from ..machine import cores, progress_bar
 from ..physics.detector import Detector
 from ..physics.forward import Layout, scan_amplitudes
+from ..physics.geometry import Geometry
 from ..physics.noise import intensity_scale, pattern_deviances
 from ..physics.probes import normalise_probe
 from .held_out import HeldOut, hold_out, trimmed_mean
@@ -128,6 +129,7 @@ class Fit:
         positions_px: np.ndarray,  # float64 (M, 2) of all patterns
         layout: Layout,  # of all patterns, as the fit leaves them
         method: str,
+        geometry: Geometry | None = None,  # of the scan
         **info,  # beside the choices and the history
     ) -> Reconstruction:
         "What the fit has found, its probe scaled to all photons of the scan."
@@ -139,7 +141,8 @@ class Fit:
                 "probe_moved": probe_moved(self.problem.probe, self.probe), "history": self.history, **info}
         return Reconstruction(
             object=self.objects[0], coverage=coverage, origin_px=layout.origin_px, positions_px=positions_px,
-            probe=modes[0], method=method, info=info, weaker_modes=modes[1:] if len(modes) > 1 else None, detector=detector)
+            probe=modes[0], method=method, info=info, weaker_modes=modes[1:] if len(modes) > 1 else None, detector=detector,
+            geometry=geometry)
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #fc4ddd7b
 def place_start(
@@ -261,5 +264,5 @@ def fit_scan(
         if fit.settled:
             break
     result = fit.reconstruction(data.positions_px, fit.problem.layout, "no_network" if start is None else "refined",
-                                probe_refined=refine_probe)
+                                probe_refined=refine_probe, geometry=data.geometry)
     return replace(result, seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)

@@ -137,4 +137,4 @@ def _run_lsqml(torch: ModuleType, ptychi: ModuleType, data: RawData, epochs: int
             probe=found / np.float32(np.sqrt(held.fitted_share)), method="lsqml", seconds=spent[0], cpu_seconds=spent[1],
             info={"noise_model": noise_model, "epochs": epoch, "batch_size": batch_size,
                   "probe_refined": refine_probe, "probe_moved": probe_moved(probe, found),
-                  "validation_patterns": len(held.patterns)})
+                  "validation_patterns": len(held.patterns)}, geometry=data.geometry)

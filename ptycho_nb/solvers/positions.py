@@ -221,7 +221,7 @@ def refine_positions(
     if not record["kept"]:
         return replace(given, info=given.info | {"positions": record}, **spent)
     found = fit.reconstruction(positions_px, places.canvas.moved_to(positions_px), given.method,
-                               probe_refined=refine_probe, positions=record)
+                               probe_refined=refine_probe, positions=record, geometry=data.geometry)
     return replace(found, **spent)
 
 

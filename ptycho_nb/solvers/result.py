@@ -16,6 +16,7 @@ from ..config import InputError
 from ..files import plain_json, write_arrays
 from ..physics.detector import Detector
 from ..physics.forward import Layout, scan_amplitudes
+from ..physics.geometry import Geometry
 from ..physics.scans import nearest_pixel
 
 Region = tuple[int, int, int, int]  # (y0, y1, x0, x1), px in the frame of the positions; y1 and x1 are just outside
@@ -53,11 +54,15 @@ class Reconstruction:
         Further modes of the probe, scaled as it is; their intensities add.
     detector : Detector, optional
         What the fit took the detector for. None: perfect.
+    geometry : Geometry, optional
+        Wavelength, distance and pixels of the scan, in m. None: not known.
 
     Attributes
     ----------
     N : int
         Side of a pattern, px.
+    pixel_size_m : float or None
+        Side of a pixel of the object, m; None where it is not known.
     modes : ndarray of complex64, shape (L, N, N)
         The probe and its weaker modes.
     region : tuple of int
@@ -91,6 +96,7 @@ class Reconstruction:
     info: dict[str, Any] = field(default_factory=dict)
     weaker_modes: np.ndarray | None = None
     detector: Detector | None = None
+    geometry: Geometry | None = None
 
     def __post_init__(self) -> None:
         kinds = {"object": (2, np.complex64), "coverage": (2, np.float32), "origin_px": (1, np.int64),
@@ -115,6 +121,11 @@ class Reconstruction:
     def N(self) -> int:
         "Side of a pattern, px."
         return self.probe.shape[-1]
+
+    @property
+    def pixel_size_m(self) -> float | None:
+        "Side of a pixel of the object, m; None where it is not known."
+        return None if self.geometry is None else self.geometry.pixel_size_m(self.N)
 
     @property
     def modes(self) -> np.ndarray:  # complex64 (L, N, N)
@@ -223,7 +234,8 @@ def save_reconstructions(
         if item.detector is not None:
             arrays |= {f"mask_{name}": item.detector.good, f"background_{name}": item.detector.background}
     records = {name: {"method": item.method, "seconds": item.seconds, "cpu_seconds": item.cpu_seconds,
-                      "info": item.info} for name, item in {first: main, **placed}.items()}
+                      "info": item.info, **({} if item.geometry is None else {"geometry": item.geometry.to_dict()})}
+               for name, item in {first: main, **placed}.items()}
     return write_arrays(path, **arrays, records=np.array(json.dumps(plain_json(records))))
 
 
@@ -240,6 +252,7 @@ def load_reconstructions(
                              "Write it with save_reconstructions().")
         arrays = {key: stored[key] for key in stored.files}
     records = json.loads(str(arrays["records"]))
+    geometries = {name: record.pop("geometry", None) for name, record in records.items()}
     first = next(iter(records))
     return {
         name: Reconstruction(
@@ -247,6 +260,6 @@ def load_reconstructions(
             **{key: arrays.get(f"{key}_{name}", arrays[key]) for key in ("coverage", "positions_px", "probe")},
             weaker_modes=arrays.get(f"weaker_modes_{name}"),
             detector=Detector(arrays[f"mask_{name}"], arrays[f"background_{name}"]) if f"mask_{name}" in arrays else None,
-            **record)
+            geometry=None if geometries[name] is None else Geometry.from_dict(geometries[name]), **record)
         for name, record in records.items()
     }
