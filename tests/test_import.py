@@ -10,7 +10,7 @@ import ptycho_nb
 
 HEAVY = {"tensorflow", "keras", "jax", "torch", "matplotlib", "papermill"}
 FRAMEWORKS = HEAVY - {"matplotlib"}
-WITHOUT_ANY = ("config", "files", "machine", "cli", "physics", "data", "solvers", "runs")  # matplotlib neither
+WITHOUT_ANY = ("config", "files", "machine", "pictures", "cli", "physics", "data", "solvers", "runs")  # nor Matplotlib
 
 
 def modules_of(*places: str) -> list[str]:

@@ -25,6 +25,7 @@ from ..files import write_arrays
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
 from ..physics.scans import nearest_pixel
+from .view import ScanView
 
 _logger = logging.getLogger(__name__)
 
@@ -201,8 +202,8 @@ class _Stored:
         return cls(**_fields_from_arrays(arrays, source), source=source)
 
 # %% ../../nbs/2_data/10_scan.ipynb #108d347a
-@dataclass(frozen=True, eq=False)
-class RawData(_Quantities, _Stored):
+@dataclass(frozen=True, eq=False, repr=False)
+class RawData(_Quantities, _Stored, ScanView):
     """A scan: diffraction amplitudes, positions and probe, and what is known besides. Checked when made.
 
     Parameters

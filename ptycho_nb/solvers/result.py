@@ -18,16 +18,17 @@ from ..physics.detector import Detector
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.geometry import Geometry
 from ..physics.scans import nearest_pixel
+from ..pictures import Panel, Showing, amplitude_and_phase
 
 Region = tuple[int, int, int, int]  # (y0, y1, x0, x1), px in the frame of the positions; y1 and x1 are just outside
 
 # %% auto #0
-__all__ = ['Region', 'Reconstruction', 'crop', 'predict_amplitudes', 'covered_region', 'common_region', 'save_reconstructions',
-           'load_reconstructions']
+__all__ = ['Region', 'Reconstruction', 'without_plane', 'crop', 'predict_amplitudes', 'covered_region', 'common_region',
+           'save_reconstructions', 'load_reconstructions']
 
 # %% ../../nbs/3_solvers/10_result.ipynb #3d5ce136
-@dataclass(frozen=True, eq=False)
-class Reconstruction:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reconstruction(Showing):
     """An object recovered from a scan, where it lies, and what it took. Checked when made.
 
     Parameters
@@ -143,6 +144,36 @@ class Reconstruction:
         object_part = crop(self.object, region, self.origin_px, f"object of {self.method!r}")
         coverage_part = crop(self.coverage, region, self.origin_px, f"coverage of {self.method!r}")
         return replace(self, object=object_part, coverage=coverage_part, origin_px=np.array(region[::2]))
+
+    def facts(self) -> dict[str, str]:
+        "Method, size, iterations and seconds, and whether the fit is to be believed where the solver says so."
+        (y0, y1, x0, x1), chosen = _shown_region(self), self.info.get("chosen") or {}
+        said = {"method": self.method.replace("_", " "), "shown": f"{y1 - y0} × {x1 - x0} px where patch centres lie",
+                "patterns": f"{len(self.positions_px)} of {self.N} × {self.N} px"}
+        said |= {"iterations": str(chosen["iteration"])} if "iteration" in chosen else {}
+        said |= {"took": f"{self.seconds:.1f} s"} if self.seconds else {}
+        return said | ({"verdict": str(self.info["verdict"])} if self.info.get("verdict") else {})
+
+    def _panels(self) -> list[Panel]:
+        field = crop(self.object, _shown_region(self), self.origin_px)
+        return amplitude_and_phase(without_plane(field))
+
+
+def without_plane(
+    field: np.ndarray,  # (h, w), complex
+) -> np.ndarray:  # (h, w), complex: the mean step of its phase from row to row and from column to column is 0
+    "A field without the constant and the plane of its phase, which no measurement determines."
+    steps = [np.angle(np.vdot(np.delete(field, -1, axis), np.delete(field, 0, axis))) for axis in (0, 1)]
+    flat = field * np.exp(-1j * (steps[0] * np.arange(len(field))[:, None] + steps[1] * np.arange(field.shape[1])))
+    return flat * np.exp(-1j * np.angle(flat.sum()))
+
+
+def _shown_region(reconstruction: Reconstruction) -> Region:
+    "Where patch centres lie; the whole canvas where that is next to nothing, or leaves it."
+    y0, y1, x0, x1 = covered_region(reconstruction)
+    top, bottom, left, right = reconstruction.region
+    inside = top <= y0 < y1 <= bottom and left <= x0 < x1 <= right
+    return (y0, y1, x0, x1) if inside and min(y1 - y0, x1 - x0) >= 8 else reconstruction.region
 
 
 def crop(
