@@ -57,9 +57,9 @@ class Profile:
     repeats: int = 2  # of the runs to SSIM .999
 
 
-QUICK = Profile(doses=(1e4,), noise_seeds=(1,), n_train=48, n_test=240, nepochs=(1, 1), scan_doses=(), mae_doses=(),
+QUICK = Profile(doses=(1e4,), noise_seeds=(1,), n_train=48, n_test=150, nepochs=(1, 1), scan_doses=(), mae_doses=(),
                 supervised_doses=((), ()), cnn_doses=((), ()), lsqml_epochs=(2,), other_objects=("siemens_star",),
-                overlap_free_doses=(1e9,), overlap_free_size_px=392, n_probes=1, converged=2, repeats=1)
+                overlap_free_doses=(1e9,), overlap_free_size_px=288, n_probes=1, converged=2, repeats=1)
 
 
 @dataclass(frozen=True)
