@@ -24,8 +24,8 @@ SMALL = {"nphotons": 1e4, "n_train": 48, "n_test": 64, "nepochs": 4}
 # What each study is run with here; `make test-long` runs it with its defaults, a quick profile. The tests below run
 # dose.ipynb, and test_browser_jupyterlab.py runs explore.ipynb.
 BRIEF = {"n_train": 32, "nepochs": 1}
-GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1, "doses": "1e4"}, "sim_lines": {},
-         "pretrain": {"n_scans": 4, "steps": 4}, "reconstruct": {"n_groups": 48, "nepochs": 1}}
+GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1, "doses": "1e4"},
+         "sim_lines": {}, "pretrain": {"n_scans": 4, "steps": 4}, "reconstruct": {"n_groups": 48, "nepochs": 1}}
 TIMINGS = {"seconds", "cpu_seconds"}
 
 
@@ -109,7 +109,7 @@ def test_papermill_alone_leaves_a_whole_arm(by_papermill):
 
 
 def test_killed_in_training_it_goes_on_to_the_same_metrics(by_papermill, tmp_path, request):
-    """Two arms that are the same training, their seed once derived and once stated: one is there already, one killed."""
+    """Two arms of the same training, its seed once derived and once stated: one is done before, one killed."""
     out, seed = tmp_path / "out", derive_seeds(0)["train_seed"]
     shutil.copytree(by_papermill.folder, out / "train_seed=-1")
     words = [word for name, value in SMALL.items() for word in ("-p", name, str(value))]
