@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -19,122 +19,26 @@ from ..physics.detector import Detector
 from . import rungs
 from .fit import SMOOTHING_PX, fit_scan, prepare, probe_moved
 from .goodness import goodness
-from .held_out import HeldOut, hold_out, trimmed_mean
+from .held_out import HeldOut, hold_out
+from .ladder import SOUND, SURE, Climb, Rung, Trial, judge
 from .likelihood import solve
+from .position_rungs import common_moves, free_moves
 from .result import Reconstruction
 
-# %% auto #0
-__all__ = ['SURE', 'MODELS', 'Rung', 'judge', 'estimate', 'as_estimated']
-
-# %% ../../nbs/3_solvers/80_estimate.ipynb #8cc0a77d
-SURE = 2.0  # standard errors by which held-out counts have to prefer a change
-
-
-@dataclass(frozen=True)
-class Rung:
-    "One change of the model of the measurement, and what held-out counts say of it."
-
-    name: str
-    what: str  # in words
-    gain: float  # mean of log(deviance before / after)
-    error: float  # its standard error
-    kept: bool
-    seconds: float
-
-    def __str__(self) -> str:
-        if self.name == "given":
-            return f"{self.what}: where the ladder starts ({self.seconds:.1f} s)"
-        verdict = "kept" if self.kept else "not kept"
-        return f"{self.what}: deviance {-self.gain:+.1%} ± {self.error:.1%}, {verdict} ({self.seconds:.1f} s)"
-
-
-def judge(
-    before: np.ndarray,  # float64 (v,): deviances of the judging patterns
-    after: np.ndarray,  # float64 (v,)
-) -> tuple[float, float, bool]:  # gain, its standard error, and whether the gain is sure
-    "What the judging patterns say of a change: the trimmed mean of the logarithms of their deviances' ratios."
-    gains = np.log(np.maximum(before, 1e-12) / np.maximum(after, 1e-12))
-    gain, error = trimmed_mean(gains)
-    return gain, error, bool(gain > SURE * error)
-
-# %% ../../nbs/3_solvers/80_estimate.ipynb #ae0bb12b
-_SOUND = 1.15  # goodness above which it is worth to look for a fault
 _TURNED = 2.0  # goodness above which the axes may be wrong
 _CLEAR = np.log(2)  # gain that other axes have to bring: half the deviance
 _MANY_PHOTONS = 1000.0  # counts there, above which amplitudes and Poisson counts say the same
 _FEW_PHOTONS = 100.0  # counts in the brightest pixel of the mean pattern, below which the focus is searched as well
-_MOST_MODES, _LEAST_MODE = 4, 0.02  # and the smallest gain that is worth another mode
+_MOST_MODES = 4
 _LITTLE, _MUCH = 1e-3, 0.05  # share of all photons that a background could hold: tried if the fit is wrong, and always
-_FURTHER = 0.4  # of the iterations, for a fit that starts from a result
 _LARGE = 4e6  # measured pixels, above which fewer iterations have to do
+_SAID = ("pixels", "orientation", "affine", "drift", "moves")  # rungs that change what the file says
 
-
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    rung: Rung
-    data: RawData
-    result: Reconstruction
-
-
-@dataclass
-class _Climb:
-    data: RawData
-    held: HeldOut
-    iterations: int
-    seed: int
-    result: Reconstruction | None = None
-    rungs: list[Rung] = field(default_factory=list)
-
-    def fit(self, data: RawData, **options) -> Reconstruction:
-        options = {"iterations": self.iterations, "seed": self.seed, "progress": False, "patience": 8} | options
-        return fit_scan(data, self.held, **options)
-
-    def weigh(self, name: str, what: str, data: RawData, result: Reconstruction, began: float) -> _Trial:
-        "Judge a fit on the pixels that are good before and after."
-        after = self.held.deviances(_on_common_pixels(result, self.result))
-        gain, error, sure = 0.0, 0.0, True
-        if self.result is not None:
-            gain, error, sure = judge(self.held.deviances(_on_common_pixels(self.result, result)), after)
-            sure = sure and not (name == "modes" and gain < _LEAST_MODE)
-        return _Trial(Rung(name, what, gain, error, sure, time.perf_counter() - began), data, result)
-
-    def decide(self, *trials: _Trial) -> bool:
-        "Keep the one with the largest gain of those that are sure; all of them are told."
-        sure = [trial for trial in trials if trial.rung.kept]
-        best = max(sure, key=lambda trial: trial.rung.gain, default=None)
-        self.rungs += [trial.rung if trial in (best, *(t for t in trials if not t.rung.kept)) else replace(trial.rung, kept=False)
-                       for trial in trials]
-        if best is not None:
-            self.data, self.result = best.data, best.result
-        return best is not None
-
-    def see(self, *what) -> bool:
-        "Judge a fit, and keep it if it is better."
-        return self.decide(self.weigh(*what))
-
-    @property
-    def further(self) -> int:
-        return max(int(_FURTHER * self.iterations), 1)
-
-    @property
-    def goodness(self) -> float:
-        found = goodness(self.result, self.held)
-        return found.ratio - SURE * found.error
-
-    @property
-    def refined(self) -> RawData:
-        "The scan with the probe that the best result has found."
-        return replace(self.data, probe=self.result.probe, weaker_modes=self.result.weaker_modes, detector=self.result.detector)
-
-
-def _on_common_pixels(result: Reconstruction, other: Reconstruction | None) -> Reconstruction:
-    if other is None or other.detector is None:
-        return result
-    own = Detector.perfect(result.N) if result.detector is None else result.detector
-    return replace(result, detector=replace(own, good=own.good & other.detector.good))
+# %% auto #0
+__all__ = ['MODELS', 'estimate', 'as_estimated']
 
 # %% ../../nbs/3_solvers/80_estimate.ipynb #b2037ad0
-def _detector_rung(climb: _Climb) -> None:
+def _detector_rung(climb: Climb) -> None:
     began, found = time.perf_counter(), rungs.suspicious_pixels(climb.data)
     bad = np.any(list(found.values()), axis=0)
     if not bad.any():
@@ -146,11 +50,11 @@ def _detector_rung(climb: _Climb) -> None:
     climb.see("pixels", what, data, climb.fit(data, refine_probe=False), began)
 
 
-def _probe_rungs(climb: _Climb) -> None:
+def _probe_rungs(climb: Climb) -> None:
     began = time.perf_counter()
     joint = climb.see("probe", "probe refined with the object", climb.data, climb.fit(climb.data, refine_probe=True), began)
     brightest = np.mean(np.square(climb.data.diff3d[climb.held.fitted], dtype=float), axis=0).max()
-    if brightest > _FEW_PHOTONS and (joint or climb.goodness < _SOUND):
+    if brightest > _FEW_PHOTONS and (joint or climb.goodness < SOUND):
         return
     began, given = time.perf_counter(), climb.data.probe
 
@@ -166,7 +70,7 @@ def _probe_rungs(climb: _Climb) -> None:
         climb.see("probe", "probe refined after that", data, climb.fit(data, refine_probe=True), began)
 
 
-def _orientation_rung(climb: _Climb, refine_probe: bool) -> None:
+def _orientation_rung(climb: Climb, refine_probe: bool) -> None:
     began, best, words = time.perf_counter(), None, ""
     for said, positions_px in rungs.orientations(climb.data.positions_px):
         data = replace(climb.data, positions_px=positions_px, object=None)
@@ -179,11 +83,13 @@ def _orientation_rung(climb: _Climb, refine_probe: bool) -> None:
         climb.see("orientation", f"positions {words}", data, climb.fit(data, refine_probe=refine_probe), began)
 
 # %% ../../nbs/3_solvers/80_estimate.ipynb #78919a51
-def _rivals(climb: _Climb) -> None:
-    "A background and one more mode of the probe can each explain a part of the other: the better one is kept first."
+def _rivals(climb: Climb) -> None:
+    "A background, one more mode of the probe and moved patterns can each explain a part of the others: the best is kept first."
     while True:
-        wrong = climb.goodness > _SOUND
-        tried = _with_background(climb, _LITTLE if wrong else _MUCH), _with_another_mode(climb) if wrong else None
+        wrong = climb.goodness > SOUND
+        tried = [_with_background(climb, _LITTLE if wrong else _MUCH)]
+        if wrong:
+            tried += [_with_another_mode(climb), free_moves(climb)]
         trials = [trial for trial in tried if trial is not None]
         if not trials or not climb.decide(*trials):
             break
@@ -195,7 +101,7 @@ def _rivals(climb: _Climb) -> None:
         _without_background(climb)
 
 
-def _without_background(climb: _Climb) -> None:
+def _without_background(climb: Climb) -> None:
     "A background that came before the modes may be needed no more: then the simpler model is kept."
     began, data = time.perf_counter(), replace(climb.refined, detector=climb.data.detector)
     data = replace(data, detector=None if data.detector is None else replace(data.detector, background=0.0))
@@ -207,7 +113,7 @@ def _without_background(climb: _Climb) -> None:
         climb.data, climb.result = data, simpler
 
 
-def _with_background(climb: _Climb, least: float) -> _Trial | None:
+def _with_background(climb: Climb, least: float) -> Trial | None:
     began, found = time.perf_counter(), climb.result.detector
     data = None if found is not None and found.background.any() else rungs.with_background(climb.data)
     mean = climb.data.nphotons_mean / climb.data.N**2
@@ -219,7 +125,7 @@ def _with_background(climb: _Climb, least: float) -> _Trial | None:
     return climb.weigh("background", what, data, result, began)
 
 
-def _with_another_mode(climb: _Climb) -> _Trial | None:
+def _with_another_mode(climb: Climb) -> Trial | None:
     if len(climb.result.modes) == _MOST_MODES:
         return None
     began, data = time.perf_counter(), rungs.with_another_mode(climb.refined)
@@ -230,7 +136,7 @@ def _with_another_mode(climb: _Climb) -> _Trial | None:
     return climb.weigh("modes", what, data, result, began)
 
 # %% ../../nbs/3_solvers/80_estimate.ipynb #a2a0257f
-def _polish(climb: _Climb) -> None:
+def _polish(climb: Climb) -> None:
     "Amplitudes find a probe quickly, but few counts are Poisson distributed: one more fit with what was found held fixed."
     brightest = np.mean(np.square(climb.data.diff3d[climb.held.fitted], dtype=float), axis=0).max()
     if climb.result.info["likelihood"] != "poisson" and brightest < _MANY_PHOTONS:
@@ -239,10 +145,10 @@ def _polish(climb: _Climb) -> None:
         climb.see("poisson", what, data, climb.fit(data, refine_probe=False), began)
 
 
-def _prior_rung(climb: _Climb) -> None:
+def _prior_rung(climb: Climb) -> None:
     "Other ways to smooth the object than a Gaussian, at some steps of the solver, and a little likelihood after that."
     smoothed, chosen = climb.result.info["chosen"]["smoothing_px"] > 0, max(climb.result.info["chosen"]["iteration"], 4)
-    if not smoothed and climb.goodness > _SOUND:
+    if not smoothed and climb.goodness > SOUND:
         return
     began, data = time.perf_counter(), climb.refined
     at = {max(2, chosen // 2), chosen, 2 * chosen}
@@ -264,7 +170,7 @@ def _prior_rung(climb: _Climb) -> None:
     climb.see("prior", words, data, replace(refined, info=climb.result.info | {"prior": words}), began)
 
 
-def _rungs(climb: _Climb) -> Iterator[str]:
+def _rungs(climb: Climb) -> Iterator[str]:
     "Everything that is tried, one after the other; each name is said before its rung."
     yield "probe as given"
     began = time.perf_counter()
@@ -279,7 +185,9 @@ def _rungs(climb: _Climb) -> Iterator[str]:
     if climb.goodness > _TURNED:
         yield "orientation, with the probe refined"
         _orientation_rung(climb, refine_probe=True)
-    yield "background and modes"
+    yield "positions"
+    common_moves(climb)
+    yield "background, modes and positions"
     _rivals(climb)
     yield "likelihood"
     _polish(climb)
@@ -309,8 +217,8 @@ def estimate(
     Accelerated gradient steps on the likelihood of all patterns. The counts that `held` keeps from every fit choose the
     step at which to stop and the width of a Gaussian that smooths the object; for measured data they also choose among
     models of the measurement: patterns and detector pixels left out, the probe as given, refocused or refined, a
-    background, further modes of the probe, other axes, a prior of the object. Each is kept only if they prefer it by two
-    standard errors.
+    background, further modes of the probe, other axes, positions that are scaled, turned or sheared, drift, or are wrong
+    one by one, a prior of the object. Each is kept only if they prefer it by two standard errors.
 
     Parameters
     ----------
@@ -344,8 +252,9 @@ def estimate(
     -------
     Reconstruction
         Method ``'no_network'`` from ones, ``'refined'`` from a start: object (H, W) complex64, coverage, origin (px), probe
-        and modes scaled to photons, detector. ``info`` holds the history, what was chosen, how far the probe moved, and of
-        'auto' ``rungs`` (what was tried, gain ± standard error, kept or not, seconds) and ``goodness``.
+        and modes scaled to photons, detector, positions as they were found (px). ``info`` holds the history, what was
+        chosen, how far the probe moved, and of 'auto' ``rungs`` (what was tried, gain ± standard error, kept or not,
+        seconds) and ``goodness``.
 
     Raises
     ------
@@ -392,11 +301,11 @@ def _climbed(data: RawData, held: HeldOut, iterations: int, seed: int, progress:
     rungs.check_positions(data)
     useless = rungs.useless_patterns(data)
     usable = held.without(useless)
-    climb = _Climb(data, usable, iterations, seed)
+    climb = Climb(data, usable, iterations, seed)
     for _ in progress_bar(_rungs(climb), None, "rung", progress):
         pass
     found = goodness(climb.result, usable)
-    changes = [rung.what for rung in climb.rungs if rung.kept and rung.name in ("pixels", "orientation")]
+    changes = [rung.what for rung in climb.rungs if rung.kept and rung.name in _SAID]
     if climb.result.detector is not None and climb.result.detector.background.any():
         changes.append(f"a background of {float(np.mean(climb.result.detector.background)):.2g} photons a pixel")
     if len(useless):
