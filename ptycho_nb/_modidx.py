@@ -113,6 +113,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ptycho_nb.cli._add_studies': ('10_cli/cli.html#_add_studies', 'ptycho_nb/cli.py'),
                                'ptycho_nb.cli._defaults': ('10_cli/cli.html#_defaults', 'ptycho_nb/cli.py'),
                                'ptycho_nb.cli._diagnose': ('10_cli/cli.html#_diagnose', 'ptycho_nb/cli.py'),
+                               'ptycho_nb.cli._how_few': ('10_cli/cli.html#_how_few', 'ptycho_nb/cli.py'),
                                'ptycho_nb.cli._info': ('10_cli/cli.html#_info', 'ptycho_nb/cli.py'),
                                'ptycho_nb.cli._load_keras': ('10_cli/cli.html#_load_keras', 'ptycho_nb/cli.py'),
                                'ptycho_nb.cli._parameters': ('10_cli/cli.html#_parameters', 'ptycho_nb/cli.py'),

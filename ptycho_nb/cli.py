@@ -203,6 +203,22 @@ def _diagnose(arguments: argparse.Namespace) -> None:
     diagnose(arguments.path, arguments.out)
     print(f"report: {os.path.relpath(Path(arguments.out) / 'report.md')}")
 
+
+def _how_few(arguments: argparse.Namespace) -> None:
+    from ptycho_nb.data.formats import load_data
+    from ptycho_nb.studies.how_few import how_few
+
+    data, methods = load_data(arguments.scan), arguments.methods.split(",")
+    if "amortised" in methods:
+        _load_keras()
+    answer = how_few(data, resolution_px=arguments.resolution_px, frc50=arguments.frc50, methods=methods, part=arguments.part,
+                     probe=arguments.probe, deals=arguments.deals, seed=arguments.seed)
+    folder = answer.save(arguments.out)
+    print(answer.sentence)
+    for note in answer.notes:
+        print(f"- {note}")
+    print(f"report: {os.path.relpath(folder / 'how_few.md')}")
+
 # %% ../nbs/10_cli/10_cli.ipynb #87ca8f99
 def _defaults(
     *configurations: type[Config],
@@ -231,7 +247,8 @@ _EXAMPLES = {
     "reconstruct": "reconstruct network scans/test.npz object.npz", "studies": "studies copy my_studies dose",
     "run-arm": "run-arm dose runs/dose -p nphotons 1e4", "report": "report runs/mine",
     "sweep": "sweep dose --set nphotons=1e9,1e4 --set seed=1,2 --out runs/mine",
-    "diagnose": "diagnose scan.npz --out scan_report", "info": "info runs/dose"}
+    "diagnose": "diagnose scan.npz --out scan_report",
+    "how-few": "how-few scan.npz --out photons --resolution-px 4", "info": "info runs/dose"}
 
 
 class _Commands:
@@ -304,6 +321,15 @@ def _parser(
     report.add_argument("--out", metavar="DIR", help="where the report goes (default: FOLDER/report)")
     diagnose = commands.add("diagnose", _diagnose, "examine a scan or an arm", ("path", "a scan, or the folder of an arm"))
     diagnose.add_argument("--out", required=True, metavar="DIR", help="where the report goes")
+    few = commands.add("how-few", _how_few, "how few photons of a scan would have been enough", scan)
+    few.add_argument("--out", required=True, metavar="DIR", help="where the report goes")
+    few.add_argument("--resolution-px", type=float, metavar="PX", help="half-period wanted (default: 1.25 times what is reached)")
+    few.add_argument("--frc50", type=float, metavar="F", help="instead: the same as a fraction of Nyquist, 1/PX")
+    few.add_argument("--methods", default="no_network,amortised", metavar="NAMES", help="with commas (default: %(default)s)")
+    few.add_argument("--part", metavar="NAME", help="amplitude or phase (default: what is resolved better)")
+    few.add_argument("--probe", metavar="HOW", help="refined at each dose, or held (default: refined for measured scans)")
+    few.add_argument("--deals", type=int, default=1, metavar="N", help="how often the photons are dealt out (default: 1)")
+    few.add_argument("--seed", type=int, default=0, metavar="N", help="of the deals (default: 0)")
     commands.add("info", _info, "say what a file or folder holds", ("path", "a scan, or the folder of an arm or a sweep"))
     return parser
 

@@ -14,7 +14,7 @@ import ptycho_nb as pt
 from ptycho_nb.config import InputError
 
 NAMES = sorted(set(pt.__all__) - {"__version__"})
-WITH_A_SOURCE = {"estimate", "refine_positions", "amortised", "train", "reconstruct", "compare", "data_fit"}
+WITH_A_SOURCE = {"estimate", "refine_positions", "amortised", "train", "reconstruct", "compare", "data_fit", "how_few"}
 
 
 def documentation(name: str) -> ClassDoc | FunctionDoc:

@@ -22,7 +22,7 @@ from ..solvers.result import Reconstruction, Region, covered_region
 # %% auto #0
 __all__ = ['METHODS', 'photon_unit', 'whole_photons', 'thinned', 'deal', 'images_at', 'scan_to_thin', 'Pair', 'make_pairs']
 
-# %% ../../nbs/8_studies/70_thinning.ipynb #94c65cbe
+# %% ../../nbs/8_studies/70_thinning.ipynb #a46db0a9
 _SAMPLE = 64  # patterns that are looked at
 _WHOLE = 0.995  # of the lit pixels, that have to agree
 
@@ -37,8 +37,10 @@ def photon_unit(
 ) -> float | None:  # what one photon counts; None: these are no multiples of anything
     "The unit of counts: 1 for photons, a gain, or none."
     if _are_whole(counts, 1.0):
-        dimmest = float(np.rint(np.quantile(counts, 1e-3)))
-        return dimmest if dimmest > 1.5 and _are_whole(counts, dimmest) else 1.0
+        values, times = np.unique(np.rint(counts).astype(np.int64), return_counts=True)
+        usual = np.argsort(-times)
+        covered = np.searchsorted(np.cumsum(times[usual]), _WHOLE * len(counts)) + 1
+        return float(np.gcd.reduce(values[usual[:covered]]))
     unit = float(np.quantile(counts, 1e-3))
     for reach in (3, 10, 30, 100):  # multiples up to which the unit is known well enough to count them
         some = counts[counts < (reach + 0.5) * unit]
