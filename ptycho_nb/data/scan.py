@@ -5,14 +5,10 @@
 # %% ../../nbs/2_data/10_scan.ipynb #7e94f57e
 from __future__ import annotations
 
-import bz2
 import dataclasses
 import hashlib
-import io
 import json
 import logging
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError, check_choice
-from ..files import write_arrays
+from ..files import read_arrays, write_arrays
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
 from ..physics.scans import nearest_pixel
@@ -36,24 +32,8 @@ __all__ = ['read_npz', 'RawData']
 def read_npz(
     path: str | Path,  # an NPZ, plain or inside a bzip2
 ) -> dict[str, np.ndarray]:  # all its arrays by name
-    """Read every array of an NPZ without pickles; `InputError` if it is missing, damaged or holds Python objects."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(str(path), "no such file", "an NPZ file", "Check the path.")
-    content = path.read_bytes()
-    key = ""
-    try:
-        if content[:3] == b"BZh":
-            content = bz2.decompress(content)
-        arrays = {}
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            for key in stored.files:
-                arrays[key] = stored[key]
-        return arrays
-    except (ValueError, EOFError, OSError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        what, found = (f"{path}, key {key!r}", error) if key else (str(path), "a damaged file, or no NPZ at all")
-        remedy = "Write it again with np.savez and numeric arrays; pickled objects are never opened."
-        raise InputError(what, found, "an undamaged NPZ of plain arrays", remedy) from error
+    """Read every array of a scan's NPZ; `InputError` if it is missing, damaged or holds Python objects."""
+    return read_arrays(path)
 
 # %% ../../nbs/2_data/10_scan.ipynb #0d687d37
 def _checked(
@@ -340,7 +320,7 @@ def _parsed_metadata(stored: np.ndarray | None, source: str) -> dict[str, Any]:
         return {}
     try:
         metadata = json.loads(str(np.asarray(stored)[()]))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source}, key 'metadata'", error, "a JSON object as text",
                          "Store np.array(json.dumps(metadata)).") from error
     if not isinstance(metadata, dict):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from ..config import InputError, ModelConfig
 from ..data.formats import load_data
 from ..data.scan import RawData, read_npz
-from ..files import read_json
+from ..files import check_shape, read_json, read_members, reading
 from ..runs.arm_scan import ArmScan, scan_of_arm
 from ..runs.arms import CONFIG, HISTORY, RECONSTRUCTION, WEIGHTS, read_config
 from ..solvers.result import Reconstruction, load_reconstructions
@@ -164,10 +163,12 @@ def _scans(folder: Path, config: Mapping[str, Any]) -> tuple[ArmScan | None, lis
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     "What a bundle says of itself, without loading the framework; None if there is none."
+    expected, remedy = "a bundle (wts.h5.zip)", "Run the arm again."
     try:
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read("manifest.json"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        with reading(path, expected, remedy):
+            (content,) = read_members(path, ("manifest.json",), expected, remedy).values()
+            return check_shape(json.loads(content), dict, "manifest.json")
+    except InputError:
         return None
 
 
@@ -179,7 +180,7 @@ def _read_arm(folder: Path) -> Subject:
     history = read_json(folder / HISTORY) if (folder / HISTORY).exists() else None
     try:
         reconstructions = load_reconstructions(folder / RECONSTRUCTION)
-    except (InputError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except InputError as error:
         findings.append(Finding("warning", "data", "The arm has no reconstruction that can be read", str(error),
                                 "Run the arm to its end."))
     scan, more = _scans(folder, config)

@@ -20,7 +20,9 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 from ..analysis.metrics import METRIC_LABELS, frc50
 from ..config import InputError, check_choice
-from ..studies.pairs import QUANTITIES, Pair, Shown, find_arms, pair_up, remark_on, show_arm, stored_methods, view_of
+from ..runs.arms import RECONSTRUCTION
+from ..solvers.result import stored_methods
+from ..studies.pairs import QUANTITIES, Pair, Shown, find_arms, pair_up, remark_on, show_arm, view_of
 from .explorer import Explorer, Panels, slider, step_above
 
 # %% auto #0
@@ -205,7 +207,7 @@ class ReconstructionBrowser(Explorer):
         self._exact: dict[tuple[str, ...], Pair] = {}
         names = list(self.arms)
         methods = [self._show(path).methods for path in (self.arms[names[0]], self.arms[names[-1]])]
-        known = tuple(dict.fromkeys(name for path in self.arms.values() for name in stored_methods(path)))
+        known = tuple(dict.fromkeys(name for path in self.arms.values() for name in stored_methods(path / RECONSTRUCTION)))
         first = {"left_arm": names[0], "left_method": next(iter(methods[0])),
                  "right_arm": names[-1], "right_method": list(methods[1])[-1 if len(names) == 1 else 0]}
 

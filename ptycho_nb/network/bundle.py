@@ -9,6 +9,7 @@ __all__ = ['save_bundle', 'load_bundle']
 import hashlib
 import io
 import json
+import logging
 import tempfile
 import zipfile
 from importlib.metadata import version
@@ -18,12 +19,14 @@ import keras
 import numpy as np
 
 from ..config import InputError, ModelConfig, TrainingConfig
-from ..files import plain_json, replacing, sha256_of
+from ..files import check_shape, plain_json, read_members, read_npy, reading, replacing, sha256_of
 from .inputs import EstimateSettings
 from .model import PtychoModel
 
 _MANIFEST, _WEIGHTS, _PROBE = "manifest.json", "weights.h5", "probe.npy"
-_KEYS = {"model", "training", "estimate", "data_scale", "canvas_px", "subpixel", "precision", "seed", "sha256"}
+_SHAPE = {"model": dict, "training": dict, "estimate": dict | None, "data_scale": int | float, "canvas_px": int,
+          "subpixel": bool, "precision": str, "seed": int, "sha256": {str: str}}
+_logger = logging.getLogger(__name__)
 
 # %% ../../nbs/4_network/60_bundle.ipynb #3a8676bb
 def save_bundle(
@@ -45,12 +48,14 @@ def save_bundle(
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in members.items()},
     }
     members = {_MANIFEST: json.dumps(plain_json(manifest), indent=1).encode(), **members}
-    _checksum_path(path).unlink(missing_ok=True)  # a kill between the two files must not leave them at odds
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            # A fixed date: the same model gives the same bytes.
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-    checksum = sha256_of(path)
+    with replacing(path) as temporary:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                # A fixed date: the same model gives the same bytes.
+                archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+        checksum = sha256_of(temporary)
+        # The new one stands, but for its name. A kill between the two files must not leave them at odds.
+        _checksum_path(path).unlink(missing_ok=True)
     with replacing(_checksum_path(path)) as temporary:
         temporary.write_text(f"{checksum}  {path.name}\n")
     return checksum
@@ -66,26 +71,24 @@ def _array_bytes(array: np.ndarray) -> bytes:
     return content.getvalue()
 
 # %% ../../nbs/4_network/60_bundle.ipynb #e8229982
+_REMEDY = "Copy the bundle again from where it was made, or train again."
+
+
 def _read_members(path: Path) -> tuple[dict, dict[str, bytes]]:
     "Manifest and checked members of a bundle."
-    remedy = "Copy the bundle again from where it was made, or train again."
-    if not path.is_file():
-        raise InputError(str(path), "no such file", "a bundle (wts.h5.zip)", "Check the path.")
     stated = _checksum_path(path)
-    if stated.is_file() and stated.read_text().split()[:1] != [sha256_of(path)]:
-        raise InputError(str(path), "a checksum that differs", f"the one in {stated.name}", remedy)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name: archive.read(name) for name in (_MANIFEST, _WEIGHTS, _PROBE)}
-        manifest = json.loads(members.pop(_MANIFEST))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise InputError(str(path), error, f"a zip file with {_MANIFEST}, {_WEIGHTS} and {_PROBE}", remedy) from error
-    missing = _KEYS - set(manifest if isinstance(manifest, dict) else ())
-    if missing:
-        raise InputError(f"{path}, {_MANIFEST}", f"no {', '.join(sorted(missing))}", "a manifest of this library", remedy)
+    words = stated.read_text(errors="replace").split() if path.is_file() and stated.is_file() else []
+    if words and words[0] != sha256_of(path):
+        raise InputError(str(path), "a checksum that differs", f"the one in {stated.name}", _REMEDY)
+    if not words and stated.is_file():
+        _logger.warning("%s: empty, as a power cut leaves it; the checksums inside the bundle are compared", stated)
+    members = read_members(path, (_MANIFEST, _WEIGHTS, _PROBE), "a bundle (wts.h5.zip)", _REMEDY)
+    with reading(path, "a manifest of this library", _REMEDY) as place:
+        place.member = _MANIFEST
+        manifest = check_shape(json.loads(members.pop(_MANIFEST)), _SHAPE, _MANIFEST, _REMEDY)
     for name, content in members.items():
         if hashlib.sha256(content).hexdigest() != manifest["sha256"].get(name):
-            raise InputError(f"{path}, {name}", "a checksum that differs", "the one in the manifest", remedy)
+            raise InputError(f"{path}, {name}", "a checksum that differs", "the one in the manifest", _REMEDY)
     return manifest, members
 
 
@@ -95,12 +98,16 @@ def load_bundle(
     "Read a model; `InputError` if the file is missing, damaged or not a bundle."
     manifest, members = _read_members(Path(path))
     settings = manifest["estimate"]
-    model = PtychoModel(
-        ModelConfig.from_dict(manifest["model"]), np.load(io.BytesIO(members[_PROBE]), allow_pickle=False),
-        manifest["data_scale"], manifest["canvas_px"], training=TrainingConfig.from_dict(manifest["training"]),
-        settings=None if settings is None else EstimateSettings.from_dict(settings), subpixel=manifest["subpixel"],
-        precision=manifest["precision"], seed=manifest["seed"])
-    with tempfile.TemporaryDirectory() as folder:
+    with reading(path, "a bundle of this library", _REMEDY) as place, tempfile.TemporaryDirectory() as folder:
+        place.member = _PROBE
+        probe = read_npy(io.BytesIO(members[_PROBE]), len(members[_PROBE]), f"{path}, {_PROBE}")
+        place.member = _MANIFEST
+        model = PtychoModel(
+            ModelConfig.from_dict(manifest["model"]), probe,
+            manifest["data_scale"], manifest["canvas_px"], training=TrainingConfig.from_dict(manifest["training"]),
+            settings=None if settings is None else EstimateSettings.from_dict(settings), subpixel=manifest["subpixel"],
+            precision=manifest["precision"], seed=manifest["seed"])
+        place.member = _WEIGHTS
         weights = Path(folder) / "model.weights.h5"
         weights.write_bytes(members[_WEIGHTS])
         model.load_weights(weights)

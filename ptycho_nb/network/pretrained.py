@@ -21,7 +21,7 @@ from keras import layers, ops
 
 from ..config import InputError
 from ..data.scan import RawData
-from ..files import write_arrays
+from ..files import check_shape, read_arrays, reading, write_arrays
 from ..machine import progress_bar
 from ..physics.noise import deal_photons
 from ..solvers.estimate import as_estimated, estimate
@@ -149,15 +149,20 @@ def load_pretrained(
 ) -> Pretrained:
     "Read a corrector; `InputError` if the file is missing or holds something else."
     path = Path(str(resources.files("ptycho_nb") / "weights" / "amortised.npz")) if path is None else Path(path)
-    if not path.is_file():
-        raise InputError(str(path), "no such file", "a file of save_pretrained()", "Check the path, or make pretrained.")
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {key: stored[key].astype(np.float32) for key in sorted(stored.files) if key.startswith("weight_")}
-        about = json.loads(str(stored["about"])) if "about" in stored.files else None
-    if about is None or not arrays:
-        raise InputError(str(path), "no weights of a corrector", "a file of save_pretrained()", "Choose another file.")
-    network = build_corrector(about["n_filters"], about["depth"])
-    network.set_weights(list(arrays.values()))
+    expected, remedy = "a file of save_pretrained()", "Choose another file."
+    stored = read_arrays(path, expected=expected, remedy=remedy)
+    arrays = [stored[key].astype(np.float32) for key in sorted(stored) if key.startswith("weight_")]
+    if "about" not in stored or not arrays:
+        raise InputError(str(path), "no weights of a corrector", expected, remedy)
+    with reading(path, expected, remedy) as place:
+        place.member = "key 'about'"
+        about = check_shape(json.loads(str(stored["about"])), {"n_filters": int, "depth": int}, place.member)
+        n_weights, n_filters, depth = sum(array.size for array in arrays), about["n_filters"], about["depth"]
+        if not (0 < n_filters**2 <= n_weights and 0 < depth <= len(arrays)):  # it is built before it is filled
+            raise InputError(place.member, f"{n_filters} filters, depth {depth}", f"what {n_weights} weights fill", remedy)
+        network = build_corrector(n_filters, depth)
+        place.member = "the weights"
+        network.set_weights(arrays)
     return Pretrained(network, about)
 
 # %% ../../nbs/4_network/70_pretrained.ipynb #ee0680db

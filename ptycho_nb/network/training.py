@@ -8,6 +8,7 @@ __all__ = ['EpochListener', 'learning_rate_schedule', 'RecordingAdam', 'training
 # %% ../../nbs/4_network/55_training.ipynb #3b0adc5e
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ from tqdm.auto import tqdm
 
 from ..config import Config, InputError, ModelConfig, TrainingConfig, derive_seeds
 from ..data.scan import RawData
-from ..files import replacing, write_json
+from ..files import check_shape, read_arrays, reading, replacing, write_json
 from ..machine import viewer
 from ..physics.scans import validation_indices
 from .courses import Course, TrainingPlan, plan_training
 from .generators import fastest_precision
 from .model import PtychoModel
+
+_logger = logging.getLogger(__name__)
 
 # %% ../../nbs/4_network/55_training.ipynb #826fb421
 def learning_rate_schedule(
@@ -130,11 +133,17 @@ def _stored_text(stored: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
-    "The content of a checkpoint, None if there is none; `InputError` if it belongs to another training."
+    "The content of a checkpoint, None if there is none that can be read; `InputError` if it belongs to another training."
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as content:
-        stored = dict(content)
+    try:
+        with reading(path, "a checkpoint"):
+            stored = read_arrays(path)
+            shape = {"fingerprint": str, "precision": str, "rows": [dict], "best_epoch": int}
+            check_shape(_stored_text(stored), shape, "key 'text'")
+    except InputError as error:  # a power cut or a full disk: better an epoch again than no training
+        _logger.warning("%s The training starts anew.", error)
+        return None
     its_fingerprint = _stored_text(stored)["fingerprint"]
     if its_fingerprint != fingerprint:
         raise InputError(str(path), f"the checkpoint of another training ({its_fingerprint})",

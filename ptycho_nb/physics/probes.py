@@ -7,13 +7,14 @@ __all__ = ['PROBE_KINDS', 'normalise_probe', 'disk_probe', 'defocused_probe', 'c
            'crop_probe_fourier', 'probe_diameter_px', 'probe_fwhm_px', 'twin_ambiguity', 'make_probe']
 
 # %% ../../nbs/1_physics/30_probes.ipynb #c06257cb
+import os
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from scipy.special import erfc
 
 from ..config import InputError, check_choice
+from ..files import read_arrays, read_npy, reading
 
 # %% ../../nbs/1_physics/30_probes.ipynb #764e92ea
 _DEFAULT_RADIUS = 14 / 64  # of N, for every probe: 14 px at 64 px
@@ -87,27 +88,22 @@ def load_probe(
     path: str | Path,  # .npy, or .npz with `probeGuess` or `probe`
 ) -> np.ndarray:  # (N, N), complex64, normalised
     """Read a probe from a file; `InputError` if it is missing, holds no probe or a probe of a wrong shape."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(str(path), "no such file", "a .npy or .npz file with a probe", "Check the path.")
-    try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.lib.npyio.NpzFile):
-            with stored:
-                keys = [key for key in ("probeGuess", "probe") if key in stored.files]
-                if not keys:
-                    raise InputError(str(path), f"the keys {stored.files}", "probeGuess or probe", "Rename the key.")
-                stored = stored[keys[0]]
-    except (ValueError, EOFError, OSError, BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(str(path), "a damaged file, or one of Python objects", "a NumPy file of plain arrays",
-                         "Save the probe with np.save(path, probe) as a numeric array.") from error
+    path, remedy = Path(path), "Save the probe with np.save(path, probe) as a numeric array."
+    with reading(path, "a .npy or .npz file with a probe", remedy), open(path, "rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            file.seek(0)
+            stored = read_npy(file, os.fstat(file.fileno()).st_size, str(path))
+        else:
+            arrays = read_arrays(path, ("probeGuess", "probe"), remedy=remedy)
+            if not arrays:
+                raise InputError(str(path), "neither key", "probeGuess or probe", "Rename the key.")
+            stored = arrays.get("probeGuess", arrays.get("probe"))
     probe = np.squeeze(stored)
     if probe.ndim != 2 or probe.shape[0] != probe.shape[1] or not np.issubdtype(probe.dtype, np.number):
         raise InputError(str(path), f"shape {stored.shape} of {stored.dtype}", "one square array of numbers (N, N)",
                          "Choose one mode of the probe and save it as a two-dimensional array.")
-    return normalise_probe(probe)[0]
+    with reading(path, "a probe", remedy):
+        return normalise_probe(probe)[0]
 
 # %% ../../nbs/1_physics/30_probes.ipynb #a21b3f9a
 def crop_probe_fourier(

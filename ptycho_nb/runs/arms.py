@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..config import Config, InputError, check_choice
-from ..files import plain_json, read_json, replacing, sha256_of, write_json
+from ..files import inside, plain_json, read_json, replacing, sha256_of, write_json
 from .notebooks import find_notebook
 
 CONFIG, HISTORY, METRICS, DONE = "config.json", "history.json", "metrics.json", "done.json"  # the files of an arm
@@ -30,6 +30,8 @@ WEIGHTS, RECONSTRUCTION, DEVIATION = "wts.h5.zip", "reconstruction.npz", "deviat
 NOTEBOOK, ERROR, FIGURES = "notebook.ipynb", "error.txt", "figures"
 MANIFEST = "manifest.json"  # of a sweep, in the folder above its arms
 _LOCK = ".lock"
+_CONFIG_SHAPE = {"parameters?": dict, "model?": dict, "simulation?": dict, "training?": dict, "seeds?": dict}
+_HISTORY_SHAPE = {"header?": dict, "epochs?": [dict]}
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
@@ -109,7 +111,7 @@ def _refuse_other_configuration(folder: Path, parameters: Mapping[str, Any]) -> 
     if not (folder / CONFIG).exists() or not any((folder / name).exists() for name in results):
         return  # nobody's, or of a run that failed before it had a result
     here = plain_json(parameters, "parameters")
-    there = read_json(folder / CONFIG).get("parameters", {})
+    there = read_json(folder / CONFIG, _CONFIG_SHAPE).get("parameters", {})
     names = [name for name in here | there if name != "output_dir" and here.get(name) != there.get(name)]
     if names:
         found = ", ".join(f"{name} = {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
@@ -121,12 +123,9 @@ def _refuse_other_configuration(folder: Path, parameters: Mapping[str, Any]) -> 
 
 def _stated_checksums(folder: Path) -> dict[str, str]:
     "The checksum of each file that `done.json` lists; `InputError` if that is not what it holds."
-    done = read_json(folder / DONE)
-    files = done.get("files") if isinstance(done, dict) else None
-    # The names are used to remove files, so none may lead out of the folder.
-    if not isinstance(files, dict) or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
-        remedy = "Remove it and run the arm again."
-        raise InputError(str(folder / DONE), "something else", "the checksums of the files beside it", remedy)
+    files = read_json(folder / DONE, {"files": {str: str}})["files"]
+    for name in files:  # the names are used to remove files
+        inside(folder, name, folder / DONE)
     return files
 
 
@@ -207,7 +206,7 @@ def read_config(
     path = Path(folder) / CONFIG
     if not path.exists():
         raise InputError(str(folder), f"no {CONFIG}", "the folder of an arm", "Give the output_dir of a run.")
-    return read_json(path)
+    return read_json(path, _CONFIG_SHAPE)
 
 
 def read_arm(
@@ -217,7 +216,8 @@ def read_arm(
     folder = Path(folder).absolute()
     config = read_config(folder)
     history, metrics = (
-        read_json(folder / name) if (folder / name).exists() else None for name in (HISTORY, METRICS)
+        read_json(folder / name, shape) if (folder / name).exists() else None
+        for name, shape in ((HISTORY, _HISTORY_SHAPE), (METRICS, dict))
     )
     finished = (folder / DONE).exists()
     stated = _stated_checksums(folder) if finished else {}
@@ -252,13 +252,18 @@ def check_parameters(
     return {name: literal(parameter["default"]) for name, parameter in known.items()}
 
 
+_LONGEST_LITERAL = 10_000
+
+
 def literal(
     text: str,  # from a parameters cell, a command line or a table
 ) -> Any:  # `1e4`, `True` and `None` are what they say
-    "The value that a Python literal stands for; the text itself where it is none."
+    "The value that a Python literal stands for; the text itself where it is none, or longer than anybody types."
+    if len(text) > _LONGEST_LITERAL:
+        return text
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # {[]: 1}, and what is nested too deep
         return text
 
 # %% ../../nbs/6_runs/20_arms.ipynb #ca98528e

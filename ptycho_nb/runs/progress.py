@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config import InputError
 from ..files import read_json
 from ..machine import viewer
 from .arms import CONFIG, HISTORY, NOTEBOOK
@@ -23,13 +24,16 @@ __all__ = ['ArmProgress', 'arm_progress', 'duration_text', 'ArmState', 'audience
            'arm_bar']
 
 # %% ../../nbs/6_runs/40_progress.ipynb #dbe0f22f
-def _read(path: Path) -> dict[str, Any]:
-    "The content of a file of an arm; empty if it is not there (yet, or any more) or is not a dictionary."
+_NUMBER = int | float | None
+_ROW = {"epoch?": int, "train_loss?": _NUMBER, "val_loss?": _NUMBER, "seconds?": int | float}
+
+
+def _read(path: Path, shape: Any) -> dict[str, Any]:
+    "The content of a file of an arm; empty if it is not there (yet, or any more) or is something else."
     try:
-        content = read_json(path)
-    except FileNotFoundError:
+        return read_json(path, shape)
+    except InputError:  # who only looks on has to go on looking
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 class ArmProgress(NamedTuple):
@@ -45,11 +49,12 @@ def arm_progress(
     folder: str | Path,  # the folder of an arm, running or not
 ) -> ArmProgress:
     "How far the training of an arm is."
-    config, rows = _read(Path(folder) / CONFIG), _read(Path(folder) / HISTORY).get("epochs") or [{}]
-    last, nepochs = rows[-1], (config.get("training") or {}).get("nepochs")
+    config = _read(Path(folder) / CONFIG, {"training?": {"nepochs?": int | None}})
+    rows = _read(Path(folder) / HISTORY, {"epochs?": [_ROW]}).get("epochs") or [{}]
+    last, nepochs = rows[-1], config.get("training", {}).get("nepochs")
     loss = last.get("train_loss") if last.get("val_loss") is None else last["val_loss"]
     durations = [row["seconds"] for row in rows if row.get("epoch") and "seconds" in row]
-    left = (nepochs - last["epoch"]) * sum(durations) / len(durations) if nepochs and durations else None
+    left = (nepochs - last["epoch"]) * sum(durations) / len(durations) if nepochs and durations and "epoch" in last else None
     return ArmProgress(last.get("epoch"), nepochs, loss, left)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError
-from ..files import plain_json, write_arrays
+from ..files import check_shape, plain_json, read_arrays, reading, write_arrays
 from ..physics.detector import Detector
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.geometry import Geometry
@@ -24,7 +24,7 @@ Region = tuple[int, int, int, int]  # (y0, y1, x0, x1), px in the frame of the p
 
 # %% auto #0
 __all__ = ['Region', 'Reconstruction', 'without_plane', 'crop', 'predict_amplitudes', 'covered_region', 'common_region',
-           'save_reconstructions', 'load_reconstructions']
+           'save_reconstructions', 'load_reconstructions', 'stored_methods']
 
 # %% ../../nbs/3_solvers/10_result.ipynb #3d5ce136
 @dataclass(frozen=True, eq=False, repr=False)
@@ -270,27 +270,43 @@ def save_reconstructions(
     return write_arrays(path, **arrays, records=np.array(json.dumps(plain_json(records))))
 
 
+_RECORD = {"method": str, "seconds": int | float, "cpu_seconds": int | float, "info": dict,
+           "geometry?": dict | None}
+
+
+def _records_of(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    "What a file says beside its arrays, by method."
+    if "records" not in arrays:
+        raise InputError("the keys", sorted(arrays), "'records' among them", "Write it with save_reconstructions().")
+    return check_shape(json.loads(str(arrays["records"])), {str: _RECORD}, "key 'records'")
+
+
 def load_reconstructions(
     path: str | Path,  # a file written by `save_reconstructions`
 ) -> dict[str, Reconstruction]:  # by method; the one stored as `object` comes first
-    """Read the reconstructions of one scan; `InputError` if the file is missing or is something else."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(str(path), "no such file", "a reconstruction.npz", "Check the path.")
-    with np.load(path, allow_pickle=False) as stored:
-        if "records" not in stored.files or "object" not in stored.files:
-            raise InputError(str(path), f"the keys {stored.files}", "a file of save_reconstructions()",
-                             "Write it with save_reconstructions().")
-        arrays = {key: stored[key] for key in stored.files}
-    records = json.loads(str(arrays["records"]))
-    geometries = {name: record.pop("geometry", None) for name, record in records.items()}
-    first = next(iter(records))
-    return {
-        name: Reconstruction(
-            object=arrays["object" if name == first else name], origin_px=arrays["origin_px"],
-            **{key: arrays.get(f"{key}_{name}", arrays[key]) for key in ("coverage", "positions_px", "probe")},
-            weaker_modes=arrays.get(f"weaker_modes_{name}"),
-            detector=Detector(arrays[f"mask_{name}"], arrays[f"background_{name}"]) if f"mask_{name}" in arrays else None,
-            geometry=None if geometries[name] is None else Geometry.from_dict(geometries[name]), **record)
-        for name, record in records.items()
-    }
+    """Read the reconstructions of one scan; `InputError` if the file is missing, damaged or something else."""
+    expected, remedy = "a file of save_reconstructions()", "Write it with save_reconstructions()."
+    arrays = read_arrays(path, expected=expected, remedy=remedy)
+    with reading(path, expected, remedy) as place:
+        records = _records_of(arrays)
+        first, made = next(iter(records)), {}
+        for name, record in records.items():
+            place.member = f"key {name!r}"
+            geometry = record.pop("geometry", None)
+            mask, background = arrays.get(f"mask_{name}"), arrays.get(f"background_{name}", 0.0)
+            made[name] = Reconstruction(
+                object=arrays["object" if name == first else name], origin_px=arrays["origin_px"],
+                **{key: arrays.get(f"{key}_{name}", arrays[key]) for key in ("coverage", "positions_px", "probe")},
+                weaker_modes=arrays.get(f"weaker_modes_{name}"),
+                detector=None if mask is None else Detector(mask, background),
+                geometry=None if geometry is None else Geometry.from_dict(geometry), **record)
+        return made
+
+
+def stored_methods(
+    path: str | Path,  # a file written by `save_reconstructions`
+) -> tuple[str, ...]:  # for instance ('network', 'no_network', 'refined')
+    "Whose reconstructions a file holds, without reading them; `InputError` if it is missing, damaged or something else."
+    expected, remedy = "a file of save_reconstructions()", "Write it with save_reconstructions()."
+    with reading(path, expected, remedy):
+        return tuple(_records_of(read_arrays(path, ("records",), expected, remedy)))

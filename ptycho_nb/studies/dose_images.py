@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ..analysis.metrics import METRIC_LABELS, frc
 from ..config import InputError, SimulationConfig
 from ..data.scan import RawData
-from ..files import read_json
+from ..files import read_arrays, read_json, reading
 from ..physics.forward import Layout, scan_amplitudes
 from ..runs.arm_scan import scan_of_arm, simulation_of_arm, truth_of_arm
 from ..runs.arms import CONFIG, DEVIATION, HISTORY, RECONSTRUCTION
@@ -133,8 +133,9 @@ def _halves_and_seeds(arms: pd.DataFrame, folder: Path) -> Stacks:
         for arm in same_dose["arm"]:
             if not (folder / arm / DEVIATION).exists():
                 continue
-            with np.load(folder / arm / DEVIATION, allow_pickle=False) as stored:
-                deviation, region = stored["amplitude_deviation"], tuple(stored["region_px"].tolist())
+            with reading(folder / arm / DEVIATION, "the deviations of an arm", "Run the arm again."):
+                stored = read_arrays(folder / arm / DEVIATION, ("amplitude_deviation", "region_px"))
+                deviation, region = stored["amplitude_deviation"], tuple(map(int, stored["region_px"]))
             first = (deviation, region) if first is None else first
             noise_seed = _simulation(folder / arm).seeds()["noise_seed"]
             result = load_reconstructions(folder / arm / RECONSTRUCTION)["no_network"]

@@ -5,8 +5,6 @@
 # %% ../../nbs/8_studies/60_pairs.ipynb #b6c156a3
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,27 +15,13 @@ from ..config import InputError, check_choice
 from ..runs.arm_scan import truth_of_arm
 from ..runs.arms import CONFIG, METRICS, RECONSTRUCTION, Arm, read_arm
 from ..solvers.gauge import align
-from ..solvers.result import Reconstruction, Region, common_region, crop, load_reconstructions
+from ..solvers.result import Reconstruction, Region, common_region, crop, load_reconstructions, stored_methods
 
 # %% auto #0
-__all__ = ['QUANTITIES', 'stored_methods', 'find_arms', 'Pair', 'quick_align', 'pair_up', 'view_of', 'Shown', 'show_arm',
-           'remark_on']
+__all__ = ['QUANTITIES', 'find_arms', 'Pair', 'quick_align', 'pair_up', 'view_of', 'Shown', 'show_arm', 'remark_on']
 
 # %% ../../nbs/8_studies/60_pairs.ipynb #5f76454d
 _NEEDED = (METRICS, RECONSTRUCTION)
-
-
-def stored_methods(
-    folder: str | Path,  # of an arm
-) -> tuple[str, ...]:  # for instance ('network', 'no_network', 'refined')
-    "Whose reconstructions an arm holds; `InputError` for a damaged file."
-    path = Path(folder) / RECONSTRUCTION
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return tuple(json.loads(str(stored["records"])))
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(str(path), f"no readable arrays ({error})", "a file of save_reconstructions()",
-                         "Remove the arm and run it again.") from error
 
 
 def _what_lacks(folder: Path) -> str:
@@ -46,7 +30,7 @@ def _what_lacks(folder: Path) -> str:
     if missing:
         return ", ".join(missing)
     try:
-        stored_methods(folder)
+        stored_methods(folder / RECONSTRUCTION)
     except InputError as error:
         return f"{RECONSTRUCTION}: {error.found}"
     return ""
@@ -162,13 +146,7 @@ def show_arm(
     folder: str | Path,  # the arm's folder
 ) -> Shown:
     "Read an arm with its reconstructions and make its truth again; `InputError` if a file is damaged."
-    arm, path = read_arm(folder), Path(folder) / RECONSTRUCTION
-    stored_methods(folder)  # has the better words for a file that is no archive
-    try:
-        methods = load_reconstructions(path)
-    except zipfile.BadZipFile as error:
-        raise InputError(str(path), f"a damaged array ({error})", "a file of save_reconstructions()",
-                         "Remove the arm and run it again.") from error
+    arm, methods = read_arm(folder), load_reconstructions(Path(folder) / RECONSTRUCTION)
     return Shown(arm, methods, truth_of_arm(arm))
 
 # %% ../../nbs/8_studies/60_pairs.ipynb #5c9d7e1b

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import InputError
-from ..files import plain_json, read_json, sha256_of, write_json
+from ..files import plain_json, read_json, reading, sha256_of, write_json
 from ..machine import processors, thread_limits, versions
 from ..runs.arms import CONFIG, DONE, ERROR, MANIFEST, ArmBusy, arm_name, check_arm, literal, locked, read_arm, run_arm
 from ..runs.notebooks import find_notebook
@@ -46,10 +46,8 @@ def read_arms_table(
     path: str | Path,  # a CSV file, its first line the names of parameters
 ) -> list[dict[str, Any]]:  # what varies, for each arm
     "The arms that a table lists; `InputError` for a line that does not fit its head."
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(str(path), "no such file", "a CSV file", "Check the path.")
-    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin their files with a mark
+    remedy = "Save it as CSV with commas, in UTF-8."
+    with reading(path, "a CSV file", remedy), open(path, newline="", encoding="utf-8-sig") as file:  # may begin with a mark
         head, *lines = [[cell.strip() for cell in line] for line in csv.reader(file) if any(line)] or [[]]
     for number, line in enumerate(lines, 2):
         if len(line) != len(head):
@@ -78,7 +76,7 @@ def _plan(notebook: Path, out: Path, varied: Sequence[Mapping], common: Mapping[
 def _refuse_other_study(out: Path, notebook: Path) -> None:
     "Raise `InputError` if `out` holds the sweep of another notebook."
     if (out / MANIFEST).exists():
-        there = read_json(out / MANIFEST).get("notebook", "")
+        there = read_json(out / MANIFEST, {"notebook?": str}).get("notebook", "")
         if Path(there).name != notebook.name:
             remedy = "Choose another folder."
             raise InputError(str(out), f"a sweep of {Path(there).name}", f"one of {notebook.name}", remedy)
@@ -112,6 +110,17 @@ def _check_disk(out: Path, arms: Sequence[ArmState]) -> None:
         raise InputError(str(out), found, expected, "Make room on this disk, or choose another folder.")
 
 # %% ../../nbs/8_studies/10_sweep.ipynb #2027f3a1
+def _as_it_says(path: Path) -> dict[str, Any]:
+    "What a file of an arm says; nothing if it is not there or is damaged, for the arm itself will name that."
+    try:
+        return read_json(path, dict)
+    except InputError:
+        return {}
+
+
+_MANIFEST_SHAPE = {"arms": [{"name": str}]}
+
+
 class _Manifest:
     "The manifest of a sweep's folder, and the lines of this sweep's arms."
 
@@ -124,7 +133,7 @@ class _Manifest:
         path = self.out / MANIFEST
         try:
             with locked(self.out / ".lock", patience_s=60):
-                lines = {line["name"]: line for line in read_json(path)["arms"]} if path.exists() else {}
+                lines = {line["name"]: line for line in read_json(path, _MANIFEST_SHAPE)["arms"]} if path.exists() else {}
                 lines |= {arm.name: self._line(arm, lines.get(arm.name, {})) for arm in arms}
                 content = {"notebook": str(self.notebook), "arms": list(lines.values()), "versions": self.versions}
                 write_json(path, content)
@@ -133,12 +142,11 @@ class _Manifest:
 
     def _line(self, arm: ArmState, before: Mapping[str, Any]) -> dict[str, Any]:
         "What the manifest says of an arm."
-        config, done = (read_json(path) if path.exists() else {} for path in
-                        (arm.folder / CONFIG, arm.folder / DONE))
+        config, done = _as_it_says(arm.folder / CONFIG), _as_it_says(arm.folder / DONE) if arm.state == "done" else {}
         seconds = before.get("seconds") if arm.seconds is None else arm.seconds
         line = {"name": arm.name, "parameters": arm.parameters, "state": arm.state, "seconds": seconds,
                 "seeds": config.get("seeds", {}), "inputs": self._inputs(arm),
-                "outputs": done.get("files", {}) if arm.state == "done" else {}}
+                "outputs": done.get("files", {})}
         return line | ({"error": arm.error} if arm.error else {})
 
     def _inputs(self, arm: ArmState) -> dict[str, str]:
