@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['dose_text', 'plot_dose_curve', 'plot_dose_panels', 'plot_dose_frc', 'plot_seed_spread', 'plot_trainings']
+__all__ = ['dose_text', 'plot_dose_curve', 'plot_dose_panels', 'plot_methods', 'plot_dose_frc', 'plot_seed_spread',
+           'plot_trainings']
 
 # %% ../../nbs/8_studies/30_dose_figures.ipynb #d2b3ebab
 _LOSS_COLOURS = {"nll": "#0072B2", "mae": "#D55E00"}
@@ -124,6 +125,32 @@ def _write_scores(axes: Axes, scores: Mapping[str, float]) -> None:
     lines = [METRIC_LABELS[name].in_image(scores[name]) for name in ("ssim", "psnr", "frc50") if scores.get(name) is not None]
     axes.text(0.03, 0.97, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=7,
               bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 2})
+
+# %% ../../nbs/8_studies/30_dose_figures.ipynb #1d0b20a3
+def plot_methods(
+    pictures: Mapping[float, Mapping[str, np.ndarray]],  # by dose and title, the truth first: (h, w), amplitude
+    scores: Mapping[float, Mapping[str, Mapping[str, float]]],  # by dose and title: ssim, psnr, frc50
+) -> Figure:
+    "All methods at each dose, in rows, four panels in a line."
+    per_line = min(4, max(map(len, pictures.values())))
+    lines = {nphotons: -(-len(row) // per_line) for nphotons, row in pictures.items()}
+    figure = Picture(figsize=(2.5 * per_line, 3.0 * sum(lines.values())), layout="constrained")
+    grid = figure.subplots(sum(lines.values()), per_line, squeeze=False)
+    first = 0
+    for nphotons, row in pictures.items():
+        panels = grid[first : first + lines[nphotons]].ravel()
+        first += lines[nphotons]
+        low, high = np.percentile(next(iter(row.values())), (0.5, 99.5))
+        best = max(scores[nphotons], key=lambda title: scores[nphotons][title]["ssim"])
+        for axes, (title, image) in zip(panels, row.items(), strict=False):
+            draw_image(axes, image, cmap="gray", vmin=low, vmax=high)
+            heading = f"{dose_text(nphotons)} photons\n{title}" if title == next(iter(row)) else f"\n{title}"
+            axes.set_title(heading, fontsize="medium", fontweight="bold" if title == best else "normal")
+            if title in scores[nphotons]:
+                _write_scores(axes, scores[nphotons][title])
+        for axes in panels[len(row) :]:
+            axes.set_axis_off()
+    return figure
 
 # %% ../../nbs/8_studies/30_dose_figures.ipynb #b45ed286
 def plot_dose_frc(

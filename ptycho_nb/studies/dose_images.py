@@ -21,8 +21,8 @@ from ..runs.arm_scan import scan_of_arm, simulation_of_arm, truth_of_arm
 from ..runs.arms import CONFIG, DEVIATION, HISTORY, RECONSTRUCTION
 from ..solvers.gauge import aligned_pair
 from ..solvers.result import load_reconstructions
-from .dose_figures import plot_dose_curve, plot_dose_frc, plot_dose_panels, plot_seed_spread, plot_trainings
-from .dose_statistics import method_label, plain_dose
+from . import dose_figures
+from .dose_statistics import method_label, ordered_methods, plain_dose
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,7 +214,24 @@ def _draw_panels(scores: pd.DataFrame, aligned: Aligned, folder: Path) -> Figure
             scored = ", ".join(METRIC_LABELS[name].in_image(row[name]) for name in ("ssim", "psnr", "frc50"))
             notes.append(f"{plain_dose(nphotons)} photons: {scored}")
     note = "\n".join(["The same patterns without a network:", *notes]) if notes else ""
-    return plot_dose_panels(patterns, images, numbers, ranges, note=note)
+    return dose_figures.plot_dose_panels(patterns, images, numbers, ranges, note=note)
+
+
+def _draw_methods(scores: pd.DataFrame, aligned: Aligned) -> Figure:
+    "The truth and every method, those of the six panels and all others, at the high and the low dose; the best in bold."
+    doses = sorted({nphotons for by_dose in aligned.values() for nphotons in by_dose}, reverse=True)
+    low = min(doses, key=lambda nphotons: abs(np.log10(nphotons / 1e4)))
+    pictures, values = {}, {}
+    for nphotons in dict.fromkeys((doses[0], low)):
+        seeds = [set(by_dose.get(nphotons, {})) for by_dose in aligned.values() if by_dose.get(nphotons)]
+        seed = min(set.intersection(*seeds) or set.union(*seeds))
+        shown = {key: aligned[key][nphotons][seed] for key in ordered_methods(list(aligned))
+                 if seed in aligned[key].get(nphotons, {})}
+        pictures[nphotons] = {"truth": _central(next(iter(shown.values()))[1])}
+        pictures[nphotons] |= {method_label(*key): _central(image) for key, (image, _) in shown.items()}
+        rows = scores[(scores["seed"] == seed) & (scores["nphotons"] == nphotons)].set_index(["method", "loss"])
+        values[nphotons] = {method_label(*key): rows.loc[key, ["ssim", "psnr", "frc50"]].to_dict() for key in shown}
+    return dose_figures.plot_methods(pictures, values)
 
 
 def _draw_spread(aligned: Aligned, arms: pd.DataFrame, folder: Path) -> Figure:
@@ -233,7 +250,7 @@ def _draw_spread(aligned: Aligned, arms: pd.DataFrame, folder: Path) -> Figure:
     chosen = list(dict.fromkeys((high, low)))
     chosen_arms = arms[arms["nphotons"].isin(chosen)]
     halves = {nphotons: stack[0] for nphotons, stack in _halves_and_seeds(chosen_arms, folder).items()}
-    return plot_seed_spread({nphotons: stacks[nphotons] for nphotons in chosen}, halves=halves)
+    return dose_figures.plot_seed_spread({nphotons: stacks[nphotons] for nphotons in chosen}, halves=halves)
 
 # %% ../../nbs/8_studies/40_dose_images.ipynb #f311609b
 def _draw_trainings(arms: pd.DataFrame, folder: Path) -> Figure:
@@ -246,7 +263,7 @@ def _draw_trainings(arms: pd.DataFrame, folder: Path) -> Figure:
             trainings.append({"nphotons": nphotons, "loss": loss, "epochs": history["epochs"]})
     if not trainings:
         raise _Absent("no finished arm has a history")
-    return plot_trainings(trainings)
+    return dose_figures.plot_trainings(trainings)
 
 
 def _draw_frc(aligned: Aligned) -> Figure:
@@ -255,7 +272,7 @@ def _draw_frc(aligned: Aligned) -> Figure:
     for key, by_dose in aligned.items():
         for nphotons, of_seeds in by_dose.items():
             curves.setdefault(nphotons, {})[key] = [frc(image, truth) for image, truth in of_seeds.values()]
-    return plot_dose_frc(curves)
+    return dose_figures.plot_dose_frc(curves)
 
 
 def draw_dose_study(
@@ -273,7 +290,8 @@ def draw_dose_study(
     except InputError as error:
         aligned, unknown = {}, str(error)
     drawings = {"dose_comparison": lambda: _draw_panels(scores, aligned, folder),
-                "dose_curve": lambda: plot_dose_curve(scores),
+                "dose_methods": lambda: _draw_methods(scores, aligned),
+                "dose_curve": lambda: dose_figures.plot_dose_curve(scores),
                 "frc": lambda: _draw_frc(aligned), "training": lambda: _draw_trainings(arms, folder),
                 "seed_spread": lambda: _draw_spread(aligned, arms, folder)}
     for name, draw in drawings.items():

@@ -159,7 +159,7 @@ def difference_sentence(
     shown = each if len(each) <= 3 else [f"from {each[rows['mean'].argmin()]} to {each[rows['mean'].argmax()]}"]
     text = f"{names[0]} minus {names[1]} in {METRIC_LABELS[metric].heading}: {', '.join(shown)} photons"
     if rows["n"].max() == 1:
-        return f"{text} (one seed: this may be chance)."
+        return f"{text}."
     ahead = [_listed(rows["nphotons"][rows["beyond"] & (np.sign(rows["mean"]) == sign)]) for sign in (1, -1)]
     verdicts = [f"{name} is higher at {doses}" for name, doses in zip(names, ahead, strict=True) if doses]
     rest = _listed(rows["nphotons"][~rows["beyond"]])
@@ -184,8 +184,8 @@ def expectation_sentence(
     doses_by_verdict: dict[str, list[str]] = {"confirmed": [], "contradicted": [], "left open": []}
     for row in rows.itertuples():
         verdict = "left open" if not row.beyond else "confirmed" if row.mean > 0 else "contradicted"
-        scatter = "one seed" if row.n == 1 else f"± {row.std:.3f}, {row.n} seeds"
-        doses_by_verdict[verdict].append(f"{plain_dose(row.nphotons)} ({round(row.mean, 3) + 0.0:+.3f}, {scatter})")
+        scatter = "" if row.n == 1 else f", ± {row.std:.3f}, {row.n} seeds"
+        doses_by_verdict[verdict].append(f"{plain_dose(row.nphotons)} ({round(row.mean, 3) + 0.0:+.3f}{scatter})")
     verdicts = "; ".join(f"{verdict} at {', '.join(doses)}" for verdict, doses in doses_by_verdict.items() if doses)
     return (f"With few photons, {plain_dose(between[0])} to {plain_dose(between[1])}, *{method_label(*first)}* is expected to "
             f"have a higher {METRIC_LABELS[metric].heading} than *{method_label(*second)}*. "
@@ -213,28 +213,28 @@ def efficiency_sentences(
         has = f"At {plain_dose(row.nphotons)} photons {names[0]} has {title} {row.target:.3f};"
         if row.bound == "=":
             sentences.append(f"{has} {names[1]} reaches it at {plain_dose(float(f'{row.needed:.2g}'))}, "
-                             f"{row.factor:.2g} times the photons ({_interval(row)}).")
+                             f"{row.factor:.2g} times the photons{_interval(row)}.")
         elif row.bound == ">":
-            sentences.append(f"{has} {names[1]} does not reach it at any dose up to {plain_dose(row.needed)} "
-                             f"({_interval(row)}).")
+            sentences.append(f"{has} {names[1]} does not reach it at any dose up to {plain_dose(row.needed)}"
+                             f"{_interval(row)}.")
         else:
-            sentences.append(f"{has} {names[1]} has more already at the lowest dose, {plain_dose(row.needed)} "
-                             f"({_interval(row)}).")
+            sentences.append(f"{has} {names[1]} has more already at the lowest dose, {plain_dose(row.needed)}"
+                             f"{_interval(row)}.")
     return sentences
 
 
 def _interval(row) -> str:
-    "The extremes of the photon factor over the seeds."
+    "The extremes of the photon factor over the seeds, in brackets; nothing for one seed."
     if row.n == 1:
-        return "one seed, no interval"
+        return ""
     if row.high == 0:
-        return f"below the lowest dose for each of {row.n} seeds"
+        return f" (below the lowest dose for each of {row.n} seeds)"
     if np.isinf(row.low):
-        return f"above the highest dose for each of {row.n} seeds"
+        return f" (above the highest dose for each of {row.n} seeds)"
     low = "below the lowest dose" if row.low == 0 else f"{row.low:.2g}"
     high = "above the highest dose" if np.isinf(row.high) else f"{row.high:.2g}"
     chance = ", with 1 among them: this may be chance" if row.low <= 1 <= row.high else ""
-    return f"{low} to {high} over {row.n} seeds{chance}"
+    return f" ({low} to {high} over {row.n} seeds{chance})"
 
 # %% ../../nbs/8_studies/20_dose_statistics.ipynb #0c592564
 def discuss(
@@ -258,4 +258,7 @@ def discuss(
     sections["How many photons is it worth?"] = [
         sentence for pair in worth for sentence in efficiency_sentences(scores, *pair)]
     kept = {heading: [text for text in sentences if text] for heading, sentences in sections.items()}
-    return {heading: sentences for heading, sentences in kept.items() if sentences}
+    kept = {heading: sentences for heading, sentences in kept.items() if sentences}
+    if kept and scores.groupby(_KEYS, dropna=False).size().max() == 1:  # said once, before anything else
+        next(iter(kept.values())).insert(0, "There is one seed: every difference may be chance, and no interval can be given.")
+    return kept

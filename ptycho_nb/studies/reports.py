@@ -17,6 +17,7 @@ from ..analysis.plots import save_figure
 from ..config import InputError
 from ..files import read_json, replacing
 from ..runs.arms import CONFIG, MANIFEST, arm_name, read_arm
+from .answers import answer_sentence, best_rows
 from .dose_images import certainty_table, dark_pixel_table, draw_dose_study
 from .dose_statistics import discuss, method_label, ordered_methods, plain_dose, spread
 
@@ -64,6 +65,13 @@ def _one_line(error: str | None) -> str:
     return (error or "").strip().splitlines()[-1] if (error or "").strip() else ""
 
 
+def _filled_in(row: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    "What a parameter that was left at 0 for the profile to fill in became, as the configurations say it."
+    made = {**(config.get("simulation") or {}), **(config.get("training") or {})}
+    return {name: made[name] for name, value in row.items() if name in ("n_train", "n_test", "nepochs")
+            and value == 0 and made.get(name)}
+
+
 def _row(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     "The row of one arm, whatever its state; `entry` is what the manifest says about it."
     stated = entry.get("state", "unfinished")
@@ -76,6 +84,7 @@ def _row(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     except (InputError, OSError, ValueError) as error:
         return row | {"state": "damaged", "error": _one_line(str(error).replace(f"{folder.parent}/", ""))}
     row |= {name: value for name, value in arm.config.get("parameters", {}).items() if name != "output_dir"}
+    row |= _filled_in(row, arm.config)
     row |= _flat(arm.config.get("seeds", {}), "seeds")
     if not arm.finished:
         return row | ({} if stated != "done" else {"state": "unfinished"})
@@ -138,12 +147,13 @@ def settings_of(
 
 def method_scores(
     arms: pd.DataFrame,  # the arms of one setting
-) -> pd.DataFrame:  # method, loss, nphotons, seed, ssim, psnr, ms_ssim, frc50, mae, phase_mae, nll_per_pixel, arm
+) -> pd.DataFrame:  # method, loss, nphotons, seed, the metrics, seconds (training included), arm
     "The scores of every method in every arm, as `ptycho_nb.studies.dose_statistics` takes them."
     import pandas as pd
 
     places = {name: ("{}.amplitude." + name) for name in ("ssim", "psnr", "ms_ssim", "frc50", "mae")}
     places |= {"phase_mae": "{}.phase.mae", "phase_ssim": "{}.phase.ssim", "nll_per_pixel": "data_fit.{}.nll_per_pixel"}
+    trainings = {"network": ("network",), "refined": ("network",), "cnn": ("cnn",)}  # on whose training a method rests
     matches = (re.fullmatch(r"(?:data_fit\.)?(\w+)\.(?:amplitude\.ssim|nll_per_pixel)", name) for name in arms.columns)
     methods = dict.fromkeys(match[1] for match in matches if match)
     rows = []
@@ -152,12 +162,15 @@ def method_scores(
         for method in methods:
             values = {name: arm.get(place.format(method), np.nan) for name, place in places.items()}
             if any(pd.notna(value) for value in values.values()):
+                parts = [f"{method}.seconds", *(f"{name}.training.seconds" for name in trainings.get(method, ()))]
+                parts += ["network.seconds"] if method == "refined" else []
+                values["seconds"] = float(sum(arm[name] for name in parts if pd.notna(arm.get(name))))
                 loss = arm.get("loss", "") if method in _TRAINED else ""
                 rows.append({"method": method, "loss": loss, "nphotons": arm.get("nphotons", np.nan), "seed": seed,
                              **values, "arm": arm["arm"]})
-    scores = pd.DataFrame(rows, columns=["method", "loss", "nphotons", "seed", *places, "arm"])
+    scores = pd.DataFrame(rows, columns=["method", "loss", "nphotons", "seed", *places, "seconds", "arm"])
     return scores.drop_duplicates(["method", "loss", "nphotons", "seed"], ignore_index=True).astype(
-        dict.fromkeys(places, float))
+        dict.fromkeys((*places, "seconds"), float))
 
 # %% ../../nbs/8_studies/50_reports.ipynb #caa2febd
 def _some(names: Sequence[str]) -> str:
@@ -248,29 +261,32 @@ def discussion(
 
 # %% ../../nbs/8_studies/50_reports.ipynb #4c782c03
 _COLUMNS = {  # as many digits as a spread over seeds leaves
-    "ssim": ".3f", "psnr": ".1f", "ms_ssim": ".3f", "frc50": ".3f", "phase_mae": ".4f", "nll_per_pixel": ".4f"}
+    "ssim": ".3f", "psnr": ".1f", "ms_ssim": ".3f", "frc50": ".3f", "phase_mae": ".4f", "nll_per_pixel": ".4f", "seconds": ".0f"}
 
 
-def _cell(row: Any, form: str) -> str:
+def _cell(row: Any, form: str, best: float) -> str:
+    "Mean and standard deviation; bold where the mean is as good as the best to the digits shown."
     if np.isnan(row["mean"]):
         return ""
-    return f"{row['mean']:{form}}" + ("" if np.isnan(row["std"]) else f" ± {row['std']:{form}}")
+    text = f"{row['mean']:{form}}" + ("" if np.isnan(row["std"]) else f" ± {row['std']:{form}}")
+    return f"**{text}**" if f"{row['mean']:{form}}" == f"{best:{form}}" else text
 
 
 def scores_table(
     scores: pd.DataFrame,  # what `method_scores` returns
 ) -> str:  # Markdown
-    "Mean and standard deviation over the seeds of every method at every dose, highest dose first."
+    "Mean and standard deviation over the seeds of every method at every dose, highest dose first, the best in bold."
     scores = scores.fillna({"nphotons": 0.0})  # of a study without doses
     shown = [name for name in _COLUMNS if scores[name].notna().any()]
     summaries = {name: spread(scores, name).set_index(["method", "loss", "nphotons"]) for name in shown}
+    best = {name: best_rows(scores, name).set_index("nphotons")["mean"] for name in shown if name != "seconds"}
     counts = scores.groupby(["method", "loss", "nphotons"]).size()
     lines = [["photons", "method", "seeds", *(METRIC_LABELS[name].heading for name in shown)]]
     for nphotons in sorted(scores["nphotons"].unique(), reverse=True):
         here = scores[scores["nphotons"] == nphotons]
         for key in ordered_methods(list(zip(here["method"], here["loss"], strict=True))):
-            cells = [_cell(rows.loc[(*key, nphotons)], _COLUMNS[name]) if (*key, nphotons) in rows.index else ""
-                     for name, rows in summaries.items()]
+            cells = [_cell(rows.loc[(*key, nphotons)], _COLUMNS[name], best[name].get(nphotons) if name in best else np.nan)
+                     if (*key, nphotons) in rows.index else "" for name, rows in summaries.items()]
             lines.append([plain_dose(nphotons) if nphotons else "", method_label(*key), str(counts[(*key, nphotons)]), *cells])
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -358,13 +374,17 @@ def report(folder: str | Path, *, out: str | Path | None = None) -> Path:
 def _summary_lines(table: pd.DataFrame, folder: Path, figures: Path) -> list[str]:
     "What `summary.md` says; the figures that it shows are written on the way."
     title = folder.parent.name if folder.name == "arms" else folder.name  # where a study keeps its arms
-    lines = [f"# {title}", "", *_state_lines(table)]
     settings = settings_of(table)
+    answers = [(setting, answer_sentence(method_scores(arms))) for setting, arms in settings.items()]
+    said = [f"- {setting.replace('_', ', ')}: {text}" if setting else text for setting, text in answers if text]
+    lines = [f"# {title}", "", *(["**Answer.**" + (" " if len(said) == 1 else "\n\n") + "\n".join(said), ""] if said else []),
+             *_state_lines(table)]
     for setting, arms in settings.items():
         scores = method_scores(arms)
         lines += ["", f"## {setting.replace('_', ', ')}" if setting else "## Results", "", *_setting_lines(arms), ""]
-        lines += [scores_table(scores), "", "Mean ± standard deviation over the seeds; SSIM, PSNR and FRC50 of the amplitude "
-                  "after the gauge fix, NLL/px on patterns that no method has fitted.", ""] if len(scores) else []
+        lines += [scores_table(scores), "", "Mean ± standard deviation over the seeds, the best in bold; SSIM, PSNR and FRC50 "
+                  "of the amplitude after the gauge fix, NLL/px on patterns that no method has fitted; seconds from the "
+                  "scan to the image, the training of the network included.", ""] if len(scores) else []
         for heading, sentences in discussion(arms, folder).items():
             lines += [f"**{heading}**", "", *(f"- {sentence}" for sentence in sentences), ""]
         lines += _figure_lines(arms, folder, figures, f"_{setting}" if setting else "")
@@ -381,7 +401,6 @@ def _figure_lines(arms: pd.DataFrame, folder: Path, figures: Path, suffix: str) 
             absent.append(f"- `{name}` is left out: {figure}.")
             continue
         path = save_figure(figure, figures / f"{name}{suffix}.png", dpi=300)
-        if name in ("dose_comparison", "dose_curve"):
-            save_figure(figure, path.with_suffix(".pdf"))
+        save_figure(figure, path.with_suffix(".pdf"))
         lines += [f"![{name.replace('_', ' ')}](figures/{path.name})", ""]
     return lines + absent
