@@ -25,7 +25,8 @@ SMALL = {"nphotons": 1e4, "n_train": 48, "n_test": 64, "nepochs": 4}
 # dose.ipynb, and test_browser_jupyterlab.py runs explore.ipynb.
 BRIEF = {"n_train": 32, "nepochs": 1}
 GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1, "doses": "1e4"},
-         "sim_lines": {}, "pretrain": {"n_scans": 4, "steps": 4}, "reconstruct": {"n_groups": 48, "nepochs": 1}}
+         "how_few": {"methods": "no_network", "n_test": 60}, "sim_lines": {}, "pretrain": {"n_scans": 4, "steps": 4},
+         "reconstruct": {"n_groups": 48, "nepochs": 1}}
 TIMINGS = {"seconds", "cpu_seconds"}
 
 

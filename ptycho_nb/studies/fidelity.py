@@ -20,10 +20,10 @@ from .thinning import Pair
 # %% auto #0
 __all__ = ['PARTS', 'BEYOND', 'part_of', 'fidelities', 'extended_snr', 'at_dose', 'dose_limits']
 
-# %% ../../nbs/8_studies/73_fidelity.ipynb #1d3ccb27
+# %% ../../nbs/8_studies/73_fidelity.ipynb #d1015336
 PARTS = ("amplitude", "phase")
 _DRAWS = 200
-_LEAST = 0.2  # fidelity of the rest, below which it cannot judge
+_LEAST = 0.3  # fidelity of the rest, below which it cannot judge
 
 
 def part_of(
@@ -76,28 +76,39 @@ def fidelities(
         found[method, share] = np.clip(fidelity, 0, 1), between
     return found
 
-# %% ../../nbs/8_studies/73_fidelity.ipynb #ce1a47ee
+# %% ../../nbs/8_studies/73_fidelity.ipynb #87f2e5cd
 _SEEN = (0.35, 0.98)  # fidelities that tell a ratio of signal and noise
 BEYOND = (1.0, 2.0, 4.0, 8.0)  # times the measured dose
 
 
+def _continued(
+    spectrum: np.ndarray,  # (rings,)
+    end: int,  # the rings before this one tell something
+    start: int = 2,  # from this one on
+) -> np.ndarray:  # (rings,)
+    "A spectrum that goes on as it falls: a parabola in the logarithms, never bent upwards."
+    ring = np.arange(1, len(spectrum) + 1)
+    place, told = np.log(ring / end), slice(min(start, end - 4), end)
+    weight = np.sqrt(ring_sizes(len(ring))[told])
+    fit = np.polyfit(place[told], np.log(spectrum[told]), 2, w=weight)
+    if fit[0] > 0:
+        fit = np.array([0.0, *np.polyfit(place[told], np.log(spectrum[told]), 1, w=weight)])
+    return np.exp(fit[0] * place**2 + min(fit[1], 0.0) * place + fit[2])
+
+
 def extended_snr(
     fidelity: np.ndarray,  # (rings,)
-) -> np.ndarray | None:  # (rings,): signal by noise, with a power law where it is not seen; None: too few rings say anything
+) -> np.ndarray | None:  # (rings,): signal by noise, continued where it is not seen; None: too few rings say anything
     "The ratio of signal and noise in every ring."
     ring = np.arange(1, len(fidelity) + 1)
     held = np.clip(fidelity, 0, _SEEN[1])
     snr = held**2 / (1 - held**2)
     below = np.flatnonzero(fidelity[2:] < _SEEN[0])
     end = below[0] + 2 if len(below) else len(fidelity)
-    told = np.flatnonzero((fidelity[:end] > _SEEN[0]) & (fidelity[:end] < _SEEN[1]))
-    if end == len(fidelity):
-        return snr
-    if len(told) < 4:
+    if end < 6:
         return None
-    slope, level = np.polyfit(np.log(ring[told]), np.log(snr[told]), 1, w=np.sqrt(ring_sizes(len(ring))[told]))
-    law = np.exp(level) * ring.astype(float) ** min(slope, 0.0)
-    return np.where(ring > end, law, snr)
+    noiseless = np.flatnonzero(fidelity[:end] >= _SEEN[1])  # there the ratio is only known to be large
+    return np.where(ring > end, _continued(snr, end, max(2, noiseless[-1] + 1 if len(noiseless) else 2)), snr)
 
 
 def at_dose(
@@ -115,19 +126,17 @@ def at_dose(
 
 
 def _signal(images: Sequence[np.ndarray], smoothing_px: float) -> np.ndarray | None:
-    "Power of the object in each ring: what two images have in common, and a power law where they have too little."
+    "Power of the object in each ring: what two images have in common, continued where that is too little."
     rings, (frequency, power) = ring_products(*images), object_power(images[0])
     correlation = rings["cross"] / np.sqrt(rings["first"] * rings["second"] + 1e-30)
     fidelity = np.sqrt(np.clip(smoothed_correlations(correlation, 1)[0], 0, 1))
     blur = np.exp(-4 * (np.pi * frequency * smoothing_px) ** 2)
     signal = np.maximum(rings["cross"] / np.maximum(rings["first"], 1e-30) * power / np.maximum(blur, 0.01), 1e-30)
-    below = np.flatnonzero(fidelity[2:] < _SEEN[0])
+    below = np.flatnonzero(fidelity[2:] < 0.5)
     end, ring = below[0] + 2 if len(below) else len(signal), np.arange(1, len(signal) + 1)
     if end < 6:
         return None
-    told = np.arange(2, end)
-    slope, level = np.polyfit(np.log(ring[told]), np.log(signal[told]), 1, w=np.sqrt(ring_sizes(len(ring))[told]))
-    return np.where(ring > end, np.exp(level) * ring.astype(float) ** min(slope, 0.0), signal)
+    return np.where(ring > end, _continued(signal, end), signal)
 
 
 def dose_limits(
@@ -159,5 +168,6 @@ def dose_limits(
         window = np.outer(np.hanning(side), np.hanning(side)) ** 2
         top, left = ((length - side) // 2 for length in deviation.shape)
         noise = np.sum(window * deviation[top : top + side, left : left + side] ** 2) / window.sum()
-        found[share] = float(crossing(np.sqrt(signal / (signal + noise)), np.full(len(signal), 0.5)))
+        smooth = smoothed_correlations(np.sqrt(signal / (signal + noise)), 1)[0]
+        found[share] = float(crossing(smooth, np.full(len(signal), 0.5)))
     return found

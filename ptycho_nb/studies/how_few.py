@@ -80,7 +80,7 @@ def answer_from(
     share = _dose_for(shares, frc50[:, 0], target)
     return Answer(method, share, float(min(low, share)), float(max(high, share)), float(shares[0]))
 
-# %% ../../nbs/8_studies/75_how_few.ipynb #6ad50a53
+# %% ../../nbs/8_studies/75_how_few.ipynb #c1cb046c
 def _photons(value: float) -> str:
     return f"{value:.2g}" if value < 999 else f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
 
@@ -93,6 +93,7 @@ def answer_sentence(
     answer: Answer,
     photons: float,  # per pattern, measured
     detail: str,  # what is wanted, in words
+    again: bool = False,  # said of another method already: in brief
 ) -> str:
     "The answer of one method, without its name."
     if answer.unknown:
@@ -111,9 +112,11 @@ def answer_sentence(
     interval = f"({_percent(answer.low, answer.lowest)}-{most or _percent(answer.high, answer.lowest)})"
     how = ", by extrapolation from half of them" if answer.extrapolated else ""
     share, dose = _percent(answer.share, answer.lowest), _photons(answer.share * photons)
+    if again:
+        return f"at {share} {interval} %, {dose} per pattern{how}"
     return f"at {share} {interval} % of your photons, {dose} per pattern, {detail} is still resolved{how}"
 
-# %% ../../nbs/8_studies/75_how_few.ipynb #a46c9eed
+# %% ../../nbs/8_studies/75_how_few.ipynb #460d906a
 @dataclass(frozen=True, eq=False)
 class HowFew:
     "How few photons are enough: the answer in words, the curve behind it, and the images."
@@ -138,10 +141,11 @@ class HowFew:
     @cached_property
     def sentence(self) -> str:
         "The answer."
-        said = []
+        said, again = [], False
         for method, answer in self.answers.items():
             name = "without a network" if method == "no_network" else f"with the {METHOD_NAMES[method]}"
-            said.append(f"{name} {answer_sentence(answer, self.photons_per_pattern, self.detail)}")
+            said.append(f"{name} {answer_sentence(answer, self.photons_per_pattern, self.detail, again)}")
+            again = again or said[-1].startswith(f"{name} at ")
         text = "; ".join(said)
         return f"{text[0].upper()}{text[1:]}."
 
@@ -264,7 +268,7 @@ def _notes(data: RawData, full: Reconstruction, pairs: Sequence[Pair], refine_pr
         notes.append(f"At {some} of the photons a fit got stuck: its residuals are above what noise allows.")
     return notes
 
-# %% ../../nbs/8_studies/75_how_few.ipynb #05fbf02e
+# %% ../../nbs/8_studies/75_how_few.ipynb #e0279155
 def how_few(
     data: RawData,
     *,
@@ -371,4 +375,5 @@ def how_few(
             images[pair.method][pair.share] = pair.first
     settings = {"methods": list(methods), "probe": "refined" if refine_probe else "held", "shares": shares, "deals": deals,
                 "seed": seed, "source": data.source}
-    return HowFew(answers, rows, images, target, part, data.nphotons_mean, tuple(notes), settings, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return HowFew(answers, rows, images, target, part, data.nphotons_mean, tuple(notes), settings, seconds, data.pixel_size_m)

@@ -71,7 +71,7 @@ def plot_dose_answer(
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize="small")
     return figure
 
-# %% ../../nbs/8_studies/72_how_few_figures.ipynb #773c4ce7
+# %% ../../nbs/8_studies/72_how_few_figures.ipynb #a5dbe861
 def plot_dose_strip(
     images: Mapping[str, Mapping[float, np.ndarray]],  # by method and share of the photons: complex (h, w), in one gauge
     photons: float,  # per pattern, of the whole scan
@@ -105,6 +105,7 @@ def plot_dose_strip(
             drawn = draw_image(axes, view(of_method[share]), pixel_size_m, **style)
             if row == 0:
                 axes.set_title(f"{100 * share:.3g} %\n{share * photons:.2g} photons", fontsize="small")
-        line[0].set_ylabel(METHOD_NAMES.get(method, method))
+        first = next(axes for axes, share in zip(line, shares, strict=True) if share in of_method)
+        first.set_ylabel(METHOD_NAMES.get(method, method))
     figure.colorbar(drawn, ax=list(grid.ravel()), label=part + (" / rad" if part == "phase" else ""), shrink=0.8)
     return figure
