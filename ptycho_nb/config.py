@@ -147,7 +147,7 @@ class Config:
         "The configuration written by `to_json`; `InputError` if the text is not a JSON object."
         try:
             settings = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"JSON of {cls.__name__}", error, "a JSON object", "Write it with to_json().") from error
         if not isinstance(settings, dict):
             found = type(settings).__name__
@@ -227,9 +227,9 @@ class SimulationConfig(Config):
         One of `ptycho_nb.physics.probes.PROBE_KINDS`.
     scan_kind : str
         One of `ptycho_nb.physics.scans.SCAN_KINDS`.
-    n_train : int
+    n_train : int, 1 to 1 000 000
         Patterns on the training half.
-    n_test : int
+    n_test : int, 1 to 1 000 000
         Patterns on the test half.
     seed : int
         Master seed; the others derive from it unless given.
@@ -260,8 +260,8 @@ class SimulationConfig(Config):
     object_phase: bool = setting(False)
     probe_kind: str = setting("disk")
     scan_kind: str = setting("random")
-    n_train: int = setting(512, minimum=1)
-    n_test: int = setting(1000, minimum=1)
+    n_train: int = setting(512, minimum=1, maximum=1_000_000)
+    n_test: int = setting(1000, minimum=1, maximum=1_000_000)
     seed: int = setting(0, minimum=0)
     object_seed: int | None = setting(None, minimum=0)
     scan_seed: int | None = setting(None, minimum=0)
@@ -332,13 +332,13 @@ class TrainingConfig(Config):
     """
 
     nepochs: int = setting(5, minimum=1)
-    batch_size: int = setting(16, minimum=1)
+    batch_size: int = setting(16, minimum=1, maximum=65536)
     learning_rate: float = setting(2e-3, above=0)
     nll_weight: float = setting(1.0, minimum=0)
     mae_weight: float = setting(0.0, minimum=0)
     realspace_mae_weight: float = setting(0.0, minimum=0)
     tv_weight: float = setting(0.0, minimum=0)
-    n_groups: int | None = setting(None, minimum=1)
+    n_groups: int | None = setting(None, minimum=1, maximum=10_000_000)
     neighbor_count: int | None = setting(None, minimum=1)
     targets: str = setting("held_out", choices=("held_out", "input"))
     validation_fraction: float = setting(VALIDATION_FRACTION, minimum=0, maximum=0.5)
@@ -385,8 +385,8 @@ class InferenceConfig(Config):
     {'batch_size': 32, 'n_groups': None, 'neighbor_count': None, 'times_seen': 2}
     """
 
-    batch_size: int = setting(32, minimum=1)
-    n_groups: int | None = setting(None, minimum=1)
+    batch_size: int = setting(32, minimum=1, maximum=65536)
+    n_groups: int | None = setting(None, minimum=1, maximum=10_000_000)
     neighbor_count: int | None = setting(None, minimum=1)
     times_seen: int | None = setting(1, minimum=1)
 

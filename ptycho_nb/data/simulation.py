@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ..config import InputError, SimulationConfig, check_choice
+from ..files import check_memory
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.noise import observe_poisson
 from ..physics.objects import make_object
@@ -35,6 +36,7 @@ def generate_simulated_data(
     if probe.shape != (config.N, config.N):
         raise InputError("probe", f"shape {probe.shape}", f"(N, N) with N = {config.N}",
                          "Make the probe with the N of the configuration.")
+    check_memory("SimulationConfig", 3 * 4 * len(positions_px) * config.N**2, "Simulate fewer patterns.")
     amplitude = scan_amplitudes(object, probe, Layout.on_canvas(positions_px, config.N, object.shape))
     energy = np.einsum("kyx,kyx->k", amplitude, amplitude, dtype=np.float64).mean()
     photons_per_energy = config.nphotons / energy

@@ -23,9 +23,10 @@ from ..physics.forward import Layout
 from ..physics.probes import disk_probe
 from ..physics.scans import nearest_pixel, scan_report, validation_indices
 from ..solvers.estimate import estimate
+from ..solvers.fit import check_positions
 from ..solvers.goodness import DOUBTFUL
 from ..solvers.result import Reconstruction
-from ..solvers.rungs import check_positions, useless_patterns
+from ..solvers.rungs import useless_patterns
 from . import model_checks, scan_checks
 from .bias import bias_report, plot_bias
 from .figures import plot_canvas, plot_exposures, plot_groups, plot_intensity, plot_probe_paths

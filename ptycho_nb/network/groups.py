@@ -20,6 +20,7 @@ from ..data.scan import RawData
 from ..physics.noise import closed_form_intensity_scale
 from ..physics.probes import normalise_probe
 from ..physics.scans import nearest_pixel
+from ..solvers.fit import check_positions
 from .patches import canvas_size
 
 if TYPE_CHECKING:
@@ -220,6 +221,7 @@ def group_data(
     "Group the patterns of a scan; `InputError` for another N, too few patterns or a dark scan."
     if data.N != model.N:
         raise InputError("N", f"patterns of {data.N} px", f"the model's N = {model.N}", "Set N to that size.")
+    check_positions(data)
     if training is not None:
         n_groups = training.n_groups if n_groups is None else n_groups
         neighbor_count = training.neighbor_count if neighbor_count is None else neighbor_count

@@ -19,8 +19,9 @@ import numpy as np
 from ..config import InferenceConfig, InputError, check_choice
 from ..data.scan import RawData
 from ..machine import cores
+from ..physics.forward import Layout
 from ..solvers.likelihood import illumination
-from ..solvers.result import Reconstruction, predict_amplitudes
+from ..solvers.result import Reconstruction, enlarged, predict_amplitudes
 from .bundle import load_bundle
 from .groups import PtychoDataContainer, group_data
 from .inputs import GroupEstimates, estimate_features, group_layout, scan_layout, window_px
@@ -230,6 +231,11 @@ def reconstruct(
     reconstruction = Reconstruction(
         object=object, coverage=coverage, origin_px=origin, positions_px=data.positions_px,
         probe=(probe * container.intensity_scale * learned).astype(np.complex64), method="network", geometry=data.geometry)
+    # Patterns that were left out are to be predicted as well, wherever they lie.
+    around = Layout.around(data.positions_px, data.N)
+    (y, x), (height, width) = around.origin_px.tolist(), around.shape[1:]
+    reconstruction = enlarged(reconstruction, (y, y + height, x, x + width))
+    object, coverage = reconstruction.object, reconstruction.coverage
     factor = rescale_factor(reconstruction, data, rescale, np.unique(container.inputs))
     return replace(
         reconstruction, object=np.where(coverage > 0, object * np.float32(factor), object),  # vacuum stays 1 where nobody looked

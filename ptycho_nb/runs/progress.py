@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -62,7 +63,7 @@ def duration_text(
     seconds: float | None,  # None: unknown
 ) -> str:  # '' if unknown
     "A duration as people write it: 45 s, 12 min, 1 h 20 min."
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return ""
     minutes = round(seconds / 60)
     long = f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
@@ -171,8 +172,8 @@ def cells_run(
 ) -> tuple[int, int]:  # code cells that have ended, and how many there are; (0, 0) where that is not known
     "How far the notebook of an arm is."
     try:
-        cells = read_json(Path(folder) / NOTEBOOK)["cells"]
-    except (OSError, ValueError, KeyError):  # not there yet, or half written
+        cells = read_json(Path(folder) / NOTEBOOK, {"cells": [{"cell_type": str, "metadata": {"papermill?": dict}}]})["cells"]
+    except InputError:  # not there yet, or half written
         return 0, 0
     states = [cell["metadata"].get("papermill", {}).get("status") for cell in cells if cell["cell_type"] == "code"]
     return states.count("completed"), len(states)
@@ -180,10 +181,7 @@ def cells_run(
 
 def _arm_line(folder: Path) -> str:
     "The epoch of the training, if there is one."
-    try:
-        epoch, nepochs, loss, _ = arm_progress(folder)
-    except ValueError:  # half written
-        return ""
+    epoch, nepochs, loss, _ = arm_progress(folder)
     return "" if epoch is None else f"epoch {epoch} of {nepochs or '?'}" + ("" if loss is None else f", loss {loss:.4g}")
 
 

@@ -17,7 +17,7 @@ from ..data.scan import RawData
 from ..machine import progress_bar
 from ..physics.detector import Detector
 from . import rungs
-from .fit import SMOOTHING_PX, fit_scan, prepare, probe_moved
+from .fit import SMOOTHING_PX, check_positions, fit_scan, prepare, probe_moved
 from .goodness import goodness
 from .held_out import HeldOut, hold_out
 from .ladder import SOUND, SURE, Climb, Rung, Trial, judge
@@ -298,7 +298,7 @@ def estimate(
 
 def _climbed(data: RawData, held: HeldOut, iterations: int, seed: int, progress: bool) -> Reconstruction:
     wall, cpu = time.perf_counter(), time.process_time()
-    rungs.check_positions(data)
+    check_positions(data)
     useless = rungs.useless_patterns(data)
     usable = held.without(useless)
     climb = Climb(data, usable, iterations, seed)

@@ -28,8 +28,32 @@ from .result import Reconstruction
 SMOOTHING_PX = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 # %% auto #0
-__all__ = ['SMOOTHING_PX', 'smooth_correction', 'Fit', 'place_start', 'light_scale', 'orthogonal_modes', 'prepare', 'probe_moved',
-           'fit_scan']
+__all__ = ['SMOOTHING_PX', 'check_positions', 'smooth_correction', 'Fit', 'place_start', 'light_scale', 'orthogonal_modes',
+           'prepare', 'probe_moved', 'fit_scan']
+
+# %% ../../nbs/3_solvers/50_fit.ipynb #3da9c94d
+_SMALLEST_SCAN_PX = 8.0
+_FAR = 20.0  # times the distance of nine tenths of the patterns from the middle of the scan
+
+
+def check_positions(
+    data: RawData,
+) -> None:
+    "Raise `InputError` for many patterns on a few pixels, and for patterns far away from all others."
+    extent_px = float(np.ptp(data.positions_px, axis=0).max())
+    if data.n_patterns >= 20 and extent_px < _SMALLEST_SCAN_PX:
+        raise InputError(f"{data.source}, positions", f"{data.n_patterns} patterns within {extent_px:.3g} px",
+                         "positions in pixels of the object grid, more than a few of them",
+                         "Divide the positions by the pixel size on the sample, wavelength x distance / (N x detector pixel); "
+                         "they are probably in micrometres, millimetres or metres.")
+    distance_px = np.linalg.norm(data.positions_px - np.median(data.positions_px, axis=0), axis=1)
+    far = np.flatnonzero(distance_px > _FAR * np.quantile(distance_px, 0.9) + data.N)
+    if len(far):
+        y, x = data.positions_px[far[0]]
+        raise InputError(f"{data.source}, positions of {len(far)} of {data.n_patterns} patterns",
+                         f"pattern {far[0]} at (y, x) = ({y:.6g}, {x:.6g}) px, {distance_px[far[0]]:.6g} px from the middle",
+                         f"patterns near the others, nine tenths of which lie within {np.quantile(distance_px, 0.9):.3g} px",
+                         f"Leave them out: data.subset(np.setdiff1d(np.arange(data.n_patterns), {far[:8].tolist()})).")
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #72fee519
 def smooth_correction(
@@ -208,6 +232,7 @@ def prepare(
     **options,  # of `Fit`
 ) -> Fit:
     "A fit that has not begun; `InputError` for no photons, counts that were held out of another scan, or a start from elsewhere."
+    check_positions(data)
     if held.fitted_amplitude.shape != data.diff3d.shape:
         raise InputError("held", f"counts of {held.fitted_amplitude.shape}", f"those of this scan, {data.diff3d.shape}",
                          "Make it from the same scan: hold_out(data).")

@@ -20,7 +20,7 @@ from ..physics.forward import Layout
 from ..physics.noise import intensity_scale
 from ..physics.probes import normalise_probe
 from ..physics.scans import validation_indices
-from .fit import probe_moved
+from .fit import check_positions, probe_moved
 from .held_out import HELD_OUT, HeldOut, hold_out
 from .likelihood import illumination
 from .result import Reconstruction
@@ -105,6 +105,7 @@ def lsqml_epochs(
     if not intensity_scale(held.fitted_amplitude, held.fitted) > 0:
         raise InputError(f"{data.source}, patterns to fit", f"{len(held.fitted)}, without photons", "patterns with photons",
                          "Give fewer validation patterns, or check the detector.")
+    check_positions(data)
     torch, ptychi = _import_ptychi()
     refine_probe = not data.is_simulated if refine_probe is None else refine_probe
     with warnings.catch_warnings():

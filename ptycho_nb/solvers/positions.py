@@ -20,7 +20,7 @@ from ..machine import cores, progress_bar
 from ..physics.detector import Detector
 from ..physics.forward import Layout, checkerboard, scan_amplitudes, shift_probes
 from ..physics.noise import pattern_deviances
-from .fit import SMOOTHING_PX, Fit, fit_scan, prepare, smooth_correction
+from .fit import SMOOTHING_PX, Fit, check_positions, fit_scan, prepare, smooth_correction
 from .held_out import HeldOut, hold_out
 from .likelihood import Step, likelihood_factor, solve, solve_jointly
 from .result import Reconstruction
@@ -235,6 +235,7 @@ def moved_freely(
     **options,  # of `Fit`
 ) -> tuple[Reconstruction, np.ndarray]:  # and the deviances of the held-out patterns (v,), each half by the other's position
     "The fit whose positions move, every one for itself; whether that is better is another question."
+    check_positions(data)
     margin_px = int(np.ceil(_REACH * believed_px))
     places = _Places(data, held, believed_px, Layout.around(data.positions_px, data.N, margin_px))
     fit = prepare(data, held, start, likelihood, margin_px, _FitInPlace, places=places, **options)

@@ -24,7 +24,7 @@ Region = tuple[int, int, int, int]  # (y0, y1, x0, x1), px in the frame of the p
 
 # %% auto #0
 __all__ = ['Region', 'Reconstruction', 'without_plane', 'crop', 'predict_amplitudes', 'covered_region', 'common_region',
-           'save_reconstructions', 'load_reconstructions', 'stored_methods']
+           'enlarged', 'save_reconstructions', 'load_reconstructions', 'stored_methods']
 
 # %% ../../nbs/3_solvers/10_result.ipynb #3d5ce136
 @dataclass(frozen=True, eq=False, repr=False)
@@ -229,11 +229,16 @@ def common_region(
 _FIRST = "network"
 
 
-def _on_canvas(reconstruction: Reconstruction, region: Region) -> Reconstruction:
-    "The same on a larger canvas: transmission 1 and coverage 0 in what is new."
-    margins = np.abs(np.array(region) - reconstruction.region).reshape(2, 2)
+def enlarged(
+    reconstruction: Reconstruction,
+    *regions: Region,  # that the canvas is to hold as well
+) -> Reconstruction:
+    "The same on a canvas that holds these regions as well: transmission 1 and coverage 0 in what is new."
+    ends = np.array([reconstruction.region, *regions])
+    region = np.where([True, False, True, False], ends.min(axis=0), ends.max(axis=0))
+    margins = np.abs(region - reconstruction.region).reshape(2, 2)
     return replace(reconstruction, object=np.pad(reconstruction.object, margins, constant_values=1),
-                   coverage=np.pad(reconstruction.coverage, margins), origin_px=np.array(region[::2]))
+                   coverage=np.pad(reconstruction.coverage, margins), origin_px=region[::2])
 
 
 def save_reconstructions(
@@ -246,10 +251,8 @@ def save_reconstructions(
     """
     if not reconstructions:
         raise InputError("reconstructions", "none", "at least one", "Give them by method, for example network=….")
-    regions = np.array([item.region for item in reconstructions.values()])
-    lows, highs = regions.min(axis=0), regions.max(axis=0)
-    canvas = tuple(int(value) for value in (lows[0], highs[1], lows[2], highs[3]))
-    placed = {name: _on_canvas(item, canvas) for name, item in reconstructions.items()}
+    regions = [item.region for item in reconstructions.values()]
+    placed = {name: enlarged(item, *regions) for name, item in reconstructions.items()}
     first = _FIRST if _FIRST in placed else next(iter(placed))
     main = placed.pop(first)
     arrays = {"object": main.object, "coverage": main.coverage, "origin_px": main.origin_px,

@@ -11,38 +11,13 @@ from dataclasses import replace
 import numpy as np
 from scipy import fft, ndimage
 
-from ..config import InputError
 from ..data.scan import RawData
 from ..physics.detector import Detector
 from ..physics.noise import radial_mean
 
 # %% auto #0
-__all__ = ['ERROR_VALUES', 'STRENGTHS', 'check_positions', 'useless_patterns', 'suspicious_pixels', 'with_background',
-           'with_another_mode', 'refocused', 'search_focus', 'orientations', 'denoised']
-
-# %% ../../nbs/3_solvers/75_rungs.ipynb #3da9c94d
-_SMALLEST_SCAN_PX = 8.0
-_FAR = 20.0  # times the distance of nine tenths of the patterns from the middle of the scan
-
-
-def check_positions(
-    data: RawData,
-) -> None:
-    "Raise `InputError` for many patterns on a few pixels, and for patterns far away from all others."
-    extent_px = float(np.ptp(data.positions_px, axis=0).max())
-    if data.n_patterns >= 20 and extent_px < _SMALLEST_SCAN_PX:
-        raise InputError(f"{data.source}, positions", f"{data.n_patterns} patterns within {extent_px:.3g} px",
-                         "positions in pixels of the object grid, more than a few of them",
-                         "Divide the positions by the pixel size on the sample, wavelength x distance / (N x detector pixel); "
-                         "they are probably in micrometres, millimetres or metres.")
-    distance_px = np.linalg.norm(data.positions_px - np.median(data.positions_px, axis=0), axis=1)
-    far = np.flatnonzero(distance_px > _FAR * np.quantile(distance_px, 0.9) + data.N)
-    if len(far):
-        y, x = data.positions_px[far[0]]
-        raise InputError(f"{data.source}, positions of {len(far)} of {data.n_patterns} patterns",
-                         f"pattern {far[0]} at (y, x) = ({y:.6g}, {x:.6g}) px, {distance_px[far[0]]:.6g} px from the middle",
-                         f"patterns near the others, nine tenths of which lie within {np.quantile(distance_px, 0.9):.3g} px",
-                         f"Leave them out: data.subset(np.setdiff1d(np.arange(data.n_patterns), {far[:8].tolist()})).")
+__all__ = ['ERROR_VALUES', 'STRENGTHS', 'useless_patterns', 'suspicious_pixels', 'with_background', 'with_another_mode',
+           'refocused', 'search_focus', 'orientations', 'denoised']
 
 # %% ../../nbs/3_solvers/75_rungs.ipynb #e34351de
 _TIMES = 20.0  # more or less light than the median, that no sample explains
