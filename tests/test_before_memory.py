@@ -1,4 +1,4 @@
-"""What cannot fit or cannot be is refused before anything is allocated, and what was left out can still be predicted."""
+"""What cannot fit or cannot be is refused before anything is allocated; what was left out can still be predicted."""
 import tracemalloc
 from dataclasses import replace
 
