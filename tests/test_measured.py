@@ -9,9 +9,10 @@ import ptycho_nb as pt
 from ptycho_nb.physics.detector import Detector
 from ptycho_nb.physics.forward import Layout, scan_amplitudes
 from ptycho_nb.physics.noise import observe_poisson
+from ptycho_nb.solvers.estimate import as_estimated
 from ptycho_nb.solvers.likelihood import scan_gradient
 from ptycho_nb.solvers.result import load_reconstructions, save_reconstructions
-from ptycho_nb.solvers.rungs import refocused
+from ptycho_nb.solvers.rungs import refocused, suspicious_pixels, useless_patterns
 
 
 def measured(exact, counts, **changes):
@@ -119,6 +120,32 @@ def test_positions_that_are_turned_or_drift_are_found(exact):
         assert ssim(result, exact) > ssim(pt.estimate(faulty, "joint", iterations=40), exact) + 0.01
 
 
+def test_light_that_flickers_is_found(exact):
+    light = np.random.default_rng(8).uniform(0.5, 1.5, exact.n_patterns)
+    counts = observe_poisson(np.square(exact.diff3d, dtype=float) * light[:, None, None], 9).astype(float) ** 2
+    data = measured(exact, counts)
+    result, said = quiet(data, iterations=40)
+    assert "light" in kept(result) and "light that changes" in said
+    assert np.corrcoef(result.light, light)[0, 1] > 0.95
+    assert ssim(result, exact) > ssim(pt.estimate(data, "joint", iterations=40), exact)
+    assert as_estimated(data, result).subset(np.arange(3)).light.tolist() == result.light[:3].tolist()
+
+
+def test_values_that_mark_unreadable_or_saturated_pixels(exact, tmp_path):
+    arrays = exact.to_arrays() | {"diff3d": exact.diff3d.copy(), "metadata": np.array("{}")}
+    arrays["diff3d"][:, 20:22, 3] = -1
+    arrays["diff3d"][::5, 9, 9] = -1
+    arrays["diff3d"][::4, 40, 30:33] = np.sqrt(2.0**32 - 1)
+    np.savez(tmp_path / "marked.npz", **arrays)
+    data = pt.load_data(tmp_path / "marked.npz")
+    assert np.argwhere(~data.detector.good).tolist() == [[9, 9], [20, 3], [21, 3]]
+    found = suspicious_pixels(data)
+    assert found["unreadable"].sum() == 3 and not len(useless_patterns(data))
+    end = np.sqrt(np.rint(0.3 * exact.diff3d.max() ** 2))
+    assert suspicious_pixels(replace(exact, diff3d=np.minimum(exact.diff3d, end)))["saturated"].any()
+    assert not suspicious_pixels(exact)["saturated"].any()
+
+
 def test_the_focus_of_a_guess_is_found_where_photons_are_few(exact):
     few = observe_poisson(np.square(exact.diff3d, dtype=float) * (2e4 / 3e5), 6).astype(float) ** 2
     wrong = refocused(exact.probe, 4.0)
@@ -163,16 +190,18 @@ def test_pixels_that_are_not_numbers_are_a_mask(exact, tmp_path):
 
 def test_modes_and_detector_are_kept_with_a_result(exact, tmp_path):
     image = pt.estimate(exact, iterations=2)
-    image = replace(image, weaker_modes=0.1 * image.probe[None], detector=Detector(np.eye(64) == 0, 0.5))
+    image = replace(image, weaker_modes=0.1 * image.probe[None], detector=Detector(np.eye(64) == 0, 0.5),
+                    light=np.linspace(1, 0.5, len(image.positions_px)))
     back = load_reconstructions(save_reconstructions(tmp_path / "reconstruction.npz", no_network=image))["no_network"]
     np.testing.assert_array_equal(back.modes, image.modes)
     np.testing.assert_array_equal(back.detector.good, image.detector.good)
     assert back.detector.background[0, 0] == 0.5
+    np.testing.assert_array_equal(back.light, image.light)
 
 
 @pytest.mark.parametrize("fractional", [False, True])
 @pytest.mark.parametrize("n_modes", [1, 3])
-def test_the_gradient_of_modes_background_and_mask(fractional, n_modes):
+def test_the_gradient_of_modes_background_mask_and_light(fractional, n_modes):
     rng, N, M = np.random.default_rng(2), 16, 21
 
     def draw(*shape):
@@ -180,7 +209,8 @@ def test_the_gradient_of_modes_background_and_mask(fractional, n_modes):
 
     objects, probe = draw(1, 30, 40), draw(n_modes, N, N)
     remainder = rng.uniform(-0.5, 0.5, (M, 2)).astype(np.float32) if fractional else None
-    layout = Layout(N, rng.integers(0, 14, (M, 2)), (30, 40), remainder)
+    light = rng.uniform(0.5, 1.5, M) if n_modes > 1 else None
+    layout = Layout(N, rng.integers(0, 14, (M, 2)), (30, 40), remainder, light=light)
     amplitude = rng.uniform(0, 3, (M, N, N))
     detector = Detector(rng.uniform(size=(N, N)) > 0.2, rng.uniform(0, 2, (N, N)))
 

@@ -151,6 +151,7 @@ class _Stored:
             "ground_truth_patches": self.ground_truth_patches,
             "mask": None if self.detector is None else self.detector.good,
             "background": None if self.detector is None else self.detector.background,
+            "light": self.light,
             "geometry": None if self.geometry is None else np.array(self.geometry.to_json()),
             "metadata": np.array(json.dumps(self.metadata, sort_keys=True)),
         }
@@ -206,6 +207,8 @@ class RawData(_Quantities, _Stored, ScanView):
         Further modes of the probe, in its units; their intensities add to that of `probe`.
     detector : Detector, optional
         Good pixels and background of the detector. None: nothing is known of it.
+    light : ndarray of float32, shape (M,), optional
+        Photons on each pattern, relative to the probe. None: the same on all. The solvers use it, the networks do not.
     geometry : Geometry, optional
         Wavelength, distance and pixels, in m. None: nothing is known of them.
     metadata : dict
@@ -236,6 +239,7 @@ class RawData(_Quantities, _Stored, ScanView):
     ground_truth_patches: np.ndarray | None = None
     weaker_modes: np.ndarray | None = None
     detector: Detector | None = None
+    light: np.ndarray | None = None
     geometry: Geometry | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     source: str = "RawData"
@@ -261,7 +265,7 @@ class RawData(_Quantities, _Stored, ScanView):
 
     def subset(self, indices: np.ndarray) -> RawData:
         "The data of some patterns only, in the order of `indices`; the object and its frame stay."
-        per_pattern = ("diff3d", "positions_px", "scan_index", "positions_start_px", "ground_truth_patches")
+        per_pattern = ("diff3d", "positions_px", "scan_index", "positions_start_px", "ground_truth_patches", "light")
         chosen = {name: getattr(self, name)[indices] for name in per_pattern if getattr(self, name) is not None}
         return dataclasses.replace(self, **chosen)
 
@@ -275,6 +279,7 @@ _FIELDS = {
     "positions_start_px": (("M", "yx"), np.float64),
     "ground_truth_patches": (("M", "N", "N"), np.complex64),
     "weaker_modes": (("modes", "N", "N"), np.complex64),
+    "light": (("M",), np.float32),
 }
 _KEY_OF_FIELD = {"probe": "probeGuess", "object": "objectGuess"}
 
@@ -341,11 +346,24 @@ def _geometry_of(stored: np.ndarray | None, metadata: Mapping[str, Any], source:
                          "Store Geometry(...).to_json(), or leave it out.") from error
 
 
+_UNREAD = -1  # what some detectors store for a pixel that they could not read
+_FEW_UNREAD = 0.1  # of the pixels, that may be left out because some pattern lacks them
+
+
+def _unread_pixels(patterns: np.ndarray) -> np.ndarray:
+    "Pixels (N, N) without a number in all patterns; in some of the patterns, where these are few."
+    every, some = np.ones(patterns.shape[1:], bool), np.zeros(patterns.shape[1:], bool)
+    for pattern in patterns:
+        unread = pattern == _UNREAD if patterns.dtype.kind != "f" else np.isnan(pattern) | (pattern == _UNREAD)
+        every &= unread
+        some |= unread
+    return some if some.mean() <= _FEW_UNREAD else every
+
+
 def _detector_of(arrays: Mapping[str, np.ndarray], source: str) -> tuple[np.ndarray, Detector | None]:
     "The patterns with a number in the pixels that have none in any pattern, and the detector that says which these are."
     patterns = np.asarray(arrays["diff3d"])
-    is_float = patterns.dtype.kind == "f" and patterns.ndim == 3 and len(patterns)
-    unread = np.isnan(patterns).all(axis=0) if is_float else np.zeros(1, bool)
+    unread = _unread_pixels(patterns) if patterns.ndim == 3 and len(patterns) else np.zeros(1, bool)
     if not unread.any() and "mask" not in arrays and "background" not in arrays:
         return patterns, None
     good = np.ones(patterns.shape[1:], bool) & ~unread
@@ -356,7 +374,7 @@ def _detector_of(arrays: Mapping[str, np.ndarray], source: str) -> tuple[np.ndar
                              "Store True (or 1) for good pixels.")
         good &= mask.astype(bool)
     if unread.any():
-        _logger.warning("%s: %d pixels are not numbers and are left out", source, np.count_nonzero(unread))
+        _logger.warning("%s: %d pixels are not numbers, or -1, and are left out", source, np.count_nonzero(unread))
         patterns = np.where(unread, np.zeros((), patterns.dtype), patterns)
     return patterns, Detector(good, arrays.get("background", 0.0))
 
@@ -403,6 +421,7 @@ def _fields_from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> dict[s
         "probe": probe,
         "weaker_modes": weaker_modes,
         "detector": detector,
+        "light": arrays.get("light"),
         "geometry": _geometry_of(arrays.get("geometry"), metadata, source),
         "object": arrays.get("objectGuess"),
         "scan_index": arrays.get("scan_index"),

@@ -28,6 +28,7 @@ class Layout:
     remainder_px: np.ndarray | None = None  # float32 (m, 2): sub-pixel rest of each position; None where all are whole
     canvas: np.ndarray | None = None  # int64 (m,): on which canvas of the stack; None: on the first
     origin_px: np.ndarray = (0, 0)  # int64 (2,): (y, x) of a canvas's element [0, 0] in the frame of the positions
+    light: np.ndarray | None = None  # float32 (m,): photons on each patch, relative to the probe; None: the probe on all
 
     def __post_init__(self) -> None:
         corners = np.ascontiguousarray(self.corners_px, np.int64).reshape(-1, 2)
@@ -50,12 +51,13 @@ class Layout:
         N: int,  # side of a patch, px
         shape: tuple[int, int],  # (H, W) of the canvas, px
         origin_px: np.ndarray = (0, 0),  # (y, x) of its element [0, 0] in the frame of the positions, px
+        light: np.ndarray | None = None,  # float32 (m,): relative to the probe
     ) -> "Layout":
         "The layout of positions on a given canvas."
         whole = nearest_pixel(positions_px)
         remainder = (positions_px - whole).astype(np.float32)
         return cls(N, whole - N // 2 - np.asarray(origin_px, np.int64), shape, remainder if remainder.any() else None,
-                   origin_px=origin_px)
+                   origin_px=origin_px, light=light)
 
     @classmethod
     def around(
@@ -63,26 +65,37 @@ class Layout:
         positions_px: np.ndarray,  # float64 (m, 2): patch centres (y, x), px
         N: int,  # side of a patch, px
         margin_px: int = 0,  # empty pixels kept around the patches
+        light: np.ndarray | None = None,  # float32 (m,): relative to the probe
     ) -> "Layout":
         "The layout of positions on the smallest canvas that holds all patches."
         corners = nearest_pixel(positions_px) - N // 2
         origin = corners.min(axis=0) - margin_px
         height, width = (corners.max(axis=0) - origin + N + margin_px).tolist()
-        return cls.on_canvas(positions_px, N, (height, width), origin)
+        return cls.on_canvas(positions_px, N, (height, width), origin, light)
 
     def __len__(self) -> int:
         return len(self.corners_px)
 
     def __getitem__(self, patterns: np.ndarray) -> "Layout":  # of some patterns, by their numbers
         remainder = None if self.remainder_px is None else self.remainder_px[patterns]
-        return replace(self, corners_px=self.corners_px[patterns], remainder_px=remainder, canvas=self.canvas[patterns])
+        light = None if self.light is None else self.light[patterns]
+        return replace(self, corners_px=self.corners_px[patterns], remainder_px=remainder, canvas=self.canvas[patterns],
+                       light=light)
 
     def moved_to(
         self,
         positions_px: np.ndarray,  # float64 (m, 2): other positions of these patterns, px
     ) -> "Layout":
         "The same canvas with the patterns elsewhere."
-        return Layout.on_canvas(positions_px, self.N, self.shape[1:], self.origin_px)
+        return Layout.on_canvas(positions_px, self.N, self.shape[1:], self.origin_px, self.light)
+
+    def brightness(
+        self,
+        patterns: np.ndarray | slice,  # their numbers
+    ) -> np.ndarray:  # float32 (k, 1, 1), or (1, 1, 1) where all are lit alike: factor of the amplitude
+        "How bright the light was on some patterns."
+        light = np.ones(1) if self.light is None else self.light[patterns]
+        return np.sqrt(light).astype(np.float32)[:, None, None]
 
     def stack(
         self,
@@ -239,4 +252,6 @@ def scan_amplitudes(
         lit = probe[None].copy() if remainder is None else shift_probes(probe, remainder[part])
         lit *= board
         _amplitudes(stack, lit, layout.canvas[part], layout.corners_px[part], planes, roots, amplitude[part])
+    if layout.light is not None:
+        amplitude *= layout.brightness(slice(None))
     return amplitude

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -16,14 +16,16 @@ from ..config import InputError, check_choice
 from ..data.scan import RawData
 from ..machine import progress_bar
 from ..physics.detector import Detector
+from ..physics.noise import pattern_deviances
 from . import rungs
+from .aberrations import ABERRATIONS, aberrated, pupil_edge, search_aberrations
 from .fit import SMOOTHING_PX, check_positions, fit_scan, prepare, probe_moved
 from .goodness import goodness
 from .held_out import HeldOut, hold_out
 from .ladder import SOUND, SURE, Climb, Rung, Trial, judge
 from .likelihood import solve
 from .position_rungs import common_moves, free_moves
-from .result import Reconstruction
+from .result import Reconstruction, predict_amplitudes
 
 _TURNED = 2.0  # goodness above which the axes may be wrong
 _CLEAR = np.log(2)  # gain that other axes have to bring: half the deviance
@@ -32,7 +34,7 @@ _FEW_PHOTONS = 100.0  # counts in the brightest pixel of the mean pattern, below
 _MOST_MODES = 4
 _LITTLE, _MUCH = 1e-3, 0.05  # share of all photons that a background could hold: tried if the fit is wrong, and always
 _LARGE = 4e6  # measured pixels, above which fewer iterations have to do
-_SAID = ("pixels", "orientation", "affine", "drift", "moves")  # rungs that change what the file says
+_SAID = ("pixels", "orientation", "affine", "drift", "moves", "light")  # rungs that change what the file says
 
 # %% auto #0
 __all__ = ['MODELS', 'estimate', 'as_estimated']
@@ -58,16 +60,33 @@ def _probe_rungs(climb: Climb) -> None:
         return
     began, given = time.perf_counter(), climb.data.probe
 
-    def deviance(defocus_rad: float) -> float:
-        tried = replace(climb.data, probe=rungs.refocused(given, defocus_rad))
+    def deviance(probe: np.ndarray) -> float:
+        tried = replace(climb.data, probe=probe)
         return climb.held.deviance(climb.fit(tried, refine_probe=False, iterations=12, patience=3))
 
-    defocus_rad = rungs.search_focus(deviance)
+    defocus_rad = rungs.search_focus(lambda defocus_rad: deviance(rungs.refocused(given, defocus_rad)))
     data = replace(climb.data, probe=rungs.refocused(given, defocus_rad))
     what = f"probe refocused by {defocus_rad:+.1f} rad at the Nyquist frequency"
-    if defocus_rad and climb.see("focus", what, data, climb.fit(data, refine_probe=False), began):
+    changed = bool(defocus_rad) and climb.see("focus", what, data, climb.fit(data, refine_probe=False), began)
+    if _aberration_rung(climb, deviance) or changed:
         began = time.perf_counter()
-        climb.see("probe", "probe refined after that", data, climb.fit(data, refine_probe=True), began)
+        climb.see("probe", "probe refined after that", climb.data, climb.fit(climb.data, refine_probe=True), began)
+
+
+def _aberration_rung(climb: Climb, deviance: Callable[[np.ndarray], float]) -> bool:
+    "Focus once more, astigmatism, and if that was worth it coma and spherical aberration."
+    began, given, found, edge = time.perf_counter(), climb.data.probe, np.zeros(6), pupil_edge(climb.data.probe)
+    first, best = deviance(given), np.inf
+    for which in ((0, 1, 2), (3, 4, 5)):
+        found = search_aberrations(lambda c: deviance(aberrated(given, c, edge)), found, which=which)
+        before, best = min(first, best), deviance(aberrated(given, found, edge))
+        if best >= before:
+            break
+    if not found.any():
+        return False
+    data = replace(climb.data, probe=aberrated(given, found, edge))
+    what = ", ".join(f"{name} {c:+.1f}" for name, c in zip(ABERRATIONS, found, strict=True) if c)
+    return climb.see("aberrations", f"{what} rad at the edge of the pupil", data, climb.fit(data, refine_probe=False), began)
 
 
 def _orientation_rung(climb: Climb, refine_probe: bool) -> None:
@@ -89,7 +108,7 @@ def _rivals(climb: Climb) -> None:
         wrong = climb.goodness > SOUND
         tried = [_with_background(climb, _LITTLE if wrong else _MUCH)]
         if wrong:
-            tried += [_with_another_mode(climb), free_moves(climb)]
+            tried += [_with_light(climb), _with_another_mode(climb), free_moves(climb)]
         trials = [trial for trial in tried if trial is not None]
         if not trials or not climb.decide(*trials):
             break
@@ -125,6 +144,26 @@ def _with_background(climb: Climb, least: float) -> Trial | None:
     return climb.weigh("background", what, data, result, began)
 
 
+def _with_light(climb: Climb) -> Trial | None:
+    held, result = climb.held, climb.result
+    if result.light is not None or held.share < 1:
+        return None
+    began, every = time.perf_counter(), np.arange(climb.data.n_patterns)
+    found = rungs.light_of_patterns(predict_amplitudes(result), climb.data.diff3d, result.detector)
+    if not rungs.changes_of_light(found[held.fitted], climb.data.photons_per_pattern[held.fitted]):
+        return None
+    light = np.ones(len(every))
+    for _ in range(2):
+        light = light * found / np.mean((light * found)[held.fitted])
+        result = climb.fit(replace(climb.refined, light=light), start=result, refine_probe=True, iterations=climb.further)
+        found = rungs.light_of_patterns(predict_amplitudes(result), climb.data.diff3d, result.detector)
+    judging = rungs.predicted_by_halves(predict_amplitudes(result, held.patterns), held.amplitude, result.detector)
+    after = pattern_deviances(judging, held.amplitude, result.detector)
+    low, high = np.percentile(light[held.fitted], (2, 98))
+    what = f"light that changes from pattern to pattern, {low:.2f} to {high:.2f} of its mean"
+    return climb.weigh("light", what, replace(climb.data, light=light), result, began, after)
+
+
 def _with_another_mode(climb: Climb) -> Trial | None:
     if len(climb.result.modes) == _MOST_MODES:
         return None
@@ -150,7 +189,10 @@ def _prior_rung(climb: Climb) -> None:
     smoothed, chosen = climb.result.info["chosen"]["smoothing_px"] > 0, max(climb.result.info["chosen"]["iteration"], 4)
     if not smoothed and climb.goodness > SOUND:
         return
-    began, data = time.perf_counter(), climb.refined
+    began, data, told = time.perf_counter(), climb.refined, 1.0
+    if data.detector is not None and data.detector.background.any():  # photons of the background tell nothing, and add noise
+        light = np.mean(np.square(predict_amplitudes(climb.result, climb.held.patterns), dtype=float), axis=0)
+        told = float(np.mean((light / (light + data.detector.background))[data.detector.good]))
     at = {max(2, chosen // 2), chosen, 2 * chosen}
     best, words = (np.inf, None), ""
     fit = prepare(data, climb.held)
@@ -159,7 +201,7 @@ def _prior_rung(climb: Climb) -> None:
             continue
         sharp = fit.only(step).reconstruction(data.positions_px, fit.problem.layout, "no_network")
         photons = sharp.coverage * np.sum(np.abs(sharp.modes) ** 2) / (sharp.N / 2) ** 2
-        noise = float(1 / np.sqrt(2 * np.median(photons[photons > 0.1 * photons.max()])))
+        noise = float(1 / np.sqrt(2 * np.median(photons[photons > 0.1 * photons.max()]) * told))
         for prior, strengths in rungs.STRENGTHS.items():
             for strength in strengths:
                 tried = replace(sharp, object=rungs.denoised(sharp.object, noise, prior, strength))
@@ -216,9 +258,10 @@ def estimate(
 
     Accelerated gradient steps on the likelihood of all patterns. The counts that `held` keeps from every fit choose the
     step at which to stop and the width of a Gaussian that smooths the object; for measured data they also choose among
-    models of the measurement: patterns and detector pixels left out, the probe as given, refocused or refined, a
-    background, further modes of the probe, other axes, positions that are scaled, turned or sheared, drift, or are wrong
-    one by one, a prior of the object. Each is kept only if they prefer it by two standard errors.
+    models of the measurement: patterns and detector pixels left out, the probe as given, refocused, with other aberrations
+    or refined, a background, further modes of the probe, light that changes, other axes, positions that are scaled,
+    turned or sheared, drift, or are wrong one by one, a prior of the object. Each is kept only if they prefer it by two
+    standard errors.
 
     Parameters
     ----------
@@ -328,7 +371,7 @@ def as_estimated(
     data: RawData,
     result: Reconstruction,  # of this scan
 ) -> RawData:
-    "The scan with probe, modes, detector and positions as a result takes them to be."
-    changed = replace(data, probe=result.probe, weaker_modes=result.weaker_modes, detector=result.detector)
+    "The scan with probe, modes, detector, light and positions as a result takes them to be."
+    changed = replace(data, probe=result.probe, weaker_modes=result.weaker_modes, detector=result.detector, light=result.light)
     same = np.array_equal(data.positions_px, result.positions_px)
     return changed if same else replace(changed, positions_px=result.positions_px, object=None)

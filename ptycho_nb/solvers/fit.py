@@ -166,6 +166,7 @@ class Fit:
         return Reconstruction(
             object=self.objects[0], coverage=coverage, origin_px=layout.origin_px, positions_px=positions_px,
             probe=modes[0], method=method, info=info, weaker_modes=modes[1:] if len(modes) > 1 else None, detector=detector,
+            light=layout.light,
             geometry=geometry)
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #fc4ddd7b
@@ -241,7 +242,7 @@ def prepare(
     scale = light_scale(held.fitted_amplitude, held.fitted, modes, detector)
     if not scale > 0:
         raise InputError(f"{data.source}, diffraction", "no photons in any pattern", "some", "Check the detector.")
-    layout = Layout.around(data.positions_px, data.N, margin_px)
+    layout = Layout.around(data.positions_px, data.N, margin_px, data.light)
     probe = (normalise_probe(modes)[0] * scale).astype(np.complex64)
     first = place_start(start, layout, scale / np.sqrt(held.fitted_share))
     problem = Problem(held.fitted_amplitude, layout, probe, first, held.fitted, likelihood, detector)

@@ -207,6 +207,8 @@ def scan_gradient(
     if several := several or for_background:
         good, background = _mirrored_detector(detector, N, planes[0].dtype)
         far = np.stack([np.stack(planes[:2])] * len(modes))
+    if layout.light is not None and remainder is None:
+        remainder = np.zeros(layout.corners_px.shape, np.float32)  # every patch has a light of its own then as well
     if remainder is None:
         chunk = max(len(patterns), 1)
         lit = (modes * board)[:, None]
@@ -215,7 +217,7 @@ def scan_gradient(
         if remainder is not None:
             lit = shift_probes(modes[0], remainder[k])[None] if len(modes) == 1 else np.stack(
                 [shift_probes(mode, remainder[k]) for mode in modes])
-            lit *= board
+            lit *= board * layout.brightness(k)
         back = np.zeros_like(lit if for_probe else lit[:, :0])
         places = layout.canvas[k], layout.corners_px[k]
         if several:
@@ -224,21 +226,21 @@ def scan_gradient(
         else:
             squared_error += _add_gradients(objects, lit[0], amplitude, k, *places, poisson, planes, roots, gradient, back[0])
         if for_probe:
-            back *= board
+            back *= board * layout.brightness(k)
             probe_gradient += back[:, 0] if remainder is None else [sum_shifted_back(of_mode, remainder[k]) for of_mode in back]
     of_probe = None if probe_gradient is None else probe_gradient.reshape(probe.shape)
     return ScanGradient(gradient, squared_error, of_probe, ratio.T if for_background else None)
 
 
 @compiled
-def _add_to_weight(power, canvas, corners, weight):
+def _add_to_weight(power, share, canvas, corners, weight):
     N = len(power)
     for k in range(len(canvas)):
         first, left = corners[k]
         for y in range(N):
             light, row = power[y], weight[canvas[k], first + y, left : left + N]
             for x in range(N):
-                row[x] += light[x]
+                row[x] += light[x] * share[k]
 
 
 def illumination(
@@ -248,7 +250,8 @@ def illumination(
     "The summed illumination of every object pixel: the preconditioner, and the weight of an estimate."
     weight = np.zeros(layout.shape, np.float32)
     power = np.sum(np.abs(probe.reshape(-1, layout.N, layout.N)) ** 2, axis=0)
-    _add_to_weight(power, layout.canvas, layout.corners_px, weight)
+    share = np.ones(len(layout), power.dtype) if layout.light is None else layout.light.astype(power.dtype)
+    _add_to_weight(power, share, layout.canvas, layout.corners_px, weight)
     return weight
 
 # %% ../../nbs/3_solvers/30_likelihood.ipynb #3613f065
@@ -345,7 +348,7 @@ def solve_jointly(
 
 
 def _batch_steps(problem: Problem, iterations: int, batch_size: int, seed: int, momentum: float = 0.5) -> Solver:
-    layout, probe, N = problem.layout, problem.probe, problem.layout.N
+    layout, probe = problem.layout, problem.probe
     rng = np.random.default_rng(seed)
     current, speed, probe_speed = problem.start.copy(), np.zeros_like(problem.start), np.zeros_like(probe)
     with ThreadPoolExecutor(cores()) as pool:
@@ -357,7 +360,7 @@ def _batch_steps(problem: Problem, iterations: int, batch_size: int, seed: int, 
                 found = _gradients(pool, problem, current, probe, layout, batch)
                 squared_error += found.squared_error
                 weight = illumination(probe, layout[batch])
-                brightness = _object_power(current, layout.corners_px[batch], N)
+                brightness = _object_power(current, layout[batch])
                 speed *= momentum
                 speed += found.objects / (weight + 0.1 * weight.max())
                 probe_speed *= momentum
@@ -371,14 +374,14 @@ def _batch_steps(problem: Problem, iterations: int, batch_size: int, seed: int, 
 
 
 def _accelerated_steps(problem: Problem, given: Problem, iterations: int, find_background: bool) -> Solver:
-    layout, detector, N = problem.layout, problem.detector, problem.layout.N
+    layout, detector = problem.layout, problem.detector
     now = previous = problem.start.copy(), problem.probe.copy()
     momentum, last_error = 1.0, np.inf
     with ThreadPoolExecutor(cores()) as pool:
         for iteration in range(_FIRST_PASSES + 1, iterations + 1):
             some = layout[problem.patterns]
             found = _gradients(pool, replace(problem, detector=detector), *now, layout, problem.patterns, find_background)
-            weight, brightness = illumination(now[1], some), _object_power(now[0], some.corners_px, N)
+            weight, brightness = illumination(now[1], some), _object_power(now[0], some)
             steps = (0.5 * found.objects / (weight + 0.02 * weight.max()),
                      0.5 * found.probe / (brightness + 0.1 * brightness.max()))
             current = tuple(point - step for point, step in zip(now, steps, strict=True))
@@ -417,6 +420,8 @@ def _background_step(detector: Detector, ratio: np.ndarray) -> Detector:
     return replace(detector, background=detector.background * np.where(known, gain, 1)[ring])
 
 
-def _object_power(objects: np.ndarray, corners: np.ndarray, N: int) -> np.ndarray:
-    power = np.abs(objects[0]) ** 2
-    return sum(power[y : y + N, x : x + N] for y, x in corners)
+def _object_power(objects: np.ndarray, layout: Layout) -> np.ndarray:
+    power, N, light = np.abs(objects[0]) ** 2, layout.N, layout.light
+    if light is None:
+        return sum(power[y : y + N, x : x + N] for y, x in layout.corners_px)
+    return sum(power[y : y + N, x : x + N] * share for (y, x), share in zip(layout.corners_px, light, strict=True))

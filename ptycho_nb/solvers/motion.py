@@ -44,7 +44,7 @@ def motion_derivatives(
 
     def derivatives(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         top, left = layout.corners_px[k].T
-        patches, *slopes = (window[top, left] * board for window in windows)
+        patches, *slopes = (window[top, left] * board * layout.brightness(k) for window in windows)
         distance = [(pixel - remainder[k, 0, None])[:, :, None], (pixel - remainder[k, 1, None])[:, None, :]]
         rate, jacobian = background + np.zeros(patches.shape, np.float32), np.zeros((len(k), 6, N, N), np.float32)
         for mode in modes:
@@ -122,7 +122,8 @@ def common_step(
     "One Gauss-Newton step of the coefficients."
     if len(patterns) > _ENOUGH:
         patterns = np.sort(np.random.default_rng(seed).choice(patterns, _ENOUGH, replace=False))
-    layout = Layout.on_canvas(result.positions_px[patterns], result.N, result.object.shape, result.origin_px)
+    light = None if result.light is None else result.light[patterns]
+    layout = Layout.on_canvas(result.positions_px[patterns], result.N, result.object.shape, result.origin_px, light)
     gradient, information = motion_derivatives(result.object, result.modes, amplitude, patterns, layout, detector=result.detector)
     along = displacement_and_strain(result.positions_px, basis)[patterns]
     slope = np.einsum("kj,kjc->c", gradient, along)

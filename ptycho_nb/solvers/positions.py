@@ -54,7 +54,8 @@ def position_gradient(
     gradient, information = np.empty((len(patterns), 2)), np.empty((len(patterns), 2, 2))
     for start in range(0, len(patterns), chunk):
         k = slice(start, start + chunk)
-        patches, rate, jacobian = windows[corners[k, 0], corners[k, 1]] * board, background, 0
+        patches = windows[corners[k, 0], corners[k, 1]] * board * layout.brightness(k)
+        rate, jacobian = background, 0
         for mode, slope in zip(modes, slopes, strict=True):
             wave, *turned = (fft.fft2(patches * shift_probes(field, remainder[k]), norm="ortho", overwrite_x=True)
                              for field in (mode, *slope))
@@ -95,14 +96,19 @@ class _Places:
         positions[self.validation] = (now[self.sides == 1] + now[self.sides == -1]) / 2
         return positions
 
+    def lying(self, which: np.ndarray | slice) -> Layout:
+        "Where some of the rows lie now."
+        light = None if self.canvas.light is None else self.canvas.light[self.rows[which]]
+        return replace(self.canvas, light=light).moved_to(self.now[which])
+
     def predict(self, object: np.ndarray, probe: np.ndarray) -> np.ndarray:
         "Amplitudes of the validation patterns (v, N, N); each pixel from the position that it has not seen."
-        white, black = (scan_amplitudes(object, probe, self.canvas.moved_to(self.now[self.sides == side])) for side in (1, -1))
+        white, black = (scan_amplitudes(object, probe, self.lying(self.sides == side)) for side in (1, -1))
         return np.where(checkerboard(self.data.N) > 0, black, white)
 
     def move(self, object: np.ndarray, probe: np.ndarray, likelihood: str, detector: Detector | None = None) -> Layout:
         "One Gauss-Newton step of every position; where the patterns of the scan lie after it."
-        layout = self.canvas.moved_to(self.now)
+        layout = self.lying(slice(None))
 
         def derivatives(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return position_gradient(object, probe, self.data.diff3d, self.rows[k], layout[k], likelihood, self.sides[k],
@@ -237,7 +243,7 @@ def moved_freely(
     "The fit whose positions move, every one for itself; whether that is better is another question."
     check_positions(data)
     margin_px = int(np.ceil(_REACH * believed_px))
-    places = _Places(data, held, believed_px, Layout.around(data.positions_px, data.N, margin_px))
+    places = _Places(data, held, believed_px, Layout.around(data.positions_px, data.N, margin_px, data.light))
     fit = prepare(data, held, start, likelihood, margin_px, _FitInPlace, places=places, **options)
     _solve_and_move(fit, refine_probe, iterations, seed, progress)
     places.now, positions_px = fit.best_places, places.merged(fit.best_places)

@@ -57,6 +57,8 @@ class Reconstruction(Showing):
         What the fit took the detector for. None: perfect.
     geometry : Geometry, optional
         Wavelength, distance and pixels of the scan, in m. None: not known.
+    light : ndarray of float32, shape (M,), optional
+        Photons on each pattern, relative to the probe. None: the same on all.
 
     Attributes
     ----------
@@ -98,6 +100,7 @@ class Reconstruction(Showing):
     weaker_modes: np.ndarray | None = None
     detector: Detector | None = None
     geometry: Geometry | None = None
+    light: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         kinds = {"object": (2, np.complex64), "coverage": (2, np.float32), "origin_px": (1, np.int64),
@@ -117,6 +120,8 @@ class Reconstruction(Showing):
                                  f"shape {shape}", "Give arrays that belong to the same scan and canvas.")
         if self.weaker_modes is not None:
             object.__setattr__(self, "weaker_modes", np.asarray(self.weaker_modes, np.complex64).reshape(-1, self.N, self.N))
+        if self.light is not None:
+            object.__setattr__(self, "light", np.asarray(self.light, np.float32).reshape(len(self.positions_px)))
 
     @property
     def N(self) -> int:
@@ -199,7 +204,7 @@ def predict_amplitudes(
     """The diffraction amplitudes that a reconstruction predicts; `InputError` if a patch leaves its canvas."""
     chosen = slice(None) if indices is None else indices
     layout = Layout.on_canvas(reconstruction.positions_px[chosen], reconstruction.N, reconstruction.object.shape,
-                              reconstruction.origin_px)
+                              reconstruction.origin_px, None if reconstruction.light is None else reconstruction.light[chosen])
     return scan_amplitudes(reconstruction.object, reconstruction.modes, layout)
 
 # %% ../../nbs/3_solvers/10_result.ipynb #7852268e
@@ -267,6 +272,8 @@ def save_reconstructions(
             arrays[f"weaker_modes_{name}"] = item.weaker_modes
         if item.detector is not None:
             arrays |= {f"mask_{name}": item.detector.good, f"background_{name}": item.detector.background}
+        if item.light is not None:
+            arrays[f"light_{name}"] = item.light
     records = {name: {"method": item.method, "seconds": item.seconds, "cpu_seconds": item.cpu_seconds,
                       "info": item.info, **({} if item.geometry is None else {"geometry": item.geometry.to_dict()})}
                for name, item in {first: main, **placed}.items()}
@@ -300,7 +307,7 @@ def load_reconstructions(
             made[name] = Reconstruction(
                 object=arrays["object" if name == first else name], origin_px=arrays["origin_px"],
                 **{key: arrays.get(f"{key}_{name}", arrays[key]) for key in ("coverage", "positions_px", "probe")},
-                weaker_modes=arrays.get(f"weaker_modes_{name}"),
+                weaker_modes=arrays.get(f"weaker_modes_{name}"), light=arrays.get(f"light_{name}"),
                 detector=None if mask is None else Detector(mask, background),
                 geometry=None if geometry is None else Geometry.from_dict(geometry), **record)
         return made

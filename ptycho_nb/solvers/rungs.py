@@ -13,42 +13,67 @@ from scipy import fft, ndimage
 
 from ..data.scan import RawData
 from ..physics.detector import Detector
+from ..physics.forward import checkerboard
 from ..physics.noise import radial_mean
 
 # %% auto #0
-__all__ = ['ERROR_VALUES', 'STRENGTHS', 'useless_patterns', 'suspicious_pixels', 'with_background', 'with_another_mode',
-           'refocused', 'search_focus', 'orientations', 'denoised']
+__all__ = ['ERROR_VALUES', 'STRENGTHS', 'unreadable_pixels', 'useless_patterns', 'suspicious_pixels', 'with_background',
+           'with_another_mode', 'light_of_patterns', 'changes_of_light', 'predicted_by_halves', 'refocused',
+           'search_focus', 'orientations', 'denoised']
 
 # %% ../../nbs/3_solvers/75_rungs.ipynb #e34351de
 _TIMES = 20.0  # more or less light than the median, that no sample explains
+ERROR_VALUES = (2.0**16 - 1, 2.0**32 - 1)  # counts
+_SAME = 3e-7  # relative rounding of an amplitude in 32 bits
+
+
+def unreadable_pixels(
+    data: RawData,
+) -> np.ndarray:  # bool (N, N)
+    "Pixels that hold the mark of a detector for what it could not read, in any pattern."
+    marks = [np.sqrt(value) for value in ERROR_VALUES]
+    largest, marked = 0.0, [np.zeros(data.diff3d.shape[1:], bool) for _ in marks]
+    for pattern in data.diff3d:
+        readable = np.ones(pattern.shape, bool)
+        for mark, pixels in zip(marks, marked, strict=True):
+            found = np.abs(pattern - mark) <= _SAME * mark
+            pixels |= found
+            readable &= ~found
+        largest = max(largest, float(pattern.max(where=readable, initial=0)))
+    # Where pixels count beyond a mark, it is a number like any other.
+    return np.any([pixels & (largest < mark) for mark, pixels in zip(marks, marked, strict=True)], axis=0)
 
 
 def useless_patterns(
     data: RawData,
 ) -> np.ndarray:  # int (k,): their numbers
     "Patterns with far less or far more light than the others."
-    photons = np.maximum(data.photons_per_pattern, 0)
+    bad = unreadable_pixels(data)
+    if bad.any():
+        photons = np.array([float(np.sum(np.square(pattern[~bad], dtype=float))) for pattern in data.diff3d])
+    else:
+        photons = data.photons_per_pattern
     middle = np.median(photons)
     return np.flatnonzero((photons < middle / _TIMES) | (photons > middle * _TIMES))
 
+
 # %% ../../nbs/3_solvers/75_rungs.ipynb #6ddd67b2
-ERROR_VALUES = (2.0**16 - 1, 2.0**32 - 1)  # counts
 _EXPECTED = 30.0  # counts of the neighbours in the whole scan, below which nothing can be said
 _HOT = 5.0  # times the brightest neighbour
+_END = 20.0  # counts, below which a largest number says nothing about saturation
 
 
 def suspicious_pixels(
     data: RawData,
-) -> dict[str, np.ndarray]:  # bool (N, N) by what is wrong: 'dead', 'hot', 'unreadable'
+) -> dict[str, np.ndarray]:  # bool (N, N) by what is wrong: 'dead', 'hot', 'unreadable', 'saturated'
     "Pixels of the detector that count nothing, too much, or always the same."
     every = np.ones(data.diff3d.shape[1:], bool)
     given = every if data.detector is None else data.detector.good
     usable = np.setdiff1d(np.arange(data.n_patterns), useless_patterns(data))
     total, least, most = np.zeros(every.shape), np.full(every.shape, np.inf), np.zeros(every.shape)
-    unreadable = ~every
+    unreadable = unreadable_pixels(data)
     for k in usable:  # one at a time: a scan may fill the memory
-        counts = np.square(data.diff3d[k], dtype=np.float64)
-        unreadable |= np.isin(np.rint(counts), ERROR_VALUES)
+        counts = np.where(unreadable, 0, np.square(data.diff3d[k], dtype=np.float64))
         total += counts
         np.minimum(least, counts, out=least)
         np.maximum(most, counts, out=most)
@@ -63,8 +88,21 @@ def suspicious_pixels(
     ring[1, 1] = False
     brightest = ndimage.maximum_filter(np.where(given & ~dead, total, 0), footprint=ring, mode="nearest")
     hot = (total > _HOT * brightest) & (total - brightest > _EXPECTED + 10 * np.sqrt(total))
-    hot |= (least == most) & (least > 0) & (len(usable) > 2)
-    return {name: pixels & given for name, pixels in (("dead", dead), ("hot", hot & ~unreadable), ("unreadable", unreadable))}
+    saturated = _saturated(data, usable, most, given & ~hot)
+    hot |= (least == most) & (least > 0) & (len(usable) > 2) & ~saturated
+    found = (("dead", dead & ~unreadable), ("hot", hot & ~unreadable), ("unreadable", unreadable), ("saturated", saturated))
+    return {name: pixels & given for name, pixels in found}
+
+
+def _saturated(data: RawData, usable: np.ndarray, most: np.ndarray, sound: np.ndarray) -> np.ndarray:
+    "Pixels that reach a largest number at which many counts end."
+    end = float(most.max(where=sound, initial=0))
+    reached = sound & (most > end * (1 - 4 * _SAME))
+    if end < _END or not reached.any():
+        return np.zeros(most.shape, bool)
+    bright = np.square(data.diff3d[usable][:, sound & (most > 0.9 * end)], dtype=np.float64)
+    at_end, below = np.count_nonzero(bright > end * (1 - 4 * _SAME)), np.count_nonzero(bright > 0.9 * end)
+    return reached & (at_end >= 10 and 2 * at_end > below)
 
 
 def _last_count(total: np.ndarray, axis: int) -> np.ndarray:
@@ -106,6 +144,45 @@ def with_another_mode(
         new = new - mode * (np.vdot(mode, new) / np.vdot(mode, mode))
     new *= np.sqrt(_NEW_SHARE) * np.linalg.norm(modes[0]) / np.linalg.norm(new)
     return replace(data, weaker_modes=np.concatenate([modes[1:], new[None]]).astype(np.complex64))
+
+# %% ../../nbs/3_solvers/75_rungs.ipynb #2cbee1e9
+_LEAST_CHANGE = 0.01  # of the light, below which it counts as constant
+
+
+def light_of_patterns(
+    predicted: np.ndarray,  # float32 (m, N, N): amplitude of the light
+    measured: np.ndarray,  # float32 (m, N, N)
+    detector: Detector | None = None,  # None: perfect
+    pixels: np.ndarray | None = None,  # bool (N, N): those that are used; None: all good ones
+) -> np.ndarray:  # float64 (m,): photons on each pattern over those that are predicted
+    "How much brighter each pattern is than predicted."
+    good, background = (np.ones(measured.shape[1:], bool), 0.0) if detector is None else (detector.good, detector.background)
+    used = good if pixels is None else good & pixels
+    background = float(np.broadcast_to(background, used.shape)[used].sum())
+    seen, expected = (np.array([np.sum(np.square(pattern[used], dtype=float)) for pattern in patterns])
+                      for patterns in (measured, predicted))
+    return np.maximum(seen - background, 0.01 * seen) / np.maximum(expected, 1e-9)
+
+
+def changes_of_light(
+    light: np.ndarray,  # float64 (m,): of `light_of_patterns`
+    photons: np.ndarray,  # float64 (m,): counted in each of these patterns
+) -> bool:
+    "Whether it scatters by more than photons do, and by a percent at least."
+    middle = np.median(light)
+    scatter = 1.48 * np.median(np.abs(light / middle - 1))
+    return bool(scatter > max(_LEAST_CHANGE, 3 / np.sqrt(np.median(photons))))
+
+
+def predicted_by_halves(
+    predicted: np.ndarray,  # float32 (v, N, N)
+    measured: np.ndarray,  # float32 (v, N, N)
+    detector: Detector | None,
+) -> np.ndarray:  # float32 (v, N, N)
+    "Every pixel with the light that the other half of its pattern's pixels has counted."
+    white = checkerboard(predicted.shape[-1]) > 0
+    of_white, of_black = (light_of_patterns(predicted, measured, detector, half) for half in (white, ~white))
+    return predicted * np.sqrt(np.where(white, of_black[:, None, None], of_white[:, None, None])).astype(np.float32)
 
 # %% ../../nbs/3_solvers/75_rungs.ipynb #d0479d94
 def refocused(
