@@ -24,9 +24,10 @@ SMALL = {"nphotons": 1e4, "n_train": 48, "n_test": 64, "nepochs": 4}
 # What each study is run with here; `make test-long` runs it with its defaults, a quick profile. The tests below run
 # dose.ipynb, and test_browser_jupyterlab.py runs explore.ipynb.
 BRIEF = {"n_train": 32, "nepochs": 1}
-GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1, "doses": "1e4"},
+GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1},
          "how_few": {"methods": "no_network", "n_test": 60}, "sim_lines": {}, "pretrain": {"n_scans": 4, "steps": 4},
          "reconstruct": {"n_groups": 48, "nepochs": 1}}
+LONG = {"dose_curve"}  # a sweep of the same arms as dose_comparison, with more of them
 TIMINGS = {"seconds", "cpu_seconds"}
 
 
@@ -150,7 +151,11 @@ def test_a_wrong_value_names_the_parameter_and_leaves_no_done_json(tmp_path):
     assert not (tmp_path / "arm" / "done.json").exists()
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in GIVEN])
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.xdist_group(name)] + [pytest.mark.long] * (name in LONG)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in GIVEN])
 def test_a_study_runs_to_its_end(name, tmp_path):
     arm = by_papermill_alone(STUDIES / f"{name}.ipynb", tmp_path, **GIVEN[name])
     assert arm.done and arm.metrics

@@ -273,7 +273,8 @@ np.save(bundle + ".npy", there.object)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed (extra 'jax')")
-@pytest.mark.parametrize("generators", ["residual_unet", pytest.param("cnn,residual_unet", marks=pytest.mark.long)])
+@pytest.mark.long  # what differs between the backends, optics and pretrained network, test_jax_backend.py tests always
+@pytest.mark.parametrize("generators", ["residual_unet", "cnn,residual_unet"])
 def test_jax_trains_and_reads_the_bundles_of_tensorflow(scans, trained, tmp_path, generators):
     scans[0].save(tmp_path / "train.npz")
     scans[1].save(tmp_path / "test.npz")
