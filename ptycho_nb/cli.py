@@ -153,7 +153,7 @@ def _print_sweep(folder: Path) -> None:
 
 def _print_arm(folder: str) -> None:
     "The metrics of an arm, its figures, and whether it is done."
-    from ptycho_nb.analysis.metrics import metrics_table
+    from ptycho_nb.analysis.metrics import goodness_text, metrics_table
 
     arm = read_arm(folder)
     if arm.metrics:
@@ -161,6 +161,8 @@ def _print_arm(folder: str) -> None:
     for path in arm.figures:
         print(f"figure: {os.path.relpath(path)}")
     state = "done" if arm.done else "altered since: " + ", ".join(arm.altered) if arm.altered else "not finished"
+    if arm.metrics and (judged := goodness_text(arm.metrics)):
+        print(judged)
     print(f"{folder}: {state}")
 
 # %% ../nbs/10_cli/10_cli.ipynb #d0c186d3
@@ -196,12 +198,17 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"report: {os.path.relpath(report(arguments.folder, out=arguments.out))}")
 
 
-def _diagnose(arguments: argparse.Namespace) -> None:
+def _diagnose(arguments: argparse.Namespace) -> int:
     _load_keras()
     from ptycho_nb.diagnosis.report import diagnose
 
-    diagnose(arguments.path, arguments.out)
+    report = diagnose(arguments.path, arguments.out)
+    print(report["verdict"])
+    for finding in report["findings"]:
+        if finding["severity"] != "note":
+            print(f"{finding['severity']}: {finding['what']} ({finding['number']})")
     print(f"report: {os.path.relpath(Path(arguments.out) / 'report.md')}")
+    return 0 if report["believable"] else 3
 
 
 def _how_few(arguments: argparse.Namespace) -> None:
@@ -353,7 +360,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(
     words: Sequence[str] | None = None,  # the words of the command line; None: those of this process
-) -> int:  # the exit code: 0, 1 for a notebook that failed, 2 for a wrong input, 130 if interrupted, 141 if nobody reads
+) -> int:  # the exit code: 0, 1 failed notebook, 2 wrong input, 3 diagnosed as wrong, 130 interrupted, 141 nobody reads
     "Run one command of `ptycho-nb`."
     try:
         arguments = _parsed(list(sys.argv[1:] if words is None else words))

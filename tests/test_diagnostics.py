@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, TrainingConfig
 from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.diagnosis.measurement import judge_results
 from ptycho_nb.diagnosis.model_checks import canvas_findings, canvas_report, lost_share
 from ptycho_nb.diagnosis.reading import read_subject
 from ptycho_nb.diagnosis.report import diagnose
 from ptycho_nb.diagnosis.scan_checks import scan_and_dose, scan_findings, scan_verdict, stored_quantity
 from ptycho_nb.explorers.intensity import read_predictions
 from ptycho_nb.files import read_json, write_json
+from ptycho_nb.physics.detector import Detector
 from ptycho_nb.physics.noise import intensity_scale
 from ptycho_nb.physics.scans import validation_indices
 from ptycho_nb.runs.arm_scan import scan_of_arm
@@ -59,8 +62,9 @@ def sound(arrays, tmp_path_factory):
 def test_a_sound_scan_is_not_suspected(sound):
     report, _ = sound
     assert not [item for item in report["findings"] if item["severity"] == "error"], named(report)
-    assert set(report["sections"]) == {"patterns", "scan", "probe", "grouping", "canvas", "axes", "intensity"}
-    assert "nothing stands against" in report["verdict"]
+    sections = {"patterns", "scan", "probe", "grouping", "canvas", "axes", "intensity", "measurement"}
+    assert set(report["sections"]) == sections and report["believable"]
+    assert "nothing stands against" in report["verdict"] and "agree" in report["sections"]["measurement"]["verdict"]
 
 
 def test_the_report_is_written_in_three_forms(sound):
@@ -148,6 +152,7 @@ def test_one_pattern_that_cannot_be_used(arrays, value, reason, tmp_path):
     report = diagnosed(arrays, tmp_path, diff3d=patterns)
     (finding,) = (item for item in report["findings"] if item["severity"] == "error")
     assert "41" in finding["what"] and reason in finding["what"] and "Drop" in finding["remedy"]
+    assert not report["believable"]
     assert report["sections"]["scan"]["n_patterns"] == 99 and "intensity" in report["sections"]
 
 
@@ -333,3 +338,38 @@ def test_the_measured_star(measured_star, tmp_path):
     assert report["sections"]["axes"]["best"] == "as given"
     assert report["sections"]["patterns"]["quantity"] == "amplitude"
     assert 0.9 < report["sections"]["intensity"]["prediction"]["too_dark"] < 1.1
+
+
+def test_a_scan_that_is_not_to_be_believed_fails_the_command(arrays, tmp_path, capsys):
+    from ptycho_nb.cli import main
+
+    faulty = arrays["diff3d"].copy()
+    faulty[:, 20, 41] = 60  # in a scan that says that it was simulated, so that nothing is mended
+    np.savez(tmp_path / "hot.npz", **{**arrays, "diff3d": faulty})
+    assert main(["diagnose", str(tmp_path / "hot.npz"), "--out", str(tmp_path / "hot")]) == 3
+    said = capsys.readouterr().out
+    assert "not to be believed" in said and "(20, 41)" in said and "nothing stands against" not in said
+
+
+def test_a_fault_names_itself_after_a_training_as_well(scans, arm, tmp_path):
+    """The results of an arm are judged as they are: one was spoilt by a hot pixel, both by a mixed-up pattern."""
+    test = scans[1]
+    faulty = test.diff3d.copy()
+    faulty[:, 20, 41], faulty[30] = 60, faulty[70]
+    faulty = dataclasses.replace(test, diff3d=faulty)
+    good = np.ones((64, 64), bool)
+    good[20, 41] = False
+    masked = dataclasses.replace(faulty, detector=Detector(good))
+    held = hold_out(faulty, read_subject(arm).validation)
+    made = {"network": estimate(faulty, held=held, iterations=20),
+            "no_network": estimate(masked, held=held, iterations=40)}
+    judged = judge_results(made, faulty, held.patterns)
+    told = named({"findings": [finding.to_dict() for finding in judged.findings]})
+    assert "network: The fit is not to be believed" in told and "no network: The fit" not in told
+    assert re.search(r"residuals sit in \d+ pixels? of the detector: \(y, x\) = \(20, 41\)", told)
+    assert judged.numbers["no_network"]["ratio"] < 1.6 < judged.numbers["network"]["ratio"]
+    other = judge_results({"no_network": made["no_network"]}, faulty, held.patterns)
+    assert any(re.search(r"strongest at patterns?.* 30\b", finding.what) for finding in other.findings), other.findings
+    save_reconstructions(changed(arm, tmp_path / "arm") / "reconstruction.npz", network=made["network"])
+    report = diagnose(tmp_path / "arm", tmp_path / "report")
+    assert "residuals_of_results" in report["figures"] and report["sections"]["results"]["network"]["ratio"] > 1.1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRIC_LABELS', 'ms_ssim', 'ring_products', 'frc', 'frc50', 'image_metrics', 'compare', 'relative_phase', 'data_fit',
-           'MetricLabel', 'metrics_table']
+           'MetricLabel', 'metrics_table', 'goodness_text']
 
 # %% ../../nbs/5_analysis/10_metrics.ipynb #87e62c64
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from ..config import InputError
 from ..data.scan import RawData
 from ..physics.noise import poisson_deviance
 from ..solvers.gauge import aligned_pair
-from ..solvers.result import Reconstruction, Region, predict_amplitudes
+from ..solvers.result import Reconstruction, Region, measured_and_predicted
 
 # %% ../../nbs/5_analysis/10_metrics.ipynb #bc3f210e
 _MS_SSIM_WEIGHTS = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])  # Wang, Simoncelli and Bovik (2003), table 1
@@ -201,6 +201,9 @@ def data_fit(
 ) -> dict[str, float]:
     """Say how well a reconstruction predicts its own scan, above all the patterns that no fit has seen.
 
+    Only pixels of the detector count that scan and reconstruction both hold for good; the background that the reconstruction
+    found is added to its light.
+
     Parameters
     ----------
     reconstruction : Reconstruction
@@ -244,14 +247,14 @@ def data_fit(
     fitted = np.setdiff1d(np.arange(data.n_patterns), validation) if fitted is None else np.asarray(fitted, dtype=int)
     fit = {}
     if len(validation):
-        measured, predicted = data.diff3d[validation], predict_amplitudes(reconstruction, validation)
+        measured, predicted = measured_and_predicted(reconstruction, data, validation)
         fit["nll_per_pixel"] = poisson_deviance(predicted, measured)
         fit["r_factor"] = float(np.abs(measured - predicted).sum(dtype=float) / measured.sum(dtype=float))
     if len(fitted):
         squared_error = total = 0.0
         for part in np.array_split(fitted, -(-len(fitted) // 256)):  # a few at a time, for scans that fill the memory
-            measured = data.diff3d[part]
-            squared_error += float(np.sum((measured - predict_amplitudes(reconstruction, part)) ** 2, dtype=float))
+            measured, predicted = measured_and_predicted(reconstruction, data, part)
+            squared_error += float(np.sum((measured - predicted) ** 2, dtype=float))
             total += float(np.sum(measured**2, dtype=float))
         fit["relative_squared_error"] = squared_error / total
     return fit
@@ -294,6 +297,7 @@ METRIC_LABELS = {  # by the name in metrics.json and in the tables of a study
     "phase_mae": MetricLabel("phase MAE", ".4f", unit="rad"), "phase_ssim": MetricLabel("phase SSIM", ".4f", ".3f"),
     "nll_per_pixel": MetricLabel("NLL/px", ".4f", ".3f"), "r_factor": MetricLabel("R factor", ".4f", ".3f"),
     "relative_squared_error": MetricLabel("rel. sq. error", ".4f"), "seconds": MetricLabel("seconds", ".1f"),
+    "ratio": MetricLabel("goodness", ".2f"),
 }
 
 # %% ../../nbs/5_analysis/10_metrics.ipynb #bfe8ee73
@@ -301,6 +305,7 @@ _PLACES = {  # column: where a method's metrics hold it
     "ssim": ("amplitude", "ssim"), "psnr": ("amplitude", "psnr"), "ms_ssim": ("amplitude", "ms_ssim"),
     "frc50": ("amplitude", "frc50"), "phase_mae": ("phase", "mae"), "nll_per_pixel": ("data_fit", "nll_per_pixel"),
     "r_factor": ("data_fit", "r_factor"), "relative_squared_error": ("data_fit", "relative_squared_error"),
+    "ratio": ("goodness", "ratio"),
     "seconds": ("time", "seconds"),
 }
 
@@ -309,12 +314,13 @@ def metrics_table(
     metrics: Mapping[str, Any],  # the content of metrics.json
 ) -> str:  # a table in plain text; SSIM, PSNR, MS-SSIM and FRC50 are those of the amplitude
     "The metrics of each method, one line a method."
-    fits = metrics.get("data_fit", {})
-    methods = list(dict.fromkeys([name for name in metrics if name != "data_fit"] + list(fits)))
+    fits, judged = metrics.get("data_fit", {}), metrics.get("goodness", {})
+    methods = list(dict.fromkeys([name for name in metrics if name not in ("data_fit", "goodness")] + [*fits, *judged]))
     rows = [["method", *(METRIC_LABELS[name].heading for name in _PLACES)]]
     for method in methods:
         measured = metrics.get(method, {})
-        values = measured | {"data_fit": fits.get(method, {}), "time": {"seconds": measured.get("seconds")}}
+        values = measured | {"data_fit": fits.get(method, {}), "goodness": judged.get(method, {}),
+                             "time": {"seconds": measured.get("seconds")}}
         numbers = [METRIC_LABELS[name].in_table(values.get(group, {}).get(key)) for name, (group, key) in _PLACES.items()]
         rows.append([method.replace("_", " "), *numbers])
     columns = [column for column in zip(*rows, strict=True) if any(text != "-" for text in column[1:])]
@@ -322,3 +328,10 @@ def metrics_table(
     styles = ["<", *">" * (len(widths) - 1)]
     line = "  ".join(f"{{:{style}{width}}}" for style, width in zip(styles, widths, strict=True))
     return "\n".join(line.format(*row) for row in zip(*columns, strict=True))
+
+
+def goodness_text(
+    metrics: Mapping[str, Any],  # the content of metrics.json
+) -> str:  # empty if nothing was judged
+    "Whether each method's fit is to be believed, one line a method."
+    return "\n".join(f"{method.replace('_', ' ')}: {judged['verdict']}" for method, judged in metrics.get("goodness", {}).items())

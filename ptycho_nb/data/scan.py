@@ -95,9 +95,21 @@ class _Quantities:
         return len(self.diff3d)
 
     @property
+    def good_pixels(self) -> np.ndarray:
+        "(N, N) bool: the pixels of the detector that tell something."
+        return np.ones(self.diff3d.shape[1:], bool) if self.detector is None else self.detector.good
+
+    @property
+    def light(self) -> np.ndarray:
+        "complex64: the probe (N, N), or all its modes (L, N, N) if there are several."
+        return self.probe if self.weaker_modes is None else np.concatenate([self.probe[None], self.weaker_modes])
+
+    @property
     def photons_per_pattern(self) -> np.ndarray:
-        "(M,) float64: detected photons in each pattern."
-        return np.einsum("kyx,kyx->k", self.diff3d, self.diff3d, dtype=np.float64)
+        "(M,) float64: detected photons in the good pixels of each pattern, those of a background among them."
+        if self.good_pixels.all():
+            return np.einsum("kyx,kyx->k", self.diff3d, self.diff3d, dtype=np.float64)
+        return np.einsum("kyx,kyx,yx->k", self.diff3d, self.diff3d, self.good_pixels, dtype=np.float64)
 
     @property
     def nphotons_mean(self) -> float:
@@ -115,7 +127,7 @@ class _Quantities:
             "photons_per_pattern_mean": float(photons.mean()),
             "photons_per_pattern_min": float(photons.min()),
             "photons_per_pattern_max": float(photons.max()),
-            "counts_per_pixel_max": float(self.diff3d.max()) ** 2,
+            "counts_per_pixel_max": float(self.diff3d.max(axis=0)[self.good_pixels].max()) ** 2,
             "y_range_px": [float(self.positions_px[:, 0].min()), float(self.positions_px[:, 0].max())],
             "x_range_px": [float(self.positions_px[:, 1].min()), float(self.positions_px[:, 1].max())],
             "object_shape": None if self.object is None else list(self.object.shape),

@@ -19,7 +19,7 @@ from ..analysis.metrics import relative_phase
 from ..analysis.plots import Picture, draw_image
 from ..data.scan import RawData
 from ..solvers.gauge import align, aligned_pair
-from ..solvers.result import Reconstruction, Region, covered_region, predict_amplitudes
+from ..solvers.result import Reconstruction, Region, covered_region, measured_and_predicted
 from .findings import Finding, Report
 
 # %% ../../nbs/7_diagnosis/50_bias.ipynb #9c84029d
@@ -250,9 +250,9 @@ def explained_share(
     "How much of the amplitude error that a uniform sample leaves is gone with this object, each with its best factor."
     if patterns is None:
         patterns = np.linspace(0, data.n_patterns - 1, min(200, data.n_patterns)).astype(int)
-    measured, left = data.diff3d[patterns], []
+    left = []
     for image in (reconstruction, replace(reconstruction, object=np.ones_like(reconstruction.object))):
-        predicted = predict_amplitudes(image, patterns)
+        measured, predicted = measured_and_predicted(image, data, patterns)
         power = float(np.vdot(predicted, predicted))
         factor = float(np.vdot(predicted, measured)) / power if power else 0.0
         left.append(float(np.sum((measured - factor * predicted) ** 2, dtype=float)))

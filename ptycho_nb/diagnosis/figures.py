@@ -140,7 +140,7 @@ def plot_intensity(
     if reconstruction is not None:
         shown["predicted"] = (predict_amplitudes(reconstruction, patterns), "C0-")
     for name, (amplitude, style) in shown.items():
-        rings = radial_mean(np.mean(np.square(amplitude, dtype=np.float64), axis=0))
+        rings = np.nan_to_num(radial_mean(np.mean(np.square(amplitude, dtype=np.float64), axis=0), data.good_pixels))
         right.plot(np.linspace(0, 1, len(rings)), np.where(rings > 0, rings, np.nan), style, ms=4, label=name)
     right.set(yscale="log", xlabel="frequency / Nyquist", ylabel="photons per pixel")
     right.legend(fontsize="small")

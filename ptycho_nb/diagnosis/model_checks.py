@@ -17,10 +17,12 @@ import numpy as np
 from ..config import InputError
 from ..data.scan import RawData
 from ..physics.forward import Layout, scan_amplitudes
-from ..physics.noise import closed_form_intensity_scale, intensity_scale
+from ..physics.noise import closed_form_intensity_scale
 from ..physics.probes import circular_mask, normalise_probe
 from ..physics.scans import nearest_pixel
-from ..solvers.result import Reconstruction, predict_amplitudes
+from ..solvers.fit import light_scale
+from ..solvers.result import Reconstruction, measured_and_predicted, predict_amplitudes
+from ..solvers.rungs import useless_patterns
 from .findings import Finding, Report
 
 # %% ../../nbs/7_diagnosis/30_model_checks.ipynb #ea0afb08
@@ -325,8 +327,7 @@ def prediction_report(
     patterns: np.ndarray,  # int (m,): the patterns to predict
 ) -> PredictionReport:
     "The scale of a prediction against the measurement, in amplitude."
-    measured = data.diff3d[patterns].astype(np.float64)
-    predicted = predict_amplitudes(reconstruction, patterns).astype(np.float64)
+    measured, predicted = (part.astype(np.float64) for part in measured_and_predicted(reconstruction, data, patterns))
     power, product = np.sum(predicted**2), np.sum(predicted * measured)
     factor = float(product / power) if power > 0 else np.inf
     after = np.abs(measured - factor * predicted).sum() / measured.sum() if power > 0 else 1.0
@@ -358,11 +359,13 @@ def intensity_report(
     patterns: np.ndarray | None = None,  # int: the patterns to predict; None: up to 200 of them
 ) -> IntensityReport:
     "Mean and percentiles of the signal at every stage, and the intensity scales beside each other."
-    raw, own = data.diff3d[_some(data.n_patterns)], intensity_scale(data.diff3d)
+    usable = np.arange(data.n_patterns) if data.is_simulated else np.setdiff1d(np.arange(data.n_patterns), useless_patterns(data))
+    good, own = data.good_pixels, light_scale(data.diff3d, usable, data.light, data.detector)
+    raw = data.diff3d[_some(data.n_patterns)][:, good]
     s = recorded_scale or own
     stages = {"raw counts": _stage(raw**2), "raw amplitude": _stage(raw)}
     if groups is not None:
-        grouped = data.diff3d[groups[_some(len(groups), 100)].ravel()]
+        grouped = data.diff3d[groups[_some(len(groups), 100)].ravel()][:, good]
         stages |= {"grouped amplitude": _stage(grouped), "network input": _stage(grouped / np.float32(s))}
     scales = {"own": own, "closed_form_of_own_photons": closed_form_intensity_scale(data.nphotons_mean, data.N),
               "recorded": recorded_scale, "learned": learned_scale,
@@ -371,7 +374,7 @@ def intensity_report(
     if reconstruction is not None:
         measured = data if part is None else part
         patterns = _some(measured.n_patterns) if patterns is None else np.asarray(patterns)
-        predicted = predict_amplitudes(reconstruction, patterns)
+        predicted = predict_amplitudes(reconstruction, patterns)[:, good]
         stages |= {"predicted amplitude": _stage(predicted), "predicted counts": _stage(predicted**2)}
         prediction = prediction_report(reconstruction, measured, patterns)
     known = {key: value for key, value in scales.items() if value}

@@ -110,7 +110,8 @@ def _unusable_finding(reason: str, numbers: np.ndarray) -> Finding:
     which = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
     what = f"Pattern {which} has {reason}" if len(numbers) == 1 else f"Patterns {which} have {reason}"
     return Finding("error", "data", what, f"{len(numbers)} of the patterns, counted from 0",
-                   "Drop them with their positions, or set dead pixels to 0. This report leaves them out.")
+                   "Drop them with their positions. A pixel that could not be read is no 0: store it as NaN in every pattern, or "
+                   "give a 'mask'. This report leaves these patterns out.")
 
 # %% ../../nbs/7_diagnosis/70_reading.ipynb #bf0d5959
 @dataclass(frozen=True, eq=False)

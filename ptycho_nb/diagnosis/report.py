@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -22,15 +21,12 @@ from ..files import plain_json, replacing, write_json
 from ..physics.forward import Layout
 from ..physics.probes import disk_probe
 from ..physics.scans import nearest_pixel, scan_report, validation_indices
-from ..solvers.estimate import estimate
-from ..solvers.fit import check_positions
-from ..solvers.goodness import DOUBTFUL
 from ..solvers.result import Reconstruction
-from ..solvers.rungs import useless_patterns
 from . import model_checks, scan_checks
 from .bias import bias_report, plot_bias
 from .figures import plot_canvas, plot_exposures, plot_groups, plot_intensity, plot_probe_paths
 from .findings import Finding, sort_findings
+from .measurement import judge_results, judge_scan
 from .reading import Subject, read_subject
 from .training_checks import plot_health, training_health
 
@@ -74,7 +70,8 @@ class Examination:
 
 
 def _patterns(examination: Examination) -> None:
-    report = scan_checks.pattern_report(examination.subject.data.diff3d)
+    data = examination.subject.data
+    report = scan_checks.pattern_report(data.diff3d, data.good_pixels)
     examination.sections["patterns"] = report.to_dict()
     examination.findings += scan_checks.pattern_findings(report)
 
@@ -181,50 +178,21 @@ def _intensity(examination: Examination) -> None:
     examination.figures["intensity"] = plot_intensity(report, data if part is None else part, shown, patterns)
 
 # %% ../../nbs/7_diagnosis/80_report.ipynb #60d80781
-_QUICK_PATTERNS = 150  # of the part that is reconstructed quickly
-_ADVICE = {  # what to do about a rung of the ladder that the counts prefer
-    "pixels": "Give the good pixels as 'mask' in the file; estimate() finds them by itself.",
-    "orientation": "Put the positions right in the file; estimate() turns them by itself.",
-    "background": "Record dark frames and give their mean as 'background'; never subtract it.",
-    "modes": "The light is only partly coherent, or something moves: estimate() uses several modes.",
-    "focus": "The probe guess is out of focus: use the probe that estimate() returns.",
-}
-
-
 def _measurement(examination: Examination) -> None:
-    data = examination.subject.data
-    if data.is_simulated or examination.absurd:
+    subject = examination.subject
+    if examination.absurd:
         return
-    try:
-        check_positions(data)
-    except InputError as error:
-        what = f"These positions cannot be used: {error.found}"
-        examination.findings.append(Finding("error", "positions", what, error.expected, error.remedy))
-        return
-    useless = useless_patterns(data)
-    if len(useless):
-        some = ", ".join(map(str, useless[:12])) + " …" * (len(useless) > 12)
-        examination.findings.append(Finding(
-            "warning", "measurement", f"Patterns of no use: {some}", f"{len(useless)} dark or far too bright",
-            "Leave them out: data.subset(); estimate() does it by itself."))
-    part = scan_checks.compact_part(data, _QUICK_PATTERNS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it says stands in the findings
-        image = estimate(part, iterations=40, seed=examination.seed, progress=False)
-    found = image.info["goodness"]
-    examination.sections["measurement"] = {"n_patterns": part.n_patterns, **found, "verdict": image.info["verdict"]}
-    last = {rung["name"]: rung for rung in image.info["rungs"] if rung["kept"]}  # of several modes the last word
-    for rung in last.values():
-        if rung["name"] in _ADVICE:
-            number = f"deviance of unseen counts {-rung['gain']:+.0%} ± {rung['error']:.0%}"
-            what = f"The counts prefer another model of the measurement: {rung['what']}"
-            severity = "note" if rung["name"] in ("background", "modes") else "warning"  # most beamlines have a little of both
-            examination.findings.append(Finding(severity, "measurement", what, number, _ADVICE[rung["name"]]))
-    if found["ratio"] - 2 * found["error"] > DOUBTFUL:
-        examination.findings.append(Finding(
-            "warning", "measurement", "The residuals are larger than photon noise, whatever model is tried",
-            f"{found['ratio']:.3g} ± {found['error']:.2g} times",
-            "Look at the patterns, the positions and the probe guess first."))
+    judgements = {}
+    if subject.kind == "scan" or not subject.data.is_simulated:
+        judgements["residuals"] = judge_scan(subject.data, examination.seed)
+    if subject.reconstructions:
+        judgements["residuals_of_results"] = judge_results(subject.reconstructions, subject.data, subject.validation)
+    for name, judgement in judgements.items():
+        examination.findings += judgement.findings
+        if judgement.numbers:
+            examination.sections["results" if name == "residuals_of_results" else "measurement"] = judgement.numbers
+        if judgement.figure is not None:
+            examination.figures[name] = judgement.figure
 
 # %% ../../nbs/7_diagnosis/80_report.ipynb #036e3aca
 def _bias(examination: Examination) -> None:
@@ -322,7 +290,8 @@ def _tables(section: Mapping[str, Any], title: str = "") -> list[str]:
 
 # %% ../../nbs/7_diagnosis/80_report.ipynb #c6049472
 _PICTURES = {"scan": ("scan", "exposures"), "probe": ("probe",), "grouping": ("groups",), "canvas": ("canvas",),
-             "intensity": ("quick_estimate", "intensity"), "bias": ("bias",), "training": ("training",)}
+             "intensity": ("quick_estimate", "intensity"), "measurement": ("residuals",),
+             "results": ("residuals_of_results",), "bias": ("bias",), "training": ("training",)}
 
 
 def findings_text(
@@ -377,7 +346,7 @@ def write_report(
     if any(item.section in ("measurement", "positions") for item in doubts):  # only where the counts agree
         scan = scan.replace("nothing stands against a reconstruction", "its geometry is sound, but see the findings")
     report = plain_json({
-        "path": str(subject.path), "kind": subject.kind,
+        "path": str(subject.path), "kind": subject.kind, "believable": not counts[0],
         "verdict": f"{_count(counts[0], 'error')}, {_count(counts[1], 'warning')}. Scan: {scan}.",
         "findings": [finding.to_dict() for finding in examination.findings], "sections": examination.sections, "figures": figures,
         "gridsize": examination.gridsize, "seed": examination.seed, "seconds": seconds, "version": version("ptycho_nb")})
@@ -413,9 +382,10 @@ def diagnose(
     Returns
     -------
     dict
-        The content of ``report.json``: ``"verdict"`` (a sentence), ``"findings"`` (errors first; of each ``severity``,
-        ``section``, ``what``, ``number`` and ``remedy``), ``"sections"`` (the numbers by section), ``"figures"`` (paths
-        relative to `out`), ``"gridsize"``, ``"seed"``, ``"seconds"`` and ``"version"``.
+        The content of ``report.json``: ``"verdict"`` (a sentence), ``"believable"`` (False if data were refused, or a fit is
+        not to be believed), ``"findings"`` (errors first; of each ``severity``, ``section``, ``what``, ``number`` and
+        ``remedy``), ``"sections"`` (the numbers by section), ``"figures"`` (paths relative to `out`), ``"gridsize"``,
+        ``"seed"``, ``"seconds"`` and ``"version"``.
 
     Raises
     ------

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AXIS_ORDERS', 'position_findings', 'StoredQuantity', 'stored_quantity', 'PatternReport', 'pattern_report',
            'pattern_findings', 'exposure_maps', 'photon_reach', 'ScanAndDose', 'scan_and_dose', 'scan_findings',
-           'scan_verdict', 'compact_part', 'AxisOrder', 'axis_order', 'axis_order_findings']
+           'scan_verdict', 'compact_numbers', 'compact_part', 'AxisOrder', 'axis_order', 'axis_order_findings']
 
 # %% ../../nbs/7_diagnosis/20_scan_checks.ipynb #2876b049
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ from scipy.spatial import cKDTree
 from ..data.scan import RawData
 from ..physics import scans
 from ..physics.forward import Layout
-from ..physics.noise import poisson_deviance, radial_mean
+from ..physics.noise import radial_mean
 from ..physics.scans import area_overlap, linear_overlap, nearest_spacing_px, scan_report, validation_indices
 from ..solvers.fit import fit_scan
 from ..solvers.held_out import hold_out
-from ..solvers.result import Reconstruction, predict_amplitudes
+from ..solvers.result import Reconstruction
 from .findings import Finding, Report, sort_findings
 
 # %% ../../nbs/7_diagnosis/20_scan_checks.ipynb #3670cfc8
@@ -166,13 +166,16 @@ def _centre_findings(measured: PatternReport) -> list[Finding]:
 
 def pattern_report(
     diff3d: np.ndarray,  # float32 (M, N, N): what a file holds as amplitudes
+    good: np.ndarray | None = None,  # bool (N, N): pixels that tell something; None: all
 ) -> PatternReport:
     "Stored quantity, centre and dark patterns."
-    sizes = {"n_dark": int(np.count_nonzero(~diff3d.any(axis=(1, 2)))), "n_patterns": len(diff3d), "N": diff3d.shape[-1]}
+    good = np.ones(diff3d.shape[1:], bool) if good is None else good
+    lit = np.array([bool(pattern[good].any()) for pattern in diff3d])
+    sizes = {"n_dark": int(np.count_nonzero(~lit)), "n_patterns": len(diff3d), "N": diff3d.shape[-1]}
     if sizes["n_dark"] == len(diff3d):
         return PatternReport(**sizes)
-    stored = stored_quantity(diff3d)
-    centre = _centre(np.mean(np.square(diff3d, dtype=np.float64), axis=0))
+    stored = stored_quantity(diff3d[np.linspace(0, len(diff3d) - 1, min(200, len(diff3d))).astype(int)][:, good])
+    centre = _centre(np.mean(np.square(diff3d, dtype=np.float64), axis=0) * good)
     return PatternReport(quantity=stored.quantity, whole_number_share=stored.whole_number_share, **centre, **sizes)
 
 
@@ -207,7 +210,7 @@ def photon_reach(
     photons_per_pixel: float,  # W: photons that pass through an object pixel
 ) -> float:  # fraction of Nyquist, 0 to 1
     "The highest frequency at which the patterns that see a place together count a photon per detector pixel."
-    counts = radial_mean(np.mean(np.square(data.diff3d, dtype=np.float64), axis=0))
+    counts = np.nan_to_num(radial_mean(np.mean(np.square(data.diff3d, dtype=np.float64), axis=0), data.good_pixels))
     if not counts.any():
         return 0.0
     summed = counts * photons_per_pixel * data.N**2 / data.nphotons_mean
@@ -245,7 +248,7 @@ class ScanAndDose(Report):
     photons_per_pattern_median: float
     photons_per_pattern_min: float
     photons_per_pattern_max: float
-    counts_per_pixel_max: float  # brightest detector pixel
+    counts_per_pixel_max: float  # brightest good detector pixel
     photons_per_object_pixel_median: float  # in the whole scan
     photons_per_object_pixel_mean: float
     photon_reach: float  # fraction of Nyquist
@@ -280,7 +283,7 @@ def scan_and_dose(
         exposures_median=float(np.median(exposures)), exposures_min=float(exposures.min()),
         covered_share=float(np.mean(exposures > 0)), photons_per_pattern_mean=float(per_pattern.mean()),
         photons_per_pattern_median=float(np.median(per_pattern)), photons_per_pattern_min=float(per_pattern.min()),
-        photons_per_pattern_max=float(per_pattern.max()), counts_per_pixel_max=float(data.diff3d.max()) ** 2,
+        photons_per_pattern_max=float(per_pattern.max()), counts_per_pixel_max=data.summary()["counts_per_pixel_max"],
         photons_per_object_pixel_median=fluence, photons_per_object_pixel_mean=float(photons.mean()),
         photon_reach=reach, finest_period_px=2 / reach if reach else None)
 
@@ -349,13 +352,21 @@ AXIS_ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def compact_numbers(
+    data: RawData,
+    n_patterns: int,  # at most so many
+) -> np.ndarray:  # int (m,), ascending
+    "The patterns nearest to the middle of the scan."
+    distance = np.linalg.norm(data.positions_px - np.median(data.positions_px, axis=0), axis=1)
+    return np.sort(np.argsort(distance, kind="stable")[:n_patterns])
+
+
 def compact_part(
     data: RawData,
     n_patterns: int,  # at most so many
 ) -> RawData:  # the patterns nearest to the middle of the scan, without the object
     "A part of a scan that a quick computation can afford."
-    distance = np.linalg.norm(data.positions_px - np.median(data.positions_px, axis=0), axis=1)
-    return replace(data.subset(np.sort(np.argsort(distance, kind="stable")[:n_patterns])), object=None)
+    return replace(data.subset(compact_numbers(data, n_patterns)), object=None)
 
 
 @dataclass(frozen=True)
@@ -383,8 +394,7 @@ def axis_order(
     for name, turned in AXIS_ORDERS.items():
         result = fit_scan(replace(part, positions_px=turned(part.positions_px)), held, seed=seed,
                           iterations=iterations, patience=iterations, smoothing_px=(0.0, 1.0, 2.0), progress=False)
-        predicted, measured = predict_amplitudes(result, held.patterns), held.amplitude
-        deviances[name] = np.array([poisson_deviance(predicted[[k]], measured[[k]]) for k in range(len(measured))])
+        deviances[name] = held.deviances(result)
         quick = result if quick is None else quick
     best = min(deviances, key=lambda name: deviances[name].mean())
     lead = deviances["as given"] - deviances[best]

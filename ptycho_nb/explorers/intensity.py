@@ -20,7 +20,7 @@ from ..physics.noise import closed_form_intensity_scale, intensity_scale, poisso
 from ..runs.arm_scan import scan_of_arm
 from ..runs.arms import RECONSTRUCTION, read_arm
 from ..solvers.fit import fit_scan
-from ..solvers.result import Reconstruction, load_reconstructions, predict_amplitudes
+from ..solvers.result import Reconstruction, good_pixels, load_reconstructions, predict_amplitudes
 from . import explorer as widgets
 
 # %% auto #0
@@ -63,10 +63,16 @@ def _predictions(
 ) -> Predictions:
     "What the reconstructions of a scan predict for `count` of its patterns, evenly spaced in their order."
     chosen = np.unique(np.linspace(0, data.n_patterns - 1, min(count, data.n_patterns)).round().astype(int))
-    scales = {name: float(np.linalg.norm(item.probe)) / (item.N / 2) for name, item in reconstructions.items()}
+    scales = {name: float(np.linalg.norm(item.modes)) / (item.N / 2) for name, item in reconstructions.items()}
     by_method = {name: predict_amplitudes(item, chosen) / np.float32(scales[name])
                  for name, item in reconstructions.items()}
-    return Predictions(data.diff3d[chosen], by_method, scales.get("network"), nphotons or data.nphotons_mean)
+    measured, good = data.diff3d[chosen], good_pixels(data, *reconstructions.values())
+    if any(item.detector is not None for item in (data, *reconstructions.values())):  # the light of the good pixels alone
+        background = max((item.detector.background for item in (data, *reconstructions.values()) if item.detector is not None),
+                         key=np.sum)
+        measured = np.sqrt(np.maximum(np.square(measured) - background, 0)) * good
+        by_method = {name: predicted * good for name, predicted in by_method.items()}
+    return Predictions(measured, by_method, scales.get("network"), nphotons or data.nphotons_mean)
 
 # %% ../../nbs/9_explorers/40_intensity.ipynb #9804076f
 def _from_arm(folder: Path, data: RawData | str | Path | None, count: int) -> Predictions:

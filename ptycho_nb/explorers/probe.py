@@ -139,7 +139,7 @@ class ProbeExplorer(widgets.Explorer):
         middle = data.positions_px.mean(axis=0)
         nearest = int(np.argmin(np.linalg.norm(data.positions_px[: len(objects)] - middle, axis=1)))
         self._patch = objects[nearest]
-        self._estimated = probes.estimated_probe(data.diff3d)
+        self._estimated = probes.estimated_probe(data.diff3d * data.good_pixels)
         step_px = nearest_spacing_px(data.positions_px).mean() if data.n_patterns > 1 else 0.0
         text = ipywidgets.Text(description="file", placeholder="empty: the probe of the scan", continuous_update=False)
         controls = {

@@ -17,8 +17,8 @@ from ..machine import cores
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.scans import validation_indices
 from .generators import get_generator
-from .groups import PtychoDataContainer, group_data, validation_groups
-from .inputs import EstimateSettings, GroupEstimates, ScanEstimates, estimate_features, scan_layout
+from .groups import PtychoDataContainer, group_data, patterns_left_out, validation_groups
+from .inputs import EstimateSettings, GroupEstimates, ScanEstimates, estimate_features, scan_layout, with_filled_pixels
 from .inputs import window_px as side_of_light_px
 
 # %% ../../nbs/4_network/52_courses.ipynb #904992e7
@@ -83,7 +83,7 @@ def with_object(data: RawData, course: Course) -> Course:
         raise InputError(f"{data.source}, key 'objectGuess'", "no object",
                          "the true object, because realspace_mae_weight > 0", "Set realspace_mae_weight to 0, or add the object.")
     used = data.positions_px[np.unique(container.inputs)]
-    lit = scan_amplitudes(data.object, container.probe, Layout.on_canvas(used, data.N, data.object.shape))
+    lit = scan_amplitudes(data.object, container.light, Layout.on_canvas(used, data.N, data.object.shape))
     energy = np.mean(np.sum(lit**2, axis=(1, 2)))
     side = container.canvas_px
     padded = np.pad(data.object * (data.N / 2 / np.sqrt(energy)), side, constant_values=1)
@@ -131,8 +131,12 @@ def plan_training(
 ) -> TrainingPlan:
     "Everything that a model of this configuration sees while it trains; `InputError` for a scan that does not fit."
     def groups_of(scan: RawData, validation: np.ndarray) -> tuple:
-        fitted = np.setdiff1d(np.arange(scan.n_patterns), validation)
+        useless = patterns_left_out(scan)
+        validation = np.setdiff1d(validation, useless)
+        fitted = np.setdiff1d(np.arange(scan.n_patterns), np.union1d(validation, useless))
         groups = group_data(scan, config, training, exclude=validation, seed=seeds["train_seed"])
+        if get_generator(config.generator).input_kind == "diffraction":
+            groups = with_filled_pixels(groups)
         return groups, validation_groups(groups, fitted, validation) if len(validation) else None, fitted
 
     sets = [groups_of(data, validation)]

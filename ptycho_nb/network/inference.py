@@ -23,8 +23,8 @@ from ..physics.forward import Layout
 from ..solvers.likelihood import illumination
 from ..solvers.result import Reconstruction, enlarged, predict_amplitudes
 from .bundle import load_bundle
-from .groups import PtychoDataContainer, group_data
-from .inputs import GroupEstimates, estimate_features, group_layout, scan_layout, window_px
+from .groups import PtychoDataContainer, group_data, warn_of_faults
+from .inputs import GroupEstimates, estimate_features, group_layout, scan_layout, window_px, with_filled_pixels
 from .model import MergedPatches, PtychoModel
 from .patches import stitch
 from .training import TrainingResult
@@ -127,7 +127,7 @@ def _apply_in_tiles(network, features: np.ndarray) -> np.ndarray:
 def _by_scan(model: PtychoModel, container: PtychoDataContainer) -> tuple[np.ndarray, ...]:
     placed = scan_layout(container, np.unique(container.inputs))
     features = estimate_features(container, placed, model.settings, cores())[0]
-    coverage = illumination(container.probe, placed.layout)[0]
+    coverage = illumination(container.light, placed.layout)[0]
     object, lit = _apply_in_tiles(model.object_network, features), coverage >= 1e-6 * coverage.max()
     return np.where(lit, object, 1), np.where(lit, coverage, 0), placed.layout.origin_px
 
@@ -146,8 +146,11 @@ def rescale_factor(
         return 1.0
     patterns = np.arange(data.n_patterns) if patterns is None else patterns
     measured_power = product = predicted_power = 0.0
+    good, background = data.good_pixels, 0.0 if data.detector is None else data.detector.background[data.good_pixels]
     for part in np.array_split(patterns, -(-len(patterns) // 256)):  # a few at a time, for scans that fill the memory
         measured, predicted = data.diff3d[part], predict_amplitudes(reconstruction, part)
+        if data.detector is not None:
+            measured, predicted = np.sqrt(np.maximum(measured[:, good] ** 2 - background, 0)), predicted[:, good]
         measured_power += float(np.sum(measured**2, dtype=float))
         product += float(np.sum(measured * predicted, dtype=float))
         predicted_power += float(np.sum(predicted**2, dtype=float))
@@ -217,8 +220,11 @@ def reconstruct(
     if by_scan and config.n_groups is not None:
         raise InputError("InferenceConfig.n_groups", config.n_groups, "None for a model with estimate_scope='scan'",
                          "Such a model uses all patterns at once; leave n_groups out.")
+    warn_of_faults(data)
     container = group_data(data, model.config, exclude=exclude, n_groups=config.n_groups,
                            neighbor_count=config.neighbor_count)
+    if model.input_kind == "diffraction":
+        container = with_filled_pixels(container)
     if by_scan:
         object, coverage, origin = _by_scan(model, container)
     else:
@@ -226,11 +232,12 @@ def reconstruct(
             rows = covering_groups(container.inputs, config.times_seen)
             container = container.with_groups(container.inputs[rows], container.inputs[rows])
         object, coverage, origin = _by_groups(model, container, config.batch_size)
-    probe = model.probe if model.config.probe_trainable else container.probe
+    light = model.probe if model.config.probe_trainable else container.light
     learned = model.intensity_scale / model.data_scale  # what training found the scale to be, of what it was given
+    modes = (light * container.intensity_scale * learned).astype(np.complex64).reshape(-1, data.N, data.N)
     reconstruction = Reconstruction(
-        object=object, coverage=coverage, origin_px=origin, positions_px=data.positions_px,
-        probe=(probe * container.intensity_scale * learned).astype(np.complex64), method="network", geometry=data.geometry)
+        object=object, coverage=coverage, origin_px=origin, positions_px=data.positions_px, probe=modes[0], method="network",
+        weaker_modes=modes[1:] if len(modes) > 1 else None, detector=container.detector, geometry=data.geometry)
     # Patterns that were left out are to be predicted as well, wherever they lie.
     around = Layout.around(data.positions_px, data.N)
     (y, x), (height, width) = around.origin_px.tolist(), around.shape[1:]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'Placed', 'group_layout', 'scan_layout', 'window_px', 'EstimateSettings', 'choose_settings',
-           'choose_group_settings', 'estimate_features', 'GroupEstimates', 'across_halves', 'ScanEstimates']
+           'choose_group_settings', 'estimate_features', 'with_filled_pixels', 'GroupEstimates', 'across_halves',
+           'ScanEstimates']
 
 # %% ../../nbs/4_network/30_inputs.ipynb #48335a41
 from collections.abc import Callable
@@ -69,7 +70,7 @@ def window_px(
     patterns: np.ndarray,  # int (B, k): patterns on the canvases of all groups
 ) -> np.ndarray:  # int (B,): multiples of 8, at most the side of the canvas
     "The side of the square in the middle of each group's canvas on which these patterns' light falls, px."
-    power = np.abs(container.probe) ** 2
+    power = np.sum(np.abs(container.light.reshape(-1, container.N, container.N)) ** 2, axis=0)
     half = container.N // 2
     inside = [power[half - side : half + side, half - side : half + side].sum() for side in range(half + 1)]
     lit = int(np.argmax(np.array(inside) >= (1 - _DARK) * inside[-1])) + container.subpixel
@@ -79,10 +80,11 @@ def window_px(
 
 # %% ../../nbs/4_network/30_inputs.ipynb #56b40ddf
 def _steps(container: PtychoDataContainer, placed: Placed, iterations: int, threads: int) -> Solver:
-    probe = (container.probe * container.intensity_scale).astype(np.complex64)
+    probe = (container.light * container.intensity_scale).astype(np.complex64)
     start = np.ones(placed.layout.shape, np.complex64)
     every = np.arange(len(placed.patterns))
-    return solve(Problem(container.amplitude[placed.patterns], placed.layout, probe, start, every), iterations, threads)
+    problem = Problem(container.amplitude[placed.patterns], placed.layout, probe, start, every, detector=container.detector)
+    return solve(problem, iterations, threads)
 
 # %% ../../nbs/4_network/30_inputs.ipynb #bdc9dddf
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def choose_settings(
 ) -> EstimateSettings:
     "The number of steps (at most 24) and the smoothing under which the judged patterns are most likely."
     judging = container if judging is None else judging
-    probe = (judging.probe * judging.intensity_scale).astype(np.complex64)
+    probe = (judging.light * judging.intensity_scale).astype(np.complex64)
     measured = judging.amplitude[judged.patterns]
     tried: list[tuple[float, EstimateSettings]] = []
     for step in _steps(container, fitted, 24, cores()):
@@ -112,7 +114,7 @@ def choose_settings(
         last, objects = np.inf, to_judge(step.objects)
         for smoothing_px in SMOOTHING_PX:
             smooth = smooth_correction(objects, np.ones_like(objects), smoothing_px)
-            nll = poisson_deviance(scan_amplitudes(smooth, probe, judged.layout), measured)
+            nll = poisson_deviance(scan_amplitudes(smooth, probe, judged.layout), measured, judging.detector)
             tried.append((nll, EstimateSettings(step.iteration, smoothing_px)))
             if nll > last:
                 break  # past the best width
@@ -126,6 +128,7 @@ def _settings_by_photons(container: PtychoDataContainer, judges: int, seed: int)
     inputs = inputs.reshape(len(rows), -1)
     fitting, judging = (
         replace(container, amplitude=amplitude, positions_px=container.positions_px[used],
+                detector=container.detector and container.detector.dimmed(share),
                 intensity_scale=container.intensity_scale * np.sqrt(share)).with_groups(inputs, inputs)
         for amplitude, share in zip(deal_photons(container.amplitude[used], 1 - HELD_OUT, seed), (1 - HELD_OUT, HELD_OUT),
                                     strict=True))
@@ -151,7 +154,7 @@ def choose_group_settings(
     around = container.with_groups(groups[np.unique(near)], groups[np.unique(near)])
     fitted = group_layout(around, np.arange(len(around)), around.inputs)
     judged = scan_layout(around, judging)
-    weights = illumination(container.probe, fitted.layout)
+    weights = illumination(container.light, fitted.layout)
 
     def stitched(objects: np.ndarray) -> np.ndarray:
         object, coverage = stitch(objects, around.canvas_corner_px - judged.layout.origin_px, weights,
@@ -180,8 +183,29 @@ def estimate_features(
     for step in _steps(container, placed, settings.iterations, threads):
         if step.iteration in (1, settings.iterations):
             objects[step.iteration] = step.objects.copy()
-    weight = illumination(container.probe, placed.layout)
+    weight = illumination(container.light, placed.layout)
     return _features(objects[1], objects[settings.iterations], weight, settings.smoothing_px)
+
+# %% ../../nbs/4_network/30_inputs.ipynb #a6bc1f06
+_FILLING_STEPS = 8
+
+
+def with_filled_pixels(
+    container: PtychoDataContainer,
+) -> PtychoDataContainer:  # itself, if all pixels are good
+    "Put into the bad pixels of the patterns that are inputs what an estimate of the scan predicts there."
+    if container.detector is None or container.detector.good.all():
+        return container
+    placed = scan_layout(container, np.unique(container.inputs))
+    *_, last = _steps(container, placed, _FILLING_STEPS, cores())
+    bad, background = ~container.detector.good, container.detector.background
+    amplitude = container.amplitude.copy()
+    for part in np.array_split(np.arange(len(placed.patterns)), -(-len(placed.patterns) // 256)):
+        rate = np.square(scan_amplitudes(last.objects, last.probe, placed.layout[part])) + background
+        patterns = amplitude[placed.patterns[part]]
+        patterns[:, bad] = np.sqrt(rate[:, bad])
+        amplitude[placed.patterns[part]] = patterns
+    return replace(container, amplitude=amplitude)
 
 # %% ../../nbs/4_network/30_inputs.ipynb #39eb0fd2
 class GroupEstimates:

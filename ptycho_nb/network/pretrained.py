@@ -43,7 +43,8 @@ def excess_error(
 ) -> float:  # relative, rms over the object; 0 where noise explains everything
     "The error of an estimate that the counts held out see beyond their noise."
     found = goodness(base, held)
-    return float(np.sqrt(max(found.deviance - found.expected, 0.0) / np.mean(np.square(held.amplitude))))
+    counts = np.square(held.amplitude if base.detector is None else held.amplitude[:, base.detector.good])
+    return float(np.sqrt(max(found.deviance - found.expected, 0.0) / np.mean(counts)))
 
 # %% ../../nbs/4_network/70_pretrained.ipynb #69d00fad
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class SolverView:
     @property
     def scale(self) -> np.ndarray:  # float32 (H, W)
         "The expected error s of each pixel, at most 1."
-        photons = self.base.coverage * np.sum(np.abs(self.base.probe) ** 2) / (self.base.N / 2) ** 2
+        photons = self.base.coverage * np.sum(np.abs(self.base.modes) ** 2) / (self.base.N / 2) ** 2
         photons = np.maximum(photons, 1e-3 * photons.max())
         return np.minimum(np.sqrt(1 / photons + self.error**2), 1).astype(np.float32)
 
@@ -276,7 +277,8 @@ def amplitude_deviation(
 ) -> tuple[np.ndarray, Region]:  # float32 (h, w): standard deviation of the amplitude; and the region (y0, y1, x0, x1), px
     "The standard deviation of a reconstruction's amplitude, from reconstructions of random halves of the photons."
     rng, solver = np.random.default_rng(seed), solver or partial(amortised, splits=1)
-    found = [solver(replace(data, diff3d=half)) for _ in range(deals) for half in deal_photons(data.diff3d, 0.5, rng)]
+    half_lit = replace(data, detector=None if data.detector is None else data.detector.dimmed(0.5))
+    found = [solver(replace(half_lit, diff3d=half)) for _ in range(deals) for half in deal_photons(data.diff3d, 0.5, rng)]
     region = common_region(*found)
     amplitudes = [np.abs(result.crop_to(region).object) for result in found]
     amplitudes = [amplitude / amplitude.mean() * np.abs(amplitudes[0]).mean() for amplitude in amplitudes]

@@ -26,6 +26,7 @@ from ..machine import viewer
 from ..physics.scans import validation_indices
 from .courses import Course, TrainingPlan, plan_training
 from .generators import fastest_precision
+from .groups import warn_of_faults
 from .model import PtychoModel
 
 _logger = logging.getLogger(__name__)
@@ -271,7 +272,7 @@ def _untrained_model(plan: TrainingPlan, config: ModelConfig, training: Training
     "The model of a plan with its first weights, compiled for this training."
     groups = plan.train.container
     model = PtychoModel(
-        config, groups.probe, groups.intensity_scale, plan.canvas_px, training=training, settings=plan.settings,
+        config, groups.light, groups.intensity_scale, plan.canvas_px, training=training, settings=plan.settings,
         subpixel=plan.subpixel, precision=precision, seed=seed, window_px=plan.window_px)
     some = np.unique(np.linspace(0, len(groups) - 1, 256).astype(int))
     model.adapt(groups.batch(some)["amplitude"])
@@ -312,6 +313,10 @@ def train(
     callback: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainingResult:
     """Train a network on a scan by the likelihood of its patterns, without labels.
+
+    Bad pixels of ``data.detector`` count nowhere, its background is a part of the rate, and the intensities of several modes
+    of the probe add. A measured scan gets all three from ``as_estimated(data, estimate(data))``; its patterns that are dark or
+    far too bright are left out.
 
     Parameters
     ----------
@@ -362,6 +367,7 @@ def train(
     began, cpu_began = time.perf_counter(), time.process_time()
     model, training = model or ModelConfig(N=data.N), training or TrainingConfig()
     training.check_against(model)
+    warn_of_faults(data)
     folder = None if output_dir is None else Path(output_dir)
     seeds = derive_seeds(training.seed, train_seed=training.train_seed)
     if validation is None:

@@ -58,11 +58,14 @@ def deal_photons(
 # %% ../../nbs/1_physics/60_noise.ipynb #a083343a
 def radial_mean(
     image: np.ndarray,  # (N, N), zero frequency in the centre
+    good: np.ndarray | None = None,  # bool (N, N): pixels that count; None: all
 ) -> np.ndarray:  # (N/2 + 1,): mean over the pixels at a rounded distance of 0, 1, … N/2 px (Nyquist) from the centre
-    "The mean of an image at each distance from its centre."
+    "The mean of an image at each distance from its centre; not a number where no pixel counts."
     N = image.shape[-1]
-    ring = np.rint(np.hypot(*(np.indices((N, N)) - N // 2))).astype(int).ravel()
-    return (np.bincount(ring, image.ravel()) / np.bincount(ring))[: N // 2 + 1]
+    good = np.ones((N, N), bool) if good is None else good
+    ring = np.rint(np.hypot(*(np.indices((N, N)) - N // 2))).astype(int)[good]
+    total, count = (np.bincount(ring, values, minlength=N) for values in (image[good], np.ones(len(ring))))
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)[: N // 2 + 1]
 
 # %% ../../nbs/1_physics/60_noise.ipynb #444f4d20
 FLOOR_SHARE, FLOOR_PHOTONS = 1e-4, 0.1  # of the mean counts, and at most

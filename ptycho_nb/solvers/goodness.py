@@ -5,7 +5,9 @@
 # %% ../../nbs/3_solvers/55_goodness.ipynb #da2fed4f
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy.special import gammaln
@@ -15,28 +17,41 @@ from .held_out import HeldOut, trimmed_mean
 from .result import Reconstruction, predict_amplitudes
 
 # %% auto #0
-__all__ = ['DOUBTFUL', 'WRONG', 'expected_deviance', 'Goodness', 'goodness']
+__all__ = ['DOUBTFUL', 'WRONG', 'CLOSE', 'expected_terms', 'expected_deviance', 'Goodness', 'goodness']
 
 # %% ../../nbs/3_solvers/55_goodness.ipynb #5c384137
 _RATES = np.concatenate([[0.0], 10.0 ** np.linspace(-6, 2, 400)])
 
 
-def _expected_terms() -> np.ndarray:
-    counts = np.arange(300)
-    weighted = counts * np.log(np.maximum(counts, 1))
-    chances = np.exp(counts * np.log(_RATES[1:, None]) - _RATES[1:, None] - gammaln(counts + 1))
-    return np.concatenate([[0.0], chances @ weighted - _RATES[1:] * np.log(_RATES[1:])])
+@cache
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    counts, rates = np.arange(300), _RATES[1:, None]
+    chances = np.exp(counts * np.log(rates) - rates - gammaln(counts + 1))
+    terms = rates - counts + counts * np.log(np.maximum(counts, 1) / rates)
+    means = np.sum(chances * terms, axis=1)
+    variances = np.sum(chances * terms**2, axis=1) - means**2
+    return np.concatenate([[0.0], means]), np.concatenate([[0.0], variances])
+
+
+def expected_terms(
+    rate: np.ndarray,  # float (…): photons expected in each pixel
+) -> tuple[np.ndarray, np.ndarray]:  # float64 (…) both: mean and variance of the deviance of each pixel
+    "What the deviance of a pixel is on average if its rate is exactly right, and how far it scatters."
+    dim, (means, variances) = np.minimum(rate, _RATES[-1]), _tables()
+    bright = 1 / (12 * np.maximum(rate, 1))
+    mean = np.where(rate > _RATES[-1], 0.5 + bright, np.interp(dim, _RATES, means))
+    return mean, np.where(rate > _RATES[-1], 0.5 + 2 * bright, np.interp(dim, _RATES, variances))
 
 
 def expected_deviance(
     rate: np.ndarray,  # float (…): photons expected in each pixel
 ) -> float:  # mean over the pixels, dimensionless
     "The Poisson deviance per pixel (as in `poisson_deviance`) that remains if the rate is exactly right."
-    bright = 0.5 + 1 / (12 * np.maximum(rate, 1))
-    return float(np.mean(np.where(rate > _RATES[-1], bright, np.interp(rate, _RATES, _expected_terms()))))
+    return float(np.mean(expected_terms(rate)[0]))
 
 # %% ../../nbs/3_solvers/55_goodness.ipynb #3b47e8ce
 DOUBTFUL, WRONG = 1.5, 3.0  # times what photon noise leaves
+CLOSE = 0.01  # of the amplitudes: what is missed beyond noise is then too little to matter
 
 
 @dataclass(frozen=True)
@@ -47,21 +62,33 @@ class Goodness:
     error: float  # its standard error
     deviance: float  # per pixel
     expected: float  # per pixel
+    missed: float = 1.0  # share of the amplitude that is missed beyond noise, rms
 
     @property
     def verdict(self) -> str:
         "One sentence for a person."
         size = f"{self.ratio:.3g} ± {self.error:.2g} times what photon noise allows"
-        if self.ratio - 2 * self.error > WRONG:
+        if self.is_sound and self.ratio - 2 * self.error > DOUBTFUL:
+            return f"the fit is close: its residuals are {size}, and {self.missed:.1%} of the amplitude"
+        if self.is_wrong:
             return f"the fit is not to be believed: its residuals are {size}"
-        if self.ratio - 2 * self.error > DOUBTFUL:
+        if not self.is_sound:
             return f"the fit is doubtful: its residuals are {size}"
         return f"the counts agree with the fit: its residuals are {size}"
 
     @property
     def is_sound(self) -> bool:
-        "Whether the counts do not contradict the result."
-        return self.ratio - 2 * self.error <= DOUBTFUL
+        "Whether the counts do not contradict the result, or so little that it does not matter."
+        return self.ratio - 2 * self.error <= DOUBTFUL or self.missed < CLOSE
+
+    @property
+    def is_wrong(self) -> bool:
+        "Whether the result is not to be believed."
+        return self.ratio - 2 * self.error > WRONG and not self.is_sound
+
+    def to_dict(self) -> dict[str, Any]:
+        "As JSON can hold it, with the verdict."
+        return asdict(self) | {"verdict": self.verdict}
 
 
 def goodness(
@@ -69,11 +96,14 @@ def goodness(
     held: HeldOut,  # counts that it was not fitted to
 ) -> Goodness:
     "Held-out deviance over the deviance of a perfect model."
-    measured, floor = held.deviances(result), rate_floor(float(np.mean(np.square(held.amplitude))))
-    rates = held.share * np.square(predict_amplitudes(result, held.patterns), dtype=np.float64) + floor
-    if result.detector is not None:
-        detector = result.detector.dimmed(held.share)
+    detector = held.detector_of(result)
+    seen = np.square(held.amplitude if detector is None else held.amplitude[:, detector.good], dtype=np.float64)
+    counts = float(np.mean(seen))
+    measured, rates = held.deviances(result), held.share * np.square(predict_amplitudes(result, held.patterns), dtype=np.float64)
+    if detector is not None:
         rates = rates[:, detector.good] + detector.background[detector.good]
-    expected = np.array([expected_deviance(rate) for rate in rates])
+    expected = np.array([expected_deviance(rate + rate_floor(counts)) for rate in rates])
     ratio, error = trimmed_mean(measured / expected)
-    return Goodness(ratio, error, float(measured.mean()), float(expected.mean()))
+    beyond = max(ratio - 1, 0) * float(expected.mean())  # about 2 (ΔA)² in each pixel
+    missed = float(np.sqrt(beyond / (2 * counts))) if counts > 0 else 1.0
+    return Goodness(ratio, error, float(measured.mean()), float(expected.mean()), missed)

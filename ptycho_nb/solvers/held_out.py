@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config import VALIDATION_FRACTION, InputError
 from ..data.scan import RawData
+from ..physics.detector import Detector
 from ..physics.noise import deal_photons, pattern_deviances
 from ..physics.scans import stand_alone, validation_indices
 from .result import Reconstruction, predict_amplitudes
@@ -32,6 +33,7 @@ class HeldOut:
     fitted_amplitude: np.ndarray  # float32 (M, N, N): what is left to fit; only the rows `fitted` are looked at
     share: float = 1.0  # of the photons of `patterns` that judge
     fitted_share: float = 1.0  # of the photons of `fitted` that are fitted
+    good: np.ndarray | None = None  # bool (N, N): pixels that may judge; None: all
 
     def deviance(
         self,
@@ -55,10 +57,19 @@ class HeldOut:
         self,
         result: Reconstruction,  # of the scan with all its photons
     ) -> np.ndarray:  # float64 (v,)
-        "The deviance of each judging pattern, on the pixels that the result holds for good."
+        "The deviance of each judging pattern, on the pixels that the scan and the result hold for good."
         predicted = predict_amplitudes(result, self.patterns) * np.float32(np.sqrt(self.share))
+        return pattern_deviances(predicted, self.amplitude, self.detector_of(result))
+
+    def detector_of(
+        self,
+        result: Reconstruction,
+    ) -> Detector | None:  # None: perfect
+        "The detector of a result for the photons that judge, without the pixels that the scan has masked."
         detector = None if result.detector is None else result.detector.dimmed(self.share)
-        return pattern_deviances(predicted, self.amplitude, detector)
+        if self.good is None:
+            return detector
+        return Detector(self.good) if detector is None else replace(detector, good=detector.good & self.good)
 
 
 def hold_out(data: RawData, patterns: np.ndarray | None = None, seed: int = 0) -> HeldOut:
@@ -105,7 +116,8 @@ def hold_out(data: RawData, patterns: np.ndarray | None = None, seed: int = 0) -
     if len(fitted) < 2:
         raise InputError("patterns to fit", len(fitted), "at least 2",
                          "give a scan of more patterns or fewer validation patterns")
-    return HeldOut(patterns, data.diff3d[patterns], fitted, data.diff3d)
+    good = None if data.detector is None else data.detector.good
+    return HeldOut(patterns, data.diff3d[patterns], fitted, data.diff3d, good=good)
 
 
 def hold_out_photons(
@@ -114,8 +126,8 @@ def hold_out_photons(
 ) -> HeldOut:
     "Keep a tenth of the photons of each pattern from the fit."
     fitted, judging = deal_photons(data.diff3d, 1 - HELD_OUT, seed)
-    every = np.arange(data.n_patterns)
-    return HeldOut(every, judging, every, fitted, HELD_OUT, 1 - HELD_OUT)
+    every, good = np.arange(data.n_patterns), None if data.detector is None else data.detector.good
+    return HeldOut(every, judging, every, fitted, HELD_OUT, 1 - HELD_OUT, good)
 
 # %% ../../nbs/3_solvers/40_held_out.ipynb #78e5f887
 _TRIM = 0.2  # of the patterns at either end

@@ -107,6 +107,10 @@ def lsqml_epochs(
                          "Give fewer validation patterns, or check the detector.")
     check_positions(data)
     torch, ptychi = _import_ptychi()
+    ignored = [what for what, has in (("masked pixels", not data.good_pixels.all()), ("modes", data.weaker_modes is not None),
+                                      ("background", data.detector is not None and data.detector.background.any())) if has]
+    if ignored:
+        warnings.warn(f"{data.source}: LSQML runs here without the {' and '.join(ignored)} of the scan.", stacklevel=2)
     refine_probe = not data.is_simulated if refine_probe is None else refine_probe
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Converting a tensor with requires_grad", UserWarning)  # inside pty-chi

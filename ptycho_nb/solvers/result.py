@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError
+from ..data.scan import RawData
 from ..files import check_shape, plain_json, read_arrays, reading, write_arrays
 from ..physics.detector import Detector
 from ..physics.forward import Layout, scan_amplitudes
@@ -23,8 +24,9 @@ from ..pictures import Panel, Showing, amplitude_and_phase
 Region = tuple[int, int, int, int]  # (y0, y1, x0, x1), px in the frame of the positions; y1 and x1 are just outside
 
 # %% auto #0
-__all__ = ['Region', 'Reconstruction', 'without_plane', 'crop', 'predict_amplitudes', 'covered_region', 'common_region',
-           'enlarged', 'save_reconstructions', 'load_reconstructions', 'stored_methods']
+__all__ = ['Region', 'Reconstruction', 'without_plane', 'crop', 'predict_amplitudes', 'good_pixels', 'measured_and_predicted',
+           'covered_region', 'common_region', 'enlarged', 'save_reconstructions', 'load_reconstructions',
+           'stored_methods']
 
 # %% ../../nbs/3_solvers/10_result.ipynb #3d5ce136
 @dataclass(frozen=True, eq=False, repr=False)
@@ -206,6 +208,30 @@ def predict_amplitudes(
     layout = Layout.on_canvas(reconstruction.positions_px[chosen], reconstruction.N, reconstruction.object.shape,
                               reconstruction.origin_px, None if reconstruction.light is None else reconstruction.light[chosen])
     return scan_amplitudes(reconstruction.object, reconstruction.modes, layout)
+
+# %% ../../nbs/3_solvers/10_result.ipynb #0ead54ef
+def good_pixels(
+    *of: Reconstruction | RawData,  # with patterns of one size
+) -> np.ndarray:  # bool (N, N)
+    "The pixels of the detector that all of them hold for good."
+    good = np.ones((of[0].N, of[0].N), bool)
+    for one in of:
+        if one.detector is not None:
+            good = good & one.detector.good
+    return good
+
+
+def measured_and_predicted(
+    reconstruction: Reconstruction,
+    data: RawData,  # the scan that it was made from
+    patterns: np.ndarray,  # int (m,): which of its patterns
+) -> tuple[np.ndarray, np.ndarray]:  # float32 (m, p) both: amplitudes in the good pixels, a background among the predicted ones
+    "What can be compared, the same for every number that judges a fit."
+    good = good_pixels(reconstruction, data)
+    predicted = predict_amplitudes(reconstruction, patterns)[:, good]
+    if reconstruction.detector is not None:
+        predicted = np.sqrt(np.square(predicted) + reconstruction.detector.background[good])
+    return data.diff3d[patterns][:, good], predicted
 
 # %% ../../nbs/3_solvers/10_result.ipynb #7852268e
 def covered_region(
