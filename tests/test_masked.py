@@ -99,7 +99,7 @@ def loss_of(data, generator="residual_unet", **weights):
     groups = group_data(data, pt.ModelConfig())
     groups = groups.with_groups(groups.inputs[:16], groups.targets[:16])
     config = pt.ModelConfig(generator=generator, n_filters=4)
-    model = PtychoModel(config, groups.light, groups.intensity_scale, groups.canvas_px, seed=1,
+    model = PtychoModel(config, groups.modes, groups.intensity_scale, groups.canvas_px, seed=1,
                         training=pt.TrainingConfig(**weights))
     groups = with_filled_pixels(groups) if generator == "cnn" else groups
     batch = groups.batch(np.arange(16)) | GroupEstimates(groups)(np.arange(16))
@@ -120,6 +120,13 @@ def test_modes_and_background_belong_to_the_prediction(with_modes, weights):
     both = loss_of(with_modes, **weights)
     assert 1.03 * both < loss_of(replace(with_modes, weaker_modes=None), **weights)
     assert 1.03 * both < loss_of(replace(with_modes, detector=None), **weights)
+
+
+def test_light_that_changes_belongs_to_the_prediction(exact):
+    light = np.linspace(1.5, 0.5, exact.n_patterns).astype(np.float32)
+    patterns = observe_poisson(np.square(exact.diff3d, dtype=float) * light[:, None, None], 3)
+    data = replace(exact, diff3d=patterns, light=light)
+    assert 1.5 * loss_of(data) < loss_of(replace(data, light=None))
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ class _Quantities:
         return np.ones(self.diff3d.shape[1:], bool) if self.detector is None else self.detector.good
 
     @property
-    def light(self) -> np.ndarray:
+    def probe_modes(self) -> np.ndarray:
         "complex64: the probe (N, N), or all its modes (L, N, N) if there are several."
         return self.probe if self.weaker_modes is None else np.concatenate([self.probe[None], self.weaker_modes])
 
@@ -220,7 +220,7 @@ class RawData(_Quantities, _Stored, ScanView):
     detector : Detector, optional
         Good pixels and background of the detector. None: nothing is known of it.
     light : ndarray of float32, shape (M,), optional
-        Photons on each pattern, relative to the probe. None: the same on all. The solvers use it, the networks do not.
+        Photons on each pattern, relative to the probe. None: the same on all.
     geometry : Geometry, optional
         Wavelength, distance and pixels, in m. None: nothing is known of them.
     metadata : dict

@@ -360,7 +360,7 @@ def intensity_report(
 ) -> IntensityReport:
     "Mean and percentiles of the signal at every stage, and the intensity scales beside each other."
     usable = np.arange(data.n_patterns) if data.is_simulated else np.setdiff1d(np.arange(data.n_patterns), useless_patterns(data))
-    good, own = data.good_pixels, light_scale(data.diff3d, usable, data.light, data.detector)
+    good, own = data.good_pixels, light_scale(data.diff3d, usable, data.probe_modes, data.detector)
     raw = data.diff3d[_some(data.n_patterns)][:, good]
     s = recorded_scale or own
     stages = {"raw counts": _stage(raw**2), "raw amplitude": _stage(raw)}

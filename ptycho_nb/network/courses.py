@@ -83,7 +83,7 @@ def with_object(data: RawData, course: Course) -> Course:
         raise InputError(f"{data.source}, key 'objectGuess'", "no object",
                          "the true object, because realspace_mae_weight > 0", "Set realspace_mae_weight to 0, or add the object.")
     used = data.positions_px[np.unique(container.inputs)]
-    lit = scan_amplitudes(data.object, container.light, Layout.on_canvas(used, data.N, data.object.shape))
+    lit = scan_amplitudes(data.object, container.modes, Layout.on_canvas(used, data.N, data.object.shape))
     energy = np.mean(np.sum(lit**2, axis=(1, 2)))
     side = container.canvas_px
     padded = np.pad(data.object * (data.N / 2 / np.sqrt(energy)), side, constant_values=1)

@@ -121,13 +121,14 @@ class _Groups:
 
     amplitude: np.ndarray  # float32 (M, N, N): measured, square root of counts; shared with the data, not copied
     positions_px: np.ndarray  # float64 (M, 2): patch centres (y, x), px
-    light: np.ndarray  # complex64 (N, N) the probe, or (L, N, N) its modes, whose intensities add; normalised together
+    modes: np.ndarray  # complex64 (N, N) the probe, or (L, N, N) its modes, whose intensities add; normalised together
     intensity_scale: float  # s, square root of photons: what the amplitudes are divided by
     inputs: np.ndarray  # int64 (B, C): patterns that the network sees
     targets: np.ndarray  # int64 (B, T): patterns that its prediction is compared with
     anchor_px: np.ndarray  # int64 (B, 2): object pixel in the middle of each canvas
     canvas_px: int  # S, side of every canvas
     detector: Detector | None = None  # which pixels count, and what is added to the light; None: perfect
+    light: np.ndarray | None = None  # float32 (M,): photons on each pattern, relative to the probe; None: the same on all
 
     def __len__(self) -> int:
         "B, the number of groups."
@@ -141,7 +142,7 @@ class _Groups:
     @property
     def probe(self) -> np.ndarray:
         "complex64 (N, N): the probe, or the strongest of its modes."
-        return self.light.reshape(-1, self.N, self.N)[0]
+        return self.modes.reshape(-1, self.N, self.N)[0]
 
     @property
     def centre_px(self) -> np.ndarray:
@@ -202,7 +203,8 @@ class PtychoDataContainer(_Groups):
     ) -> dict[str, np.ndarray]:
         # ^ amplitude (b, N, N, C) f4 and target (b, N, N, T) f4, both divided by the intensity scale;
         #   input_corners, target_corners (b, ·, 2) i4 and input_remainder, target_remainder (b, ·, 2) f4, px;
-        #   of a detector that is not perfect, good (b, N, N, 1) f4, 1 or 0, and background (b, N, N, 1) f4 over the scale squared
+        #   of a detector that is not perfect, good (b, N, N, 1) f4, 1 or 0, and background (b, N, N, 1) f4 over scale squared;
+        #   where the light changed, brightness (b, 1, 1, T) f4 of the targets, a factor of the amplitude
         "Some groups as arrays."
         arrays = {}
         parts = (("amplitude", "input", self.inputs[rows]), ("target", "target", self.targets[rows]))
@@ -214,6 +216,8 @@ class PtychoDataContainer(_Groups):
         if self.detector is not None:
             for name, image in (("good", self.detector.good), ("background", self.detector.background / self.intensity_scale**2)):
                 arrays[name] = np.broadcast_to(image.astype(np.float32)[None, ..., None], (len(rows), self.N, self.N, 1))
+        if self.light is not None:
+            arrays["brightness"] = np.sqrt(self.light[self.targets[rows]]).astype(np.float32)[:, None, None]
         return arrays
 
     def batches(
@@ -279,9 +283,9 @@ def group_data(
     scale = closed_form_intensity_scale(photons, data.N)
     nothing = np.empty((0, 0), np.int64)
     scan = PtychoDataContainer(
-        amplitude=data.diff3d, positions_px=data.positions_px, light=normalise_probe(data.light)[0],
-        intensity_scale=scale if detector is None else light_scale(data.diff3d, used, data.light, detector), inputs=nothing,
-        targets=nothing, anchor_px=nothing, canvas_px=data.N, detector=detector)
+        amplitude=data.diff3d, positions_px=data.positions_px, modes=normalise_probe(data.probe_modes)[0],
+        intensity_scale=scale if detector is None else light_scale(data.diff3d, used, data.probe_modes, detector), inputs=nothing,
+        targets=nothing, anchor_px=nothing, canvas_px=data.N, detector=detector, light=data.light)
     return scan.with_groups(used[groups], used[compared])
 
 # %% ../../nbs/4_network/25_groups.ipynb #de4cb54a

@@ -127,7 +127,7 @@ def _apply_in_tiles(network, features: np.ndarray) -> np.ndarray:
 def _by_scan(model: PtychoModel, container: PtychoDataContainer) -> tuple[np.ndarray, ...]:
     placed = scan_layout(container, np.unique(container.inputs))
     features = estimate_features(container, placed, model.settings, cores())[0]
-    coverage = illumination(container.light, placed.layout)[0]
+    coverage = illumination(container.modes, placed.layout)[0]
     object, lit = _apply_in_tiles(model.object_network, features), coverage >= 1e-6 * coverage.max()
     return np.where(lit, object, 1), np.where(lit, coverage, 0), placed.layout.origin_px
 
@@ -232,12 +232,13 @@ def reconstruct(
             rows = covering_groups(container.inputs, config.times_seen)
             container = container.with_groups(container.inputs[rows], container.inputs[rows])
         object, coverage, origin = _by_groups(model, container, config.batch_size)
-    light = model.probe if model.config.probe_trainable else container.light
+    modes = model.probe if model.config.probe_trainable else container.modes
     learned = model.intensity_scale / model.data_scale  # what training found the scale to be, of what it was given
-    modes = (light * container.intensity_scale * learned).astype(np.complex64).reshape(-1, data.N, data.N)
+    modes = (modes * container.intensity_scale * learned).astype(np.complex64).reshape(-1, data.N, data.N)
     reconstruction = Reconstruction(
         object=object, coverage=coverage, origin_px=origin, positions_px=data.positions_px, probe=modes[0], method="network",
-        weaker_modes=modes[1:] if len(modes) > 1 else None, detector=container.detector, geometry=data.geometry)
+        weaker_modes=modes[1:] if len(modes) > 1 else None, detector=container.detector, geometry=data.geometry,
+        light=data.light)
     # Patterns that were left out are to be predicted as well, wherever they lie.
     around = Layout.around(data.positions_px, data.N)
     (y, x), (height, width) = around.origin_px.tolist(), around.shape[1:]

@@ -70,7 +70,7 @@ def window_px(
     patterns: np.ndarray,  # int (B, k): patterns on the canvases of all groups
 ) -> np.ndarray:  # int (B,): multiples of 8, at most the side of the canvas
     "The side of the square in the middle of each group's canvas on which these patterns' light falls, px."
-    power = np.sum(np.abs(container.light.reshape(-1, container.N, container.N)) ** 2, axis=0)
+    power = np.sum(np.abs(container.modes.reshape(-1, container.N, container.N)) ** 2, axis=0)
     half = container.N // 2
     inside = [power[half - side : half + side, half - side : half + side].sum() for side in range(half + 1)]
     lit = int(np.argmax(np.array(inside) >= (1 - _DARK) * inside[-1])) + container.subpixel
@@ -79,11 +79,16 @@ def window_px(
     return np.minimum(-(-2 * (lit + farthest) // 8) * 8, container.canvas_px)
 
 # %% ../../nbs/4_network/30_inputs.ipynb #56b40ddf
+def _lit(container: PtychoDataContainer, placed: Placed) -> Layout:
+    return replace(placed.layout, light=None if container.light is None else container.light[placed.patterns])
+
+
 def _steps(container: PtychoDataContainer, placed: Placed, iterations: int, threads: int) -> Solver:
-    probe = (container.light * container.intensity_scale).astype(np.complex64)
+    probe = (container.modes * container.intensity_scale).astype(np.complex64)
     start = np.ones(placed.layout.shape, np.complex64)
     every = np.arange(len(placed.patterns))
-    problem = Problem(container.amplitude[placed.patterns], placed.layout, probe, start, every, detector=container.detector)
+    layout = _lit(container, placed)
+    problem = Problem(container.amplitude[placed.patterns], layout, probe, start, every, detector=container.detector)
     return solve(problem, iterations, threads)
 
 # %% ../../nbs/4_network/30_inputs.ipynb #bdc9dddf
@@ -105,7 +110,7 @@ def choose_settings(
 ) -> EstimateSettings:
     "The number of steps (at most 24) and the smoothing under which the judged patterns are most likely."
     judging = container if judging is None else judging
-    probe = (judging.light * judging.intensity_scale).astype(np.complex64)
+    probe = (judging.modes * judging.intensity_scale).astype(np.complex64)
     measured = judging.amplitude[judged.patterns]
     tried: list[tuple[float, EstimateSettings]] = []
     for step in _steps(container, fitted, 24, cores()):
@@ -114,7 +119,7 @@ def choose_settings(
         last, objects = np.inf, to_judge(step.objects)
         for smoothing_px in SMOOTHING_PX:
             smooth = smooth_correction(objects, np.ones_like(objects), smoothing_px)
-            nll = poisson_deviance(scan_amplitudes(smooth, probe, judged.layout), measured, judging.detector)
+            nll = poisson_deviance(scan_amplitudes(smooth, probe, _lit(judging, judged)), measured, judging.detector)
             tried.append((nll, EstimateSettings(step.iteration, smoothing_px)))
             if nll > last:
                 break  # past the best width
@@ -129,6 +134,7 @@ def _settings_by_photons(container: PtychoDataContainer, judges: int, seed: int)
     fitting, judging = (
         replace(container, amplitude=amplitude, positions_px=container.positions_px[used],
                 detector=container.detector and container.detector.dimmed(share),
+                light=None if container.light is None else container.light[used],
                 intensity_scale=container.intensity_scale * np.sqrt(share)).with_groups(inputs, inputs)
         for amplitude, share in zip(deal_photons(container.amplitude[used], 1 - HELD_OUT, seed), (1 - HELD_OUT, HELD_OUT),
                                     strict=True))
@@ -154,7 +160,7 @@ def choose_group_settings(
     around = container.with_groups(groups[np.unique(near)], groups[np.unique(near)])
     fitted = group_layout(around, np.arange(len(around)), around.inputs)
     judged = scan_layout(around, judging)
-    weights = illumination(container.light, fitted.layout)
+    weights = illumination(container.modes, fitted.layout)
 
     def stitched(objects: np.ndarray) -> np.ndarray:
         object, coverage = stitch(objects, around.canvas_corner_px - judged.layout.origin_px, weights,
@@ -183,7 +189,7 @@ def estimate_features(
     for step in _steps(container, placed, settings.iterations, threads):
         if step.iteration in (1, settings.iterations):
             objects[step.iteration] = step.objects.copy()
-    weight = illumination(container.light, placed.layout)
+    weight = illumination(container.modes, placed.layout)
     return _features(objects[1], objects[settings.iterations], weight, settings.smoothing_px)
 
 # %% ../../nbs/4_network/30_inputs.ipynb #a6bc1f06
@@ -201,7 +207,7 @@ def with_filled_pixels(
     bad, background = ~container.detector.good, container.detector.background
     amplitude = container.amplitude.copy()
     for part in np.array_split(np.arange(len(placed.patterns)), -(-len(placed.patterns) // 256)):
-        rate = np.square(scan_amplitudes(last.objects, last.probe, placed.layout[part])) + background
+        rate = np.square(scan_amplitudes(last.objects, last.probe, _lit(container, placed)[part])) + background
         patterns = amplitude[placed.patterns[part]]
         patterns[:, bad] = np.sqrt(rate[:, bad])
         amplitude[placed.patterns[part]] = patterns

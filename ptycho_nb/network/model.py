@@ -182,6 +182,8 @@ class PtychoModel(_Parts):
         "The weighted sum of the losses; `x` is the batch, its `target` is what `y_pred` is compared with."
         weights, measured, good = self.training_config, x["target"], x.get("good")
         predicted = ops.exp(self.log_scale - math.log(self.data_scale)) * y_pred
+        if "brightness" in x:
+            predicted = x["brightness"] * predicted
         if "background" in x:  # counts that never met the sample belong to the rate, for either loss
             predicted = ops.sqrt(ops.square(predicted) + x["background"])
         loss = sum(self.losses)

@@ -272,7 +272,7 @@ def _untrained_model(plan: TrainingPlan, config: ModelConfig, training: Training
     "The model of a plan with its first weights, compiled for this training."
     groups = plan.train.container
     model = PtychoModel(
-        config, groups.light, groups.intensity_scale, plan.canvas_px, training=training, settings=plan.settings,
+        config, groups.modes, groups.intensity_scale, plan.canvas_px, training=training, settings=plan.settings,
         subpixel=plan.subpixel, precision=precision, seed=seed, window_px=plan.window_px)
     some = np.unique(np.linspace(0, len(groups) - 1, 256).astype(int))
     model.adapt(groups.batch(some)["amplitude"])
