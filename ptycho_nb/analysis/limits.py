@@ -72,10 +72,10 @@ def crossing(
     correlations: np.ndarray,  # (…, rings)
     threshold: np.ndarray,  # (rings,)
 ) -> np.ndarray:  # (…): fraction of Nyquist; 1 if it stays above, 0 if it is nowhere above
-    "Where curves first fall below a threshold after their highest point."
+    "Where curves first fall below a threshold after the highest point of their coarsest quarter."
     above = correlations - threshold
     rings = above.shape[-1]
-    peak = np.argmax(correlations[..., : max(2, 2 * rings // 3)], axis=-1)[..., None]
+    peak = np.argmax(correlations[..., : max(3, rings // 4)], axis=-1)[..., None]
     below = (above < 0) & (np.arange(rings) >= peak)
     at = np.argmax(below, axis=-1)
     right = np.take_along_axis(above, at[..., None], -1)[..., 0]

@@ -53,6 +53,7 @@ def _line_style(method: str, loss: str, number: int) -> dict[str, Any]:
 def plot_dose_curve(
     scores: pd.DataFrame,  # one row for each method, loss, dose and seed
     metrics: Sequence[str] = ("frc50", "ssim"),  # the columns to draw, a panel each
+    limit: Mapping[float, float] | None = None,  # FRC50 that the photons allow, by dose: a grey line beside that of the methods
 ) -> Figure:
     """Scores of the amplitude against dose, mean and standard deviation over the seeds, for every method.
 
@@ -67,6 +68,9 @@ def plot_dose_curve(
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         summary = spread(scores, metric)
+        if limit and metric == "frc50":
+            drawn = {"color": "0.6", "lw": 4, "alpha": 0.6, "zorder": 0, "label": "limit of the photons"}
+            axes.plot(*zip(*sorted(limit.items()), strict=True), **drawn)
         for number, (method, loss) in enumerate(keys):
             rows = summary[(summary["method"] == method) & (summary["loss"] == loss)]
             aside = 1.05 ** (number - (len(keys) - 1) / 2)  # so that the bars do not hide each other

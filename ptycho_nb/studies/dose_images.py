@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..analysis.limits import photon_limit
 from ..analysis.metrics import METRIC_LABELS, frc
 from ..config import InputError, SimulationConfig
 from ..data.scan import RawData
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Aligned', 'Stacks', 'halves_of', 'intensity_table', 'dark_pixel_table', 'certainty_table', 'draw_dose_study']
+__all__ = ['Aligned', 'Stacks', 'halves_of', 'intensity_table', 'dark_pixel_table', 'certainty_table', 'limit_by_dose',
+           'draw_dose_study']
 
 # %% ../../nbs/8_studies/40_dose_images.ipynb #32228fbe
 def _simulation(arm: Path) -> SimulationConfig:
@@ -252,6 +254,19 @@ def _draw_spread(aligned: Aligned, arms: pd.DataFrame, folder: Path) -> Figure:
     halves = {nphotons: stack[0] for nphotons, stack in _halves_and_seeds(chosen_arms, folder).items()}
     return dose_figures.plot_seed_spread({nphotons: stacks[nphotons] for nphotons in chosen}, halves=halves)
 
+# %% ../../nbs/8_studies/40_dose_images.ipynb #b913af80
+def limit_by_dose(
+    arms: pd.DataFrame,  # arms that are done, of one object, probe and scan: columns arm and nphotons
+    folder: str | Path,  # the folder that holds theirs
+) -> dict[float, float]:  # FRC50 of the amplitude by dose; empty if the truth is not known
+    "The FRC50 that the photons allow at each dose of a study."
+    arms = arms.dropna(subset=["nphotons"])
+    if not len(arms) or truth_of_arm(Path(folder) / arms["arm"].iloc[0]) is None:
+        return {}
+    _, scan = halves_of(Path(folder) / arms["arm"].iloc[0])
+    limits = {dose: photon_limit(scan, dose=dose / scan.nphotons_mean).amplitude for dose in sorted(arms["nphotons"].unique())}
+    return {float(dose): limit.value for dose, limit in limits.items() if limit is not None}
+
 # %% ../../nbs/8_studies/40_dose_images.ipynb #f311609b
 def _draw_trainings(arms: pd.DataFrame, folder: Path) -> Figure:
     "The losses and intensity scales of all arms."
@@ -291,7 +306,7 @@ def draw_dose_study(
         aligned, unknown = {}, str(error)
     drawings = {"dose_comparison": lambda: _draw_panels(scores, aligned, folder),
                 "dose_methods": lambda: _draw_methods(scores, aligned),
-                "dose_curve": lambda: dose_figures.plot_dose_curve(scores),
+                "dose_curve": lambda: dose_figures.plot_dose_curve(scores, limit=limit_by_dose(arms, folder)),
                 "frc": lambda: _draw_frc(aligned), "training": lambda: _draw_trainings(arms, folder),
                 "seed_spread": lambda: _draw_spread(aligned, arms, folder)}
     for name, draw in drawings.items():

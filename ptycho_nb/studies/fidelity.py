@@ -20,7 +20,7 @@ from .thinning import Pair
 # %% auto #0
 __all__ = ['PARTS', 'BEYOND', 'part_of', 'fidelities', 'extended_snr', 'at_dose', 'dose_limits']
 
-# %% ../../nbs/8_studies/73_fidelity.ipynb #d1015336
+# %% ../../nbs/8_studies/73_fidelity.ipynb #2610b3c7
 PARTS = ("amplitude", "phase")
 _DRAWS = 200
 _LEAST = 0.3  # fidelity of the rest, below which it cannot judge
@@ -72,7 +72,9 @@ def fidelities(
             judged.append(np.mean([_correlation(image, other, part, rng)
                                    for image, other in zip((own[k].first, own[k].second), others, strict=True)], axis=0))
         with_rest = _over_deals(judged, chosen)
-        fidelity = np.where(of_rest > _LEAST, with_rest / np.maximum(of_rest, _LEAST), 0)
+        fails = (of_rest < _LEAST) & (np.arange(of_rest.shape[1]) > 2)
+        judges = ~np.maximum.accumulate(fails, axis=1)  # the rest judges up to where it fails first
+        fidelity = np.where(judges, with_rest / np.maximum(of_rest, _LEAST), 0)
         found[method, share] = np.clip(fidelity, 0, 1), between
     return found
 

@@ -199,7 +199,7 @@ class HowFew:
             temporary.write_text(self._markdown(), encoding="utf-8")
         return folder
 
-# %% ../../nbs/8_studies/75_how_few.ipynb #c5c6ae4c
+# %% ../../nbs/8_studies/75_how_few.ipynb #dcb8b8a9
 SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
 _FEWEST = 20.0  # photons per pattern, below which a dose is not tried
 _KEPT = 0.8  # of the resolution at the measured dose: what is wanted if nothing else is said
@@ -265,7 +265,8 @@ def _notes(data: RawData, full: Reconstruction, pairs: Sequence[Pair], refine_pr
     bad = sorted({pair.share for pair in pairs if pair.wrong > DOUBTFUL})
     if bad:
         some = ", ".join(f"{100 * share:.3g} %" for share in bad)
-        notes.append(f"At {some} of the photons a fit got stuck: its residuals are above what noise allows.")
+        notes.append(f"At {some} of the photons residuals are above what noise allows: a fit got stuck, or its model is too "
+                     "simple.")
     return notes
 
 # %% ../../nbs/8_studies/75_how_few.ipynb #e0279155

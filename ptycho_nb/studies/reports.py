@@ -18,7 +18,7 @@ from ..config import InputError
 from ..files import read_json, replacing
 from ..runs.arms import CONFIG, MANIFEST, arm_name, read_arm
 from .answers import answer_sentence, best_rows
-from .dose_images import certainty_table, dark_pixel_table, draw_dose_study
+from .dose_images import certainty_table, dark_pixel_table, draw_dose_study, limit_by_dose
 from .dose_statistics import discuss, method_label, ordered_methods, plain_dose, spread
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['results_table', 'settings_of', 'method_scores', 'training_sentences', 'why_sentences', 'certainty_sentences',
-           'discussion', 'scores_table', 'report']
+           'limit_sentences', 'discussion', 'scores_table', 'report']
 
 # %% ../../nbs/8_studies/50_reports.ipynb #7058325a
 def _natural(name: str) -> list:
@@ -248,12 +248,33 @@ def certainty_sentences(
             f"({row.error:.2g}; {row.with_error:.2f})." for row in rows.itertuples()]
 
 
+def limit_sentences(
+    arms: pd.DataFrame,  # the arms of one setting, all done
+    folder: str | Path,  # the folder that holds theirs
+) -> list[str]:  # one for each dose; empty if the truth is not known
+    "How near the best method comes to what the photons allow."
+    scores = method_scores(arms).dropna(subset=["nphotons", "frc50"])
+    try:
+        limits = limit_by_dose(arms, folder) if len(scores) and "nphotons" in arms else {}
+    except InputError:  # the arms do not say how their scans were made
+        return []
+    sentences = []
+    for nphotons, limit in sorted(limits.items(), reverse=True):
+        here = scores[scores["nphotons"] == nphotons].groupby(["method", "loss"])["frc50"].mean()
+        if len(here) and limit > 0:
+            best = f"{here.max():.3f} ({method_label(*here.idxmax())})"
+            sentences.append(f"At {plain_dose(nphotons)} photons the best FRC50, {best}, is {here.max() / limit:.0%} of what the "
+                             f"photons allow without knowledge of the sample ({limit:.3f}).")
+    return sentences
+
+
 def discussion(
     arms: pd.DataFrame,  # the arms of one setting, all done
     folder: str | Path,  # the folder that holds theirs
 ) -> dict[str, list[str]]:  # sentences by heading; headings without a sentence are left out
     "Everything that is said about a dose study."
     sections = discuss(method_scores(arms).dropna(subset=["nphotons"])) | {
+        "How much is left to gain?": limit_sentences(arms, folder),
         "Why would the losses differ?": why_sentences(arms, folder),
         "How certain is a pixel?": certainty_sentences(arms, folder),
         "Did the networks train?": training_sentences(arms)}

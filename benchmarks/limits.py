@@ -1,0 +1,113 @@
+"""Do the predictions hold? `python benchmarks/limits.py spread|ladder [--quick] [--out FILE]`, one after the other.
+
+spread: the deviation of the estimate over noise seeds beside the limit 1/sqrt(2W), on lit pixels.
+ladder: FRC50 that `how_few` reads off one scan's photons beside that of scans simulated at these doses.
+"""
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ptycho_nb.analysis.limits import frc_resolution
+from ptycho_nb.analysis.metrics import frc
+from ptycho_nb.config import SimulationConfig
+from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.files import write_json
+from ptycho_nb.physics.fisher import Information, deviation_limit, exact_limits, photon_weight
+from ptycho_nb.physics.forward import Layout, scan_amplitudes
+from ptycho_nb.physics.probes import normalise_probe
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.gauge import aligned_pair
+from ptycho_nb.solvers.likelihood import Problem, solve
+from ptycho_nb.solvers.result import crop
+from ptycho_nb.studies.how_few import how_few, part_of
+
+
+def true_scale(config: SimulationConfig) -> float:
+    "The intensity scale of the light itself, that no noise has touched: the probe is known exactly."
+    bright = simulate_halves(replace(config, nphotons=1e12))[1]
+    energy = np.mean(scan_amplitudes(bright.truth, normalise_probe(bright.probe)[0],
+                                     Layout.on_canvas(bright.positions_px, bright.N, bright.truth.shape)) ** 2)
+    return float(np.sqrt(config.nphotons / (energy * bright.N**2)))
+
+
+def spread(quick: bool) -> list[dict]:
+    "Solves to convergence, from the truth and without stopping or smoothing: variance and bias over the seeds apart."
+    rows = []
+    for probe in ("defocused", "disk"):
+        for nphotons, iterations in ((1e5, 60), (1e7, 150), (1e9, 250)):
+            config = SimulationConfig(nphotons=nphotons, object_size_px=256, probe_kind=probe, n_train=1, n_test=200,
+                                      seed=1)
+            images, seeds = [], 8 if quick else 50
+            for noise_seed in range(seeds):
+                scan = simulate_halves(replace(config, noise_seed=noise_seed))[1]
+                layout = Layout.on_canvas(scan.positions_px, scan.N, scan.truth.shape)
+                light = (normalise_probe(scan.probe)[0] * true_scale(config)).astype(np.complex64)
+                problem = Problem(scan.diff3d, layout, light, scan.truth[None].copy(), np.arange(len(layout)))
+                *_, last = solve(problem, iterations)
+                weight = photon_weight(light, layout)
+                (y0, x0), (y1, x1) = (f(scan.positions_px, axis=0).astype(int).tolist() for f in (np.min, np.max))
+                region = y0, y1, x0, x1
+                image = crop(last.object, region)
+                images.append(image * np.exp(-1j * np.angle(np.vdot(crop(scan.truth, region), image))))
+            truth, lit = crop(scan.truth, region), crop(weight, region)
+            mask = lit > 0.5 * np.median(lit)
+            deviation = np.sqrt(np.var(images, axis=0, ddof=1) / 2)  # of a complex number's parts
+            limit = deviation_limit(lit)
+            along, across = exact_limits(Information(scan.truth, light, layout), draws=8, tolerance=3e-2)
+            exact = crop(np.sqrt((along**2 + across**2) / 2), region)
+            measured = float(np.sqrt(np.mean(deviation[mask] ** 2)))
+            bias = np.abs(np.mean(images, axis=0) - truth)
+            simple, best = (float(np.sqrt(np.mean(part[mask] ** 2))) for part in (limit, exact))
+            rows.append({"probe": probe, "nphotons": nphotons, "seeds": seeds, "deviation": measured,
+                         "by_simple": measured / simple, "by_exact": measured / best,
+                         "bias_by_simple": float(np.sqrt(np.mean(bias[mask] ** 2))) / simple})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def ladder(quick: bool) -> list[dict]:
+    "Ten simulated scans, three doses each; the true number is that of two scans counted anew."
+    rows, kinds = [], ("lines", "random_field", "shapes", "diagonals", "siemens_star")
+    for seed in range(3 if quick else 10):
+        kind = kinds[seed % len(kinds)]
+        config = SimulationConfig(
+            nphotons=2e5, object_kind=kind, object_phase=bool(seed % 2), object_size_px=224, n_train=1, n_test=100,
+            probe_kind=("defocused", "disk")[seed // 5], seed=seed)
+        scan = simulate_halves(config)[1]
+        few = how_few(scan, methods=["no_network"], part="amplitude", shares=(0.5, 0.1, 0.02), progress=False)
+        for row in few.rows():
+            if row["extrapolated"]:
+                continue
+            true = []
+            for noise_seed in (1001, 1002):
+                dim = replace(config, nphotons=row["share"] * config.nphotons, noise_seed=noise_seed)
+                fresh = simulate_halves(dim)[1]
+                aligned, truth, _ = aligned_pair(estimate(fresh, progress=False), fresh.truth)
+                parts = (part_of(image, "amplitude") for image in (aligned, truth))
+                true.append(frc_resolution(frc(*parts)).value)
+            rows.append({"object": kind, "seed": seed, "photons": row["photons_per_pattern"], "said": row["frc50"],
+                         "low": row["low"], "high": row["high"], "true": float(np.mean(true))})
+            print(rows[-1], flush=True)
+    inside = np.mean([row["low"] <= row["true"] <= row["high"] for row in rows])
+    difference = np.array([row["said"] - row["true"] for row in rows])
+    print(f"{len(rows)} doses: inside the interval {inside:.0%}, mean difference {difference.mean():+.3f}, "
+          f"rms {np.sqrt(np.mean(difference**2)):.3f}")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("spread", "ladder"))
+    parser.add_argument("--quick", action="store_true", help="fewer seeds and scans")
+    parser.add_argument("--out", type=Path, help="a JSON file with the rows")
+    arguments = parser.parse_args()
+    rows = {"spread": spread, "ladder": ladder}[arguments.what](arguments.quick)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(arguments.out, rows)
+
+
+if __name__ == "__main__":
+    main()
