@@ -55,7 +55,7 @@ def spread(quick: bool) -> list[dict]:
             mask = lit > 0.5 * np.median(lit)
             deviation = np.sqrt(np.var(images, axis=0, ddof=1) / 2)  # of a complex number's parts
             limit = deviation_limit(lit)
-            along, across = exact_limits(Information(scan.truth, light, layout), draws=8, tolerance=3e-2)
+            along, across = exact_limits(Information(scan.truth, light, layout), draws=6, tolerance=3e-2)
             exact = crop(np.sqrt((along**2 + across**2) / 2), region)
             measured = float(np.sqrt(np.mean(deviation[mask] ** 2)))
             bias = np.abs(np.mean(images, axis=0) - truth)

@@ -177,15 +177,16 @@ class Information:
 def solve_information(
     information: Information,
     right: Change,  # the right side
-    tolerance: float = 1e-3,  # of the residual, relative
+    tolerance: float = 1e-2,  # length of the residual by that of the right side
     most: int = 200,  # products with F
 ) -> Change:
     "x with F·x = right, by preconditioned conjugate gradients (Hestenes and Stiefel 1952)."
     inverse, x, residual = information._about_inverse, information.nothing(), right
     direction = conditioned = inverse.times(residual)
-    size = first = residual.dot(conditioned)
+    # Judged in the units of the right side: in those of the solution only the pixels without light would count.
+    size, allowed = residual.dot(conditioned), tolerance**2 * right.dot(right)
     for _ in range(most):
-        if size <= tolerance**2 * first:
+        if residual.dot(residual) <= allowed:
             break
         product = information(direction)
         step = size / direction.dot(product)
@@ -200,7 +201,7 @@ def exact_limits(
     information: Information,
     draws: int = 16,  # of random signs; the relative error of a pixel's variance falls with their square root
     seed: int = 0,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-2,
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 (H, W): of the amplitude, and of the phase times the amplitude
     "The exact limit of the standard deviation of every pixel: mask, background, dark rings and an unknown probe included."
     rng = np.random.default_rng(seed)
@@ -219,7 +220,7 @@ def exact_limits(
 def sample_noise(
     information: Information,
     seed: int | np.random.Generator = 0,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-2,
 ) -> np.ndarray:  # complex (H, W)
     "An error of the object with the covariance F⁻¹: what an estimate that reaches the limit would be off by."
     rng, right = np.random.default_rng(seed), information.nothing()
