@@ -7,10 +7,12 @@ READY  := $(VENV)/.installed
 EXTRAS ?= dev
 # Of the studies' convolutions. bfloat16 is faster where the processor computes with it; every arm of a study has the same.
 PRECISION ?= float32
+# Mutated files for each reader.
+N ?= 10000
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dose dose-full star study-dose study-dose-curve pretrained test test-long bench bench-quick publish bench-workers docs gallery export readme clean
+.PHONY: help venv dose dose-full star study-dose study-dose-curve pretrained test test-long fuzz bench bench-quick publish bench-workers docs gallery export readme clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +54,9 @@ test: $(READY)  ## every check and every test (about 10 minutes on 2 cores)
 
 test-long: $(READY)  ## what takes too long for every change: the studies with their defaults, every case on JAX
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh --long
+
+fuzz: $(READY)  ## 10 000 mutated files for every reader (half an hour; N=1000: fewer)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/fuzz.py -n $(N) --keep runs/fuzz
 
 bench: $(READY)  ## quality, speed and scaling in one table, runs/bench (25 minutes, nothing beside it; then make publish)
 	@$(BIN)/python benchmarks/bench.py --out runs/bench

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import os
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -144,7 +146,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _print_sweep(folder: Path) -> None:
     "The state of each arm of a sweep, and how many are in which."
-    arms = read_json(folder / MANIFEST)["arms"]
+    arms = read_json(folder / MANIFEST, {"arms": [{"name": str, "state": str, "error?": str}]})["arms"]
     for arm in arms:
         print(f"{arm['name']}: {arm['state']}{': ' + arm['error'] if 'error' in arm else ''}")
     counts = Counter(arm["state"] for arm in arms)
@@ -308,6 +310,7 @@ def _parser(
     "The commands and their arguments."
     parser = argparse.ArgumentParser(prog="ptycho-nb", description="Ptychography with a physics-informed network.")
     parser.add_argument("--version", action="version", version=f"ptycho_nb {__version__}")
+    parser.add_argument("--debug", action="store_true", help="say in full what failed; may stand anywhere")
     commands = _Commands(parser)
     scan = ("scan", "a scan: NPZ of this library, or tike's, plain or bz2")
     network = ("network", "the folder of a trained network, or of an arm")
@@ -358,12 +361,41 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return settings if profile is None else settings | {"profile": profile}
 
 
+_REMEDIES = {
+    "make room on this disk, or choose another folder": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    "check the path": (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    "change its permissions, or choose another folder": (errno.EACCES, errno.EPERM, errno.EROFS),
+}
+
+
+def _os_error_text(error: OSError) -> str:
+    "What the operating system refused, and what helps."
+    remedy = next((text for text, numbers in _REMEDIES.items() if error.errno in numbers), "check the path and its permissions")
+    return f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}"
+
+
+def _failed(error: BaseException) -> tuple[str, int]:
+    "A sentence about an error, and the exit code."
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; the same command continues where it stopped", 130
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, ArmError):
+        return str(error), 1
+    if isinstance(error, OSError):
+        return _os_error_text(error), 2
+    said = " ".join([f"{type(error).__name__}:", *str(error).split()])[:300]
+    return f"{said}; this is a fault of the program: again with --debug, and report what it says", 70
+
+
 def main(
     words: Sequence[str] | None = None,  # the words of the command line; None: those of this process
-) -> int:  # the exit code: 0, 1 failed notebook, 2 wrong input, 3 diagnosed as wrong, 130 interrupted, 141 nobody reads
+) -> int:  # 0, 1 failed notebook, 2 wrong input, 3 diagnosed as wrong, 70 our fault, 130 interrupted, 141 nobody reads
     "Run one command of `ptycho-nb`."
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words
     try:
-        arguments = _parsed(list(sys.argv[1:] if words is None else words))
+        arguments = _parsed([word for word in words if word != "--debug"])
         arguments.settings = _settings(arguments)
         code = arguments.run(arguments) or 0
         sys.stdout.flush()
@@ -371,16 +403,9 @@ def main(
     except BrokenPipeError:  # whoever reads, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail as well
         return 128 + 13  # as the shell calls an end by SIGPIPE
-    except InputError as error:
-        print(f"ptycho-nb: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"ptycho-nb: {error.filename or 'file'}: {error.strerror or error}; check the path and its permissions",
-              file=sys.stderr)
-        return 2
-    except ArmError as error:
-        print(f"ptycho-nb: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("ptycho-nb: stopped; the same command continues where it stopped", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        sentence, code = _failed(error)
+        if debug:
+            traceback.print_exception(error)
+        print(f"ptycho-nb: {sentence}", file=sys.stderr)
+        return code

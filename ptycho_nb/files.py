@@ -29,8 +29,8 @@ from .config import InputError
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['replacing', 'sha256_of', 'inside', 'plain_json', 'write_json', 'free_bytes', 'check_memory', 'Place', 'reading',
-           'check_shape', 'read_json', 'write_arrays', 'read_npy', 'read_members', 'read_arrays']
+__all__ = ['replacing', 'sha256_of', 'inside', 'plain_json', 'write_json', 'as_markdown', 'free_bytes', 'check_memory', 'Place',
+           'reading', 'check_shape', 'read_json', 'write_arrays', 'read_npy', 'read_members', 'read_arrays']
 
 # %% ../nbs/0_base/20_files.ipynb #5ea852ba
 _STALE_S = 60.0  # younger ones may be about to be locked
@@ -57,7 +57,12 @@ def _open_beside(path: Path) -> tuple[Path, int]:
     for old in path.parent.iterdir():
         if old.name.startswith(f".{stem}.new-") and old.suffix == path.suffix and _is_abandoned(old):
             old.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(temporary, flags, 0o666)
+    except OSError as error:
+        error.filename = None  # the reader knows the name of the file that was to be written
+        raise
     with suppress(ImportError, OSError):  # without locks the file is only not swept away
         import fcntl
 
@@ -93,7 +98,7 @@ def replacing(
         os.replace(temporary, path)
         _to_disk(path.parent)
     except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary), str(path.parent)):
+        if error.errno is None or str(error.filename) not in ("None", str(temporary), str(path.parent)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # names the file that was to be written
     finally:
@@ -162,6 +167,13 @@ def write_json(
         temporary.write_text(text + "\n", encoding="utf-8")
     return path
 
+
+def as_markdown(
+    text: object,  # what somebody else wrote, or a file says
+) -> str:  # in one line; to be read as it stands, without links, pictures, code, HTML or columns of its own
+    "Text that may stand in Markdown, also in a table."
+    marks = {"<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in "|[]`"}
+    return "".join(marks.get(letter, letter) for letter in " ".join(str(text).split()))
 
 # %% ../nbs/0_base/20_files.ipynb #b2202159
 def free_bytes() -> int:

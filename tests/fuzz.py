@@ -11,6 +11,8 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -99,7 +101,8 @@ def of_npy(content: bytes, chance: random.Random) -> bytes:
         array = np.array(of_json(str(array), chance))
     else:
         odd = [np.nan, np.inf, 1e300, -1, 0, 2**40]
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             others = [array.ravel(), array[:1] if array.ndim else array, array.astype("U8"), array.T, array[..., None],
                       np.zeros(0),
                       np.full_like(array, chance.choice(odd[:3]) if array.dtype.kind in "fc" else 1),
@@ -257,14 +260,16 @@ def fuzz(name: str, n: int, seed: int, keep: Path | None = None) -> tuple[Counte
     """What became of n inputs of a reader, and the findings among them."""
     make, mutate, read = (READERS | WITH_NETWORKS)[name]
     became, findings = Counter(), Counter()
-    signal.signal(signal.SIGALRM, _too_long)
+    alarm = signal.alarm if threading.current_thread() is threading.main_thread() else lambda seconds: None
+    if alarm is signal.alarm:
+        signal.signal(signal.SIGALRM, _too_long)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(make(Path(folder)))
         good = path.read_bytes()
         for number in range(n):
             content = mutate(good, random.Random(f"{name} {seed} {number}"))
             path.write_bytes(content)
-            signal.alarm(10)
+            alarm(10)
             try:
                 read(path)
                 became["read"] += 1
@@ -279,7 +284,7 @@ def fuzz(name: str, n: int, seed: int, keep: Path | None = None) -> tuple[Counte
                     keep.mkdir(parents=True, exist_ok=True)
                     shutil.copy(path, keep / f"{type(error).__name__}-{name}-{seed}-{number}{path.suffix}")
             finally:
-                signal.alarm(0)
+                alarm(0)
     return became, findings
 
 
@@ -305,7 +310,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    import warnings
-
     warnings.simplefilter("ignore")
     sys.exit(main())

@@ -178,7 +178,7 @@ def _read_arm(folder: Path) -> Subject:
         raise InputError(str(folder), f"no {CONFIG}", "the folder of an arm, or the file of a scan",
                          "Give the output_dir of a run.")
     config, findings, reconstructions = read_config(folder), [], {}
-    history = read_json(folder / HISTORY) if (folder / HISTORY).exists() else None
+    history = read_json(folder / HISTORY, {"header?": dict, "epochs?": [dict]}) if (folder / HISTORY).exists() else None
     try:
         reconstructions = load_reconstructions(folder / RECONSTRUCTION)
     except InputError as error:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ..analysis.plots import plot_object, plot_scan, save_figure
 from ..config import InputError, ModelConfig, TrainingConfig
-from ..files import plain_json, replacing, write_json
+from ..files import as_markdown, plain_json, replacing, write_json
 from ..physics.forward import Layout
 from ..physics.probes import disk_probe
 from ..physics.scans import nearest_pixel, scan_report, validation_indices
@@ -269,7 +269,7 @@ def _text(value: Any) -> str:
 
 def _table(rows: list[tuple[str, ...]], *heads: str) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in lines)
+    return "\n".join("| " + " | ".join(map(as_markdown, row)) + " |" for row in lines)
 
 
 def _tables(section: Mapping[str, Any], title: str = "") -> list[str]:
@@ -319,7 +319,7 @@ def report_text(
     report: Mapping[str, Any],  # the content of report.json
 ) -> str:  # Markdown
     "The report as text."
-    parts = [f"# Diagnosis of {report['path']}", f"**Verdict:** {report['verdict']}", "## Findings",
+    parts = [f"# Diagnosis of {as_markdown(report['path'])}", f"**Verdict:** {as_markdown(report['verdict'])}", "## Findings",
              findings_text(report)]
     for name in report["sections"]:
         drawn = [key for key in _PICTURES.get(name, ()) if key in report["figures"]]

@@ -291,9 +291,7 @@ class TrainingMonitor(Explorer):
         changed_ns = path.stat().st_mtime_ns
         if changed_ns == self._read_ns:
             return False
-        content = read_json(path)
-        if not isinstance(content, Mapping) or not isinstance(content.get("epochs"), list) or "header" not in content:
-            raise InputError(str(path), "something else", "the history that train writes", "Give the folder of an arm.")
+        content = read_json(path, {"header": {"ended?": str}, "epochs": [{"epoch": int}]})
         with self.lock:
             self._read_ns, self.rows = changed_ns, content["epochs"]
             ended = content["header"].get("ended", "")

@@ -6,10 +6,13 @@
 __all__ = ['save_bundle', 'load_bundle']
 
 # %% ../../nbs/4_network/60_bundle.ipynb #24e7d920
+import errno
 import hashlib
 import io
 import json
 import logging
+import os
+import shutil
 import tempfile
 import zipfile
 from importlib.metadata import version
@@ -26,6 +29,7 @@ from .model import PtychoModel
 _MANIFEST, _WEIGHTS, _PROBE = "manifest.json", "weights.h5", "probe.npy"
 _SHAPE = {"model": dict, "training": dict, "estimate": dict | None, "data_scale": int | float, "canvas_px": int,
           "subpixel": bool, "precision": str, "seed": int, "sha256": {str: str}}
+_SPARE_BYTES = 1e6
 _logger = logging.getLogger(__name__)
 
 # %% ../../nbs/4_network/60_bundle.ipynb #3a8676bb
@@ -37,6 +41,8 @@ def save_bundle(
     path = Path(path)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.weights.h5"
+        if shutil.disk_usage(folder).free < _SPARE_BYTES + 2 * sum(weight.nbytes for weight in model.get_weights()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))  # HDF5 would take the process down
         model.save_weights(weights)
         members = {_WEIGHTS: weights.read_bytes(), _PROBE: _array_bytes(model.initial_probe)}
     manifest = {

@@ -315,7 +315,10 @@ def locked(
     import fcntl  # not on Windows, where the rest of this module can be used
 
     deadline, held = time.monotonic() + patience_s, False
-    with open(path, "ab") as file:
+    def without_links(name: str, flags: int) -> int:  # a link laid there would have another file emptied
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    with open(path, "ab", opener=without_links) as file:
         while not held:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

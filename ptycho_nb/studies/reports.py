@@ -15,7 +15,7 @@ import numpy as np
 from ..analysis.metrics import METRIC_LABELS
 from ..analysis.plots import save_figure
 from ..config import InputError
-from ..files import read_json, replacing
+from ..files import as_markdown, inside, read_json, replacing
 from ..runs.arms import CONFIG, MANIFEST, arm_name, read_arm
 from .answers import answer_sentence, best_rows
 from .dose_images import certainty_table, dark_pixel_table, draw_dose_study, limit_by_dose
@@ -94,6 +94,17 @@ def _row(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     return row | {"state": "done", "error": ""} | seconds | _training(arm.history) | dict(_flat(arm.metrics, ""))
 
 
+def _row_in_any_case(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    "The row of one arm; whatever is odd about its files stays in it."
+    try:
+        return _row(folder, entry)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return {"arm": folder.name, "state": "damaged", "error": _one_line(f"odd numbers in its files ({error})")}
+
+
+_MANIFEST_SHAPE = {"arms?": [{"name": str, "state?": str, "parameters?": dict, "error?": str | None}]}
+
+
 def results_table(
     folder: str | Path,  # a folder of arms, with the manifest.json of a sweep or without
 ) -> pd.DataFrame:  # a row for each arm: arm, state, error, parameters, seeds.*, training.*, and metrics.json flattened
@@ -105,15 +116,17 @@ def results_table(
     import pandas as pd
 
     folder = Path(folder).expanduser().absolute()
-    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+    manifest = read_json(folder / MANIFEST, _MANIFEST_SHAPE) if (folder / MANIFEST).exists() else {}
     entries = {entry["name"]: entry for entry in manifest.get("arms", [])}
+    for name in entries:
+        inside(folder, f"{name}/{CONFIG}", folder / MANIFEST)
     folders = sorted((path.parent.name for path in folder.glob(f"*/{CONFIG}")), key=_natural)
     names = [*entries, *(name for name in folders if name not in entries)]
     if not names:
         what = "an arm itself" if (folder / CONFIG).exists() else "no arms"
         raise InputError(str(folder), what, "a folder whose sub-folders are arms",
                          "Give the `out` of a sweep, or the folder above that of an arm.")
-    table = pd.DataFrame([_row(folder / name, entries.get(name, {})) for name in names])
+    table = pd.DataFrame([_row_in_any_case(folder / name, entries.get(name, {})) for name in names])
     for column in table.columns[[pd.api.types.is_object_dtype(kind) for kind in table.dtypes]]:
         if len({type(value) for value in table[column].dropna()}) > 1:  # a column of a Parquet file has one type
             table[column] = table[column].map(lambda value: value if value is None else str(value))
@@ -310,7 +323,7 @@ def scores_table(
                      if (*key, nphotons) in rows.index else "" for name, rows in summaries.items()]
             lines.append([plain_dose(nphotons) if nphotons else "", method_label(*key), str(counts[(*key, nphotons)]), *cells])
     lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(as_markdown, line))} |" for line in lines)
 
 # %% ../../nbs/8_studies/50_reports.ipynb #bf63c2c6
 def _state_lines(table: pd.DataFrame) -> list[str]:
@@ -321,8 +334,8 @@ def _state_lines(table: pd.DataFrame) -> list[str]:
     if len(rest := table[table["state"] != "done"]):
         lines += ["", "**Not everything is here.** All that follows is of the arms that are done; these are not:", "",
                   "| arm | state | what is known |", "| --- | --- | --- |"]
-        errors = (error.replace("|", "\\|") for error in rest["error"])
-        lines += [f"| {arm} | {state} | {error} |" for arm, state, error in zip(rest["arm"], rest["state"], errors, strict=True)]
+        rows = zip(rest["arm"], rest["state"], rest["error"], strict=True)
+        lines += [f"| {' | '.join(map(as_markdown, row))} |" for row in rows]
     return lines
 
 
@@ -332,7 +345,7 @@ def _setting_lines(arms: pd.DataFrame) -> list[str]:
     values = {name: arms[name].iloc[0] for name in names if arms[name].nunique() == 1}
     # Where an arm is missing, pandas has made floats of whole numbers.
     said = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
-    shared = [f"{name} = {value}" for name, value in said.items() if value not in ("", "-1")]  # neither given
+    shared = [as_markdown(f"{name} = {value}") for name, value in said.items() if value not in ("", "-1")]  # neither given
     lines = [f"The same in all: {', '.join(shared)}."] if len(arms) > 1 else []
     moved = [name for name in _FIXED_SEEDS if f"seeds.{name}" in arms and arms[f"seeds.{name}"].nunique() > 1]
     if moved:

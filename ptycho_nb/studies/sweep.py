@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import InputError
-from ..files import plain_json, read_json, reading, sha256_of, write_json
+from ..files import plain_json, read_json, reading, replacing, sha256_of, write_json
 from ..machine import processors, thread_limits, versions
 from ..runs.arms import CONFIG, DONE, ERROR, MANIFEST, ArmBusy, arm_name, check_arm, literal, locked, read_arm, run_arm
 from ..runs.notebooks import find_notebook
@@ -227,6 +227,7 @@ def _local_workers(n_workers: int) -> Iterator[tuple[Any, Callable]]:
     import dask
     from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
+    from distributed.security import Security
 
     limits = thread_limits(max(1, CPU_COUNT // n_workers))
     with ExitStack() as stack:
@@ -235,6 +236,8 @@ def _local_workers(n_workers: int) -> Iterator[tuple[Any, Callable]]:
             cluster = stack.enter_context(LocalCluster(
                 n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1",
                 dashboard_address="127.0.0.1:0", memory_limit=0, silence_logs=logging.CRITICAL,
+                # Whoever may talk to a scheduler may run code. Keys that only this process has keep other users out.
+                protocol="tls", security=Security.temporary(),
             ))
         client = stack.enter_context(Client(cluster, set_as_default=False))
         yield client, lambda: dict.fromkeys(client.nthreads(), limits)
@@ -265,7 +268,7 @@ def _workers_of(scheduler: str, folder: Path) -> Iterator[tuple[Any, Callable]]:
         stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what is lost is said here, in one sentence
         try:
             client = stack.enter_context(Client(scheduler, timeout=10, set_as_default=False))
-        except (OSError, TimeoutError, ValueError) as error:
+        except (OSError, TimeoutError, TypeError, ValueError) as error:  # TypeError: tls:// without keys
             remedy = "Start one with: dask scheduler"
             raise InputError(f"scheduler {scheduler}", error, "the address of a running one", remedy) from error
         if not client.nthreads():
@@ -323,7 +326,8 @@ def _outcome(future: Any, arm: ArmState) -> _Outcome:
     died = type(exception).__name__ == "KilledWorker"
     error = "each worker that ran it died, as they do when memory runs out" if died else str(exception)
     arm.folder.mkdir(exist_ok=True)
-    (arm.folder / ERROR).write_text(f"{error}\n\n{exception!r}\n", encoding="utf-8")
+    with replacing(arm.folder / ERROR) as path:
+        path.write_text(f"{error}\n\n{exception!r}\n", encoding="utf-8")
     return _Outcome("failed", None, error)
 
 # %% ../../nbs/8_studies/10_sweep.ipynb #c37e598f
