@@ -26,6 +26,7 @@ SMALL = {"nphotons": 1e4, "n_train": 48, "n_test": 64, "nepochs": 4}
 BRIEF = {"n_train": 32, "nepochs": 1}
 GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1},
          "how_few": {"methods": "no_network", "n_test": 60}, "sim_lines": {}, "pretrain": {"n_scans": 4, "steps": 4},
+         "measured": {"n_patterns": 60, "second_mode": 0.0},
          "reconstruct": {"n_groups": 48, "nepochs": 1}}
 LONG = {"dose_curve"}  # a sweep of the same arms as dose_comparison, with more of them
 TIMINGS = {"seconds", "cpu_seconds"}

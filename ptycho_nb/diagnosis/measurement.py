@@ -46,7 +46,7 @@ _ADVICE = {  # what to do about a rung of the ladder that the counts prefer
     "orientation": "Put the positions right in the file; estimate() turns them by itself.",
     "background": "Record dark frames and give their mean as 'background'; never subtract it.",
     "modes": "The light is only partly coherent, or something moves: estimate() uses several modes.",
-    "positions": "The positions differ from those in the file: estimate() finds them; use those of its result.",
+    **dict.fromkeys(("affine", "drift", "moves"), "The positions differ from those in the file: use those of estimate()."),
     "light": "The light changed during the scan: estimate() gives every pattern its own.",
     "aberrations": "The probe guess has aberrations: use the probe that estimate() returns.",
     "focus": "The probe guess is out of focus: use the probe that estimate() returns.",
