@@ -1,16 +1,18 @@
-"""Do the predictions hold? `python benchmarks/limits.py spread|ladder [--quick] [--out FILE]`, one after the other.
+"""Do the predictions hold? `python benchmarks/limits.py spread|ladder|thinning [--quick] [--out FILE]`.
 
 spread: the deviation of the estimate over noise seeds beside the limit 1/sqrt(2W), on lit pixels.
 ladder: FRC50 that `how_few` reads off one scan's photons beside that of scans simulated at these doses.
+thinning: scans thinned from 1e6 photons to 1e4 beside scans simulated at 1e4: two-sample Kolmogorov-Smirnov tests.
 """
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import ks_2samp
 
 from ptycho_nb.analysis.limits import frc_resolution
-from ptycho_nb.analysis.metrics import frc
+from ptycho_nb.analysis.metrics import compare, frc
 from ptycho_nb.config import SimulationConfig
 from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.files import write_json
@@ -22,6 +24,7 @@ from ptycho_nb.solvers.gauge import aligned_pair
 from ptycho_nb.solvers.likelihood import Problem, solve
 from ptycho_nb.solvers.result import crop
 from ptycho_nb.studies.how_few import how_few, part_of
+from ptycho_nb.studies.thinning import thinned
 
 
 def true_scale(config: SimulationConfig) -> float:
@@ -97,13 +100,34 @@ def ladder(quick: bool) -> list[dict]:
     return rows
 
 
+def thinning(quick: bool) -> list[dict]:
+    "Counts, held-out deviance, SSIM and FRC50 over seeds, thinned and fresh."
+    config = SimulationConfig(nphotons=1e6, object_size_px=192, n_train=1, n_test=80, probe_kind="defocused", seed=2)
+    found = {"thinned": [], "fresh": []}
+    for seed in range(6 if quick else 20):
+        bright = simulate_halves(replace(config, noise_seed=seed))[1]
+        dim = {"thinned": thinned(bright, 0.01, np.random.default_rng(seed))[0],
+               "fresh": simulate_halves(replace(config, nphotons=1e4, noise_seed=5000 + seed))[1]}
+        for name, scan in dim.items():
+            image = estimate(scan, progress=False)
+            scores, chosen = compare(image, bright.truth)["amplitude"], image.info["chosen"]
+            found[name].append([scan.nphotons_mean, float(np.var(scan.diff3d**2)), chosen["nll_per_pixel"],
+                                scores["ssim"], scores["frc50"]])
+    names, rows = ("photons", "variance of the counts", "deviance", "ssim", "frc50"), []
+    for name, first, second in zip(names, *(np.transpose(found[key]) for key in ("thinned", "fresh")), strict=True):
+        rows.append({"what": name, "thinned": float(first.mean()), "fresh": float(second.mean()),
+                     "p": float(ks_2samp(first, second).pvalue)})
+        print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("spread", "ladder"))
+    parser.add_argument("what", choices=("spread", "ladder", "thinning"))
     parser.add_argument("--quick", action="store_true", help="fewer seeds and scans")
     parser.add_argument("--out", type=Path, help="a JSON file with the rows")
     arguments = parser.parse_args()
-    rows = {"spread": spread, "ladder": ladder}[arguments.what](arguments.quick)
+    rows = {"spread": spread, "ladder": ladder, "thinning": thinning}[arguments.what](arguments.quick)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out, rows)

@@ -46,6 +46,14 @@ def test_a_result_that_is_not_to_be_believed_gives_no_answer(scan):
     assert "cannot be told" in how_few(scan, methods=["no_network"], shares=(0.5,), full=wrong).sentence
 
 
+def test_too_small_a_scan_and_one_judge_give_no_answer(scan):
+    y, x = scan.positions_px.T
+    few = scan.subset(np.flatnonzero((abs(y - y.mean()) < 10) & (abs(x - x.mean()) < 10)))
+    answer = how_few(few, methods=["no_network"], shares=(0.5,))
+    assert "cannot be told: the positions span" in answer.sentence
+    assert all(np.isfinite(row["residuals"]) for row in answer.curve if not row["extrapolated"])
+
+
 def test_a_measured_scan_has_its_probe_refined_at_each_dose(scan):
     measured = replace(scan, metadata={}, object=None)
     answer = how_few(measured, resolution_px=4, methods=["no_network"], shares=FEW, full=estimate(scan))

@@ -23,7 +23,7 @@ from ..data.scan import RawData
 from ..files import replacing, write_arrays, write_json
 from ..machine import progress_bar
 from ..solvers.estimate import estimate
-from ..solvers.goodness import DOUBTFUL, WRONG, goodness
+from ..solvers.goodness import DOUBTFUL, WRONG, Goodness, goodness
 from ..solvers.held_out import hold_out
 from ..solvers.result import Reconstruction, covered_region
 from .fidelity import BEYOND, PARTS, at_dose, dose_limits, fidelities, part_of
@@ -202,6 +202,7 @@ class HowFew:
 # %% ../../nbs/8_studies/75_how_few.ipynb #dcb8b8a9
 SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
 _FEWEST = 20.0  # photons per pattern, below which a dose is not tried
+_SMALLEST = 24  # px, side of the region below which there are too few rings to speak of a curve
 _KEPT = 0.8  # of the resolution at the measured dose: what is wanted if nothing else is said
 
 
@@ -268,6 +269,30 @@ def _notes(data: RawData, full: Reconstruction, pairs: Sequence[Pair], refine_pr
         notes.append(f"At {some} of the photons residuals are above what noise allows: a fit got stuck, or its model is too "
                      "simple.")
     return notes
+
+# %% ../../nbs/8_studies/75_how_few.ipynb #244d1b00
+def _best_part(found: dict, methods: Sequence[str]) -> str:
+    "The part that is resolved better by half of the photons."
+    reached = {part: max(found[part, method][1][-len(BEYOND) - 1, 0] for method in methods) for part in PARTS}
+    return max(PARTS, key=reached.get)
+
+
+def _why_unknown(pairs: Sequence[Pair], fit: Goodness) -> str:
+    "Why nothing can be told, if so."
+    side = min(pairs[0].first.shape)
+    if side < _SMALLEST:
+        return f"the positions span {side} px, and a resolution needs {_SMALLEST} px or more"
+    return f"for the whole scan {fit.verdict}" if fit.ratio - 2 * fit.error > WRONG else ""
+
+
+def _images(full: Reconstruction, pairs: Sequence[Pair], methods: Sequence[str]) -> dict[str, dict[float, np.ndarray]]:
+    "The images of the first deal, and that of all photons."
+    whole = full.crop_to(covered_region(full)).object
+    images = {method: {1.0: whole} if method == "no_network" else {} for method in methods}
+    for pair in pairs:
+        if pair.deal == 0 and pair.method in images:
+            images[pair.method][pair.share] = pair.first
+    return images
 
 # %% ../../nbs/8_studies/75_how_few.ipynb #e0279155
 def how_few(
@@ -361,19 +386,14 @@ def how_few(
     n_pairs = deals * len(shares) * (2 if "amortised" in methods else 1)
     pairs = list(progress_bar(steps, n_pairs, "dose", progress))
     rows, found = _rows(data, full, pairs, methods, seed)
-    reached = {name: max(found[name, method][1][-len(BEYOND) - 1, 0] for method in methods) for name in PARTS}
-    part = max(PARTS, key=reached.get) if part is None else part
+    part = _best_part(found, methods) if part is None else part
     at_measured = [row["frc50"] for row in rows if row["part"] == part and row["share"] == 1.0]
-    target = _wanted(resolution_px, frc50, max(at_measured, default=reached[part]))
+    target = _wanted(resolution_px, frc50, max(at_measured, default=0.0))
     answers = {method: answer_from(method, *found[part, method], target) for method in methods}
-    if fit.ratio - 2 * fit.error > WRONG:
-        answers = {method: replace(answer, unknown=f"for the whole scan {fit.verdict}") for method, answer in answers.items()}
+    if why := _why_unknown(pairs, fit):
+        answers = {method: replace(answer, unknown=why) for method, answer in answers.items()}
     notes = _notes(data, full, pairs, refine_probe, said) + ([] if fit.is_sound else [f"For the whole scan {fit.verdict}."])
-    whole = full.crop_to(covered_region(full)).object
-    images = {method: {1.0: whole} if method == "no_network" else {} for method in methods}
-    for pair in pairs:
-        if pair.deal == 0 and pair.method in images:
-            images[pair.method][pair.share] = pair.first
+    images = _images(full, pairs, methods)
     settings = {"methods": list(methods), "probe": "refined" if refine_probe else "held", "shares": shares, "deals": deals,
                 "seed": seed, "source": data.source}
     seconds = time.perf_counter() - began

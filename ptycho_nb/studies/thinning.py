@@ -169,7 +169,7 @@ def make_pairs(
         for share, *scans in deal(scan, shares, seeds):
             made = [images_at(part, methods, refine_probe, seed + which) for which, part in enumerate(scans)]
             fits = [item["no_network"].info["goodness"] for item in made]
-            wrong = max(fit["ratio"] - 2 * fit["error"] for fit in fits)
+            wrong = max(max(fit["ratio"] - 2 * fit["error"], 0.0) for fit in fits)  # a single judge has an infinite error
             for method in made[0]:
                 images = [align(_on(item[method], region), reference)[0] for item in made]
                 yield Pair(number, share, method, *images, wrong)
