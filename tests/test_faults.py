@@ -95,8 +95,11 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(name, tmp_path):
 
 
 def test_a_full_disk_is_one_sentence_of_the_command(tmp_path, capsys):
+    words = ["-p", "n_train", "4", "-p", "n_test", "4", "-p", "object_size_px", "128"]
+    assert main(["simulate", str(tmp_path / "before"), *words]) == 0  # what is compiled is kept in files as well
+    capsys.readouterr()
     with files_no_larger_than(2000):
-        code = main(["simulate", str(tmp_path), "-p", "n_train", "4", "-p", "object_size_px", "128"])
+        code = main(["simulate", str(tmp_path), *words])
     error = capsys.readouterr().err
     assert code == 2 and error.count("\n") == 1
     assert f"{tmp_path}/train.npz" in error and "make room on this disk" in error
