@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError
+from ..files import check_memory
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
 from ..physics.probes import estimated_probe
-from .hdf5 import in_si, reading, refuse_larger_than_memory
+from .hdf5 import in_si
 from .scan import RawData
 from .windows import cut, resample
 
@@ -57,8 +58,7 @@ class Recording:
         size = np.prod(self.counts.shape[-2:]) * (self.counts.shape[1] if is_raster else 1)
         step, done = max(1, int(_BLOCK // size)), 0
         for first in range(0, self.counts.shape[0], step):
-            with reading(f"{self.source}, patterns from {done} on", "patterns that can be read"):
-                block = np.asarray(self.counts[first : first + step])
+            block = np.asarray(self.counts[first : first + step])
             block = block.reshape(-1, *block.shape[-2:])
             yield slice(done, done + len(block)), block
             done += len(block)
@@ -98,7 +98,7 @@ def _amplitudes(recording: Recording) -> tuple[np.ndarray, np.ndarray, tuple[int
     "The amplitudes (M, N, N), the pixels that tell something (N, N), and the first of them on the detector."
     source, n = recording.source, recording.n_patterns
     side, corner = _square_window(recording.counts.shape[-2:], source)
-    refuse_larger_than_memory(f"{source}, patterns", 4 * n * side**2)
+    check_memory(f"{source}, patterns", 4 * n * side**2)
     kind = np.dtype(recording.counts.dtype)
     if kind.kind not in "buif":
         raise InputError(f"{source}, patterns", f"{kind}", "real numbers", "Say where the counts are.")
@@ -161,7 +161,8 @@ def _positions_px(recording: Recording, side: int, geometry: Geometry | None) ->
     positions = np.asarray(recording.positions, np.float64)
     if positions.shape != (n, 2) or not np.all(np.isfinite(positions)):
         found = f"shape {positions.shape}, {np.count_nonzero(~np.isfinite(positions))} not finite"
-        raise InputError(f"{source}, positions", found, f"({n}, 2): one for each pattern", "Leave out patterns that have no position, or complete the table.")
+        raise InputError(f"{source}, positions", found, f"({n}, 2): one for each pattern",
+                         "Leave out patterns that have no position, or complete the table.")
     if recording.unit == "px":
         return positions * (side / np.array(recording.counts.shape[-2:]))  # a crop makes the pixels of the object larger
     pixel_m = None if geometry is None else geometry.pixel_size_m(side)

@@ -16,35 +16,10 @@ import numpy as np
 from scipy.constants import e
 
 from ..config import InputError
+from ..files import check_memory, reading
 
 # %% auto #0
-__all__ = ['LENGTHS_M', 'reading', 'refuse_larger_than_memory', 'in_si', 'Tree', 'open_tree']
-
-# %% ../../nbs/2_data/12_hdf5.ipynb #7896a6af
-@contextmanager
-def reading(
-    what: str,  # the file, and what of it is read
-    expected: str = "a file that can be read whole",
-    remedy: str = "Write or copy the file again.",
-) -> Iterator[None]:
-    "Turn any failure of the block into an `InputError` about this file."
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # whatever a library makes of a damaged file
-        raise InputError(what, f"{type(error).__name__}: {error}", expected, remedy) from error
-
-# %% ../../nbs/2_data/12_hdf5.ipynb #a59be889
-def refuse_larger_than_memory(
-    what: str,  # for the message
-    n_bytes: int,
-) -> None:
-    "Raise `InputError` for arrays that this machine cannot hold."
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if n_bytes > memory:
-        raise InputError(what, f"{n_bytes / 2**30:.3g} GiB", f"less than the {memory / 2**30:.3g} GiB of this machine",
-                         "If the file is sound, take a part of the scan or bin its pixels.")
+__all__ = ['LENGTHS_M', 'in_si', 'Tree', 'open_tree']
 
 # %% ../../nbs/2_data/12_hdf5.ipynb #9ae9238d
 LENGTHS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "micron": 1e-6, "microns": 1e-6, "nm": 1e-9, "A": 1e-10, "Å": 1e-10,
@@ -64,6 +39,7 @@ def in_si(
     return value * _IN_SI[unit]
 
 # %% ../../nbs/2_data/12_hdf5.ipynb #375bafca
+_SOUND = "an undamaged HDF5 file"
 _DEEPEST = 20  # links after each other; more is a circle
 
 
@@ -117,8 +93,17 @@ class Tree:
         *names: str,
     ) -> h5py.Group | h5py.Dataset | None:
         "The first of these that exists."
-        with reading(f"{self.path}, {names[0]!r}"):
+        with reading(self.path, _SOUND) as place:
+            place.member = f"data set {names[0]!r}"
             return next((found for name in names if (found := self._walk(self.file, name)) is not None), None)
+
+    def opened(
+        self,
+        path: Path,  # of a file that belongs to this one
+    ) -> Tree:
+        "Another file, closed together with this one."
+        with reading(path, _SOUND):
+            return Tree(self._stack.enter_context(h5py.File(path, "r")), path, self._stack)
 
     def __contains__(self, name: str) -> bool:
         return self.get(name) is not None
@@ -144,8 +129,9 @@ class Tree:
         if optional and self.get(*names) is None:
             return None
         dataset = self.dataset(*names)
-        refuse_larger_than_memory(f"{self.path}, {dataset.name!r}", dataset.nbytes)
-        with reading(f"{self.path}, {dataset.name!r}", "an undamaged data set"):
+        with reading(self.path, _SOUND) as place:
+            place.member = f"data set {dataset.name!r}"
+            check_memory(place.member, dataset.nbytes)
             return dataset[()]
 
     def number(
@@ -182,9 +168,7 @@ def open_tree(
     import hdf5plugin  # noqa: F401  registers its filters; a plugin may be slow to load
 
     path = Path(path)
-    if not path.is_file():
-        raise InputError(str(path), "no such file", "an HDF5 file", "Check the path.")
     with ExitStack() as stack:
-        with reading(str(path), "an undamaged HDF5 file", "Copy the file again; it may have been cut short."):
+        with reading(path, _SOUND):
             file = stack.enter_context(h5py.File(path, "r"))
         yield Tree(file, path, stack)

@@ -89,8 +89,8 @@ def read_data(
         refused = _refusal(error)
     try:
         arrays = read_npz(path)
-    except InputError as error:
-        return None, [_refusal(error)]
+    except InputError:  # no NPZ, or none that can be opened: nothing is left to try
+        return None, [refused]
     bad = unusable_patterns(arrays)
     findings = [_unusable_finding(reason, numbers) for reason, numbers in bad.items()]
     dropped = np.unique(np.concatenate([[], *bad.values()])).astype(int)

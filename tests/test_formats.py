@@ -1,0 +1,267 @@
+"""Other programs' files: each layout comes back as the scan that it was, in its units; faults are named."""
+import dataclasses
+import logging
+
+import h5py
+import numpy as np
+import pytest
+
+import ptycho_nb as pt
+from ptycho_nb.config import InputError
+from ptycho_nb.data.formats import FORMATS, load_data
+from ptycho_nb.data.windows import bin_patterns, take_window
+from ptycho_nb.diagnosis.reading import read_data
+
+BEAMLINE = pt.Geometry(energy_ev=8800, distance_m=1.9, detector_pixel_m=75e-6)
+PIXEL_M = BEAMLINE.pixel_size_m(64)
+GOOD = np.ones((64, 64), bool)
+GOOD[20:22] = False
+_, SCAN = pt.simulate_halves(pt.SimulationConfig(nphotons=1e4, object_size_px=192, n_train=1, n_test=21, seed=3))
+SCAN = dataclasses.replace(SCAN, positions_px=SCAN.positions_px + np.random.default_rng(4).uniform(0.1, 0.9, (21, 2)),
+                           object=None, metadata={})
+COUNTS = np.round(SCAN.diff3d**2).astype(np.uint16)
+THERE_M = PIXEL_M * SCAN.positions_px
+
+
+def cxi(folder, basis=((0, -75e-6), (-75e-6, 0), (0, 0)), chunked=False):
+    """CXI, the translation being that of the sample: the beam goes the other way along each basis vector."""
+    basis = np.array(basis, float)
+    units = basis / np.linalg.norm(basis, axis=0)
+    with h5py.File(folder / "scan.cxi", "w") as file:
+        detector = file.create_group("entry_1/instrument_1/detector_1")
+        detector.create_dataset("data", data=COUNTS, chunks=(5, 64, 64) if chunked else None)
+        detector.update({"distance": 1.9, "x_pixel_size": 75e-6, "y_pixel_size": 75e-6, "basis_vectors": basis})
+        detector["mask"] = np.where(GOOD, 0x1000, 1).astype(np.uint32)
+        file["entry_1/instrument_1/source_1/energy"] = 8800 * 1.602176634e-19
+        file["entry_1/instrument_1/source_1/illumination"] = np.stack([SCAN.probe, 0.1 * SCAN.probe])
+        file["entry_1/sample_1/geometry_1/translation"] = -THERE_M @ units.T
+    return folder / "scan.cxi"
+
+
+def ptyd(folder):
+    """ptypy's prepared data in two chunks."""
+    with h5py.File(folder / "scan.ptyd", "w") as file:
+        file.update({"meta/energy": 8.8, "meta/distance": 1.9, "meta/psize": [75e-6, 75e-6]})
+        for k, part in enumerate((slice(0, 12), slice(12, None))):
+            file.update({f"chunks/{k}/data": COUNTS[part].astype(np.int32), f"chunks/{k}/positions": THERE_M[part],
+                         f"chunks/{k}/weights": np.broadcast_to(GOOD, COUNTS[part].shape).astype(float)})
+    return folder / "scan.ptyd"
+
+
+def pair(folder, given="scan_dp.hdf5"):
+    """PtychoShelves and pty-chi: patterns in one file, positions and probe in another."""
+    with h5py.File(folder / "scan_dp.hdf5", "w") as dp, h5py.File(folder / "scan_para.hdf5", "w") as rest:
+        dp["dp"] = COUNTS
+        rest.update({"probe": np.stack([SCAN.probe, 0.1 * SCAN.probe])[None], "probe_position_y_m": THERE_M[:, 0],
+                     "probe_position_x_m": THERE_M[:, 1]})
+        rest["probe"].attrs.update({"pixel_width_m": PIXEL_M, "pixel_height_m": PIXEL_M})
+    return folder / given
+
+
+def ptylab(folder):
+    """PtyLab."""
+    with h5py.File(folder / "scan.hdf5", "w") as file:
+        file.update({"ptychogram": COUNTS.astype(np.float32), "encoder": THERE_M, "dxd": 75e-6, "zo": 1.9,
+                     "wavelength": BEAMLINE.wavelength_m})
+    return folder / "scan.hdf5"
+
+
+def hxn(folder):
+    """NSLS-II HXN: amplitudes, zero frequency in the corner, units in the names."""
+    with h5py.File(folder / "hxn.h5", "w") as file:
+        file.update({"diffamp": np.fft.ifftshift(np.sqrt(COUNTS), axes=(1, 2)), "points": 1e6 * THERE_M.T[::-1],
+                     "z_m": 1.9, "lambda_nm": 1e9 * BEAMLINE.wavelength_m, "ccd_pixel_um": 75.0})
+    return folder / "hxn.h5"
+
+
+LAYOUTS = {"CXI": (cxi, True), "ptypy": (ptyd, True), "patterns of a pair": (pair, False),
+           "product": (lambda folder: pair(folder, "scan_para.hdf5"), False), "PtyLab": (ptylab, False),
+           "NSLS-II HXN": (hxn, False)}
+
+
+def assert_positions(data, pixels=1.0):
+    """The positions up to a common shift."""
+    shift = data.positions_px - pixels * SCAN.positions_px
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[0], shift.shape), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_layout_comes_back(name, tmp_path):
+    write, has_mask = LAYOUTS[name]
+    data = load_data(write(tmp_path))
+    assert_positions(data)
+    assert data.pixel_size_m == pytest.approx(PIXEL_M, rel=1e-9)
+    assert np.array_equal(data.detector.good, GOOD) if has_mask else data.detector is None
+    np.testing.assert_allclose(data.diff3d**2, COUNTS, atol=1e-2)
+    assert np.all(data.positions_px.min(axis=0) >= 32) and np.all(data.positions_px.min(axis=0) < 33)
+    if "pair" not in name and name != "product":
+        known = (data.geometry.energy_ev, data.geometry.distance_m, data.geometry.detector_pixel_m)
+        assert known == pytest.approx((8800, 1.9, 75e-6), rel=1e-8)
+
+
+def test_every_format_of_the_table_is_tested():
+    assert set(FORMATS) == {"tike", "ptycho_nb", *LAYOUTS}
+
+
+def test_ours_keeps_units_and_mask_of_theirs(tmp_path):
+    data = load_data(cxi(tmp_path))
+    again = load_data(data.save(tmp_path / "ours.npz"))
+    assert again.checksums() == data.checksums()
+    assert again.geometry == data.geometry and again.weaker_modes.shape == (1, 64, 64)
+    assert np.array_equal(again.detector.good, GOOD)
+    assert again.summary()["pixel_size_nm"] == pytest.approx(1e9 * PIXEL_M)
+
+
+@pytest.mark.parametrize("basis", [((0, 1), (1, 0), (0, 0)), ((0, -1), (1, 0), (0, 0)), ((1, 0), (0, 1), (0, 0))])
+def test_basis_vectors_decide_the_orientation(basis, tmp_path):
+    assert_positions(load_data(cxi(tmp_path, 75e-6 * np.array(basis))))
+
+
+def test_modes_of_the_probe_are_kept(tmp_path):
+    data = load_data(cxi(tmp_path))
+    np.testing.assert_allclose(data.weaker_modes[0], 0.1 * data.probe, rtol=1e-6)
+    assert load_data(pair(tmp_path)).weaker_modes.shape == (1, 64, 64)
+
+
+def test_without_a_probe_one_is_estimated_and_said(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert load_data(ptylab(tmp_path)).probe.shape == (64, 64)
+    assert any("estimated from the mean pattern" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("where", ["sample_1/geometry_1/translation", "instrument_1/detector_1/distance",
+                                   "instrument_1/detector_1/data"])
+def test_what_is_missing_is_named_with_a_remedy(where, tmp_path):
+    path = cxi(tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file[f"entry_1/{where}"]
+    named = {"translation": "positions", "distance": "geometry", "data": "entry_1/data_1/data"}[where.rsplit("/", 1)[1]]
+    with pytest.raises(InputError, match=named) as refused:
+        load_data(path)
+    assert "scan.cxi" in refused.value.what and refused.value.remedy
+
+
+def test_a_product_alone_says_that_it_has_no_patterns(tmp_path):
+    path = pair(tmp_path, "scan_para.hdf5")
+    (tmp_path / "scan_dp.hdf5").unlink()
+    with pytest.raises(InputError, match="no diffraction patterns"):
+        load_data(path)
+
+
+def test_any_hdf5_by_the_paths_of_its_data_sets(tmp_path):
+    with h5py.File(tmp_path / "nexus.nxs", "w") as file:
+        file.update({"entry/frames": COUNTS.reshape(3, 7, 64, 64), "entry/x": 1e3 * THERE_M[:, 1].reshape(3, 7),
+                     "entry/y": 1e3 * THERE_M[:, 0].reshape(3, 7), "entry/energy": 8.8, "entry/z": 1900.0,
+                     "entry/pixel": 75e-6})
+        for name, unit in (("x", "mm"), ("y", "mm"), ("energy", "keV"), ("z", "mm")):
+            file[f"entry/{name}"].attrs["units"] = unit
+    keys = {"data": "entry/frames", "x": "entry/x", "y": "entry/y", "energy": "entry/energy", "distance": "entry/z",
+            "pixel": "entry/pixel"}
+    data = load_data(tmp_path / "nexus.nxs", keys=keys)
+    assert_positions(data)
+    assert data.pixel_size_m == pytest.approx(PIXEL_M)
+    with pytest.raises(InputError, match=r"entry.*keys="):
+        load_data(tmp_path / "nexus.nxs")
+
+
+@pytest.mark.parametrize("text", ["y,x\n", "# index x y\n", ""])
+def test_an_array_and_a_table(text, tmp_path):
+    np.save(tmp_path / "dp.npy", COUNTS)
+    there = enumerate((1e6 * THERE_M).tolist())
+    rows = [f"{k} {x!r} {y!r}" if "index" in text else f"{y!r}, {x!r}" for k, (y, x) in there]
+    (tmp_path / "scan.csv").write_text(text + "\n".join(rows))
+    data = load_data(tmp_path / "dp.npy", positions=tmp_path / "scan.csv", unit="um", geometry=BEAMLINE)
+    assert_positions(data)
+    with pytest.raises(InputError, match="positions"):
+        load_data(tmp_path / "dp.npy")
+
+
+def test_detectors_that_are_no_even_square_are_cropped_and_it_is_said(tmp_path, caplog):
+    wide = np.zeros((21, 65, 80), np.uint16)
+    wide[:, :64, 8:72] = COUNTS
+    np.save(tmp_path / "dp.npy", wide)
+    with caplog.at_level(logging.WARNING):
+        data = load_data(tmp_path / "dp.npy", positions=THERE_M, geometry=BEAMLINE)
+    assert_positions(data)
+    assert any("cropped to 64 x 64 px" in line for line in caplog.messages)
+    np.testing.assert_allclose(data.diff3d**2, COUNTS, atol=1e-2)
+
+
+@pytest.mark.parametrize("value", [65535, "inverted"])
+def test_dead_pixels_and_a_mask_in_the_other_sense(value, tmp_path, caplog):
+    counts, mask = COUNTS.copy(), None
+    if value == "inverted":
+        mask = ~np.ones((64, 64), bool)
+        mask[20:22] = True
+        counts[:, 20:22] = 0
+    else:
+        counts[:, 20:22] = value
+    np.save(tmp_path / "dp.npy", counts)
+    data = load_data(tmp_path / "dp.npy", mask, positions=THERE_M, geometry=BEAMLINE)
+    assert np.array_equal(data.detector.good, GOOD) and caplog.messages
+
+
+def test_crop_bin_and_pad_keep_places_and_mask(tmp_path):
+    path = cxi(tmp_path)
+    whole, cropped, binned = load_data(path), load_data(path, crop=48), load_data(path, bin=2)
+    for data in (cropped, binned, load_data(path, pad=80), load_data(path, crop=48, centre=(32, 32))):
+        shift_m = data.positions_px * data.pixel_size_m - whole.positions_px * whole.pixel_size_m
+        np.testing.assert_allclose(shift_m, 0, atol=1e-18)
+    assert cropped.pixel_size_m == pytest.approx(PIXEL_M * 64 / 48) and binned.pixel_size_m == pytest.approx(PIXEL_M)
+    assert np.array_equal(cropped.detector.good, GOOD[8:56, 8:56])
+    assert np.array_equal(binned.detector.good, GOOD[::2, ::2])
+    assert take_window(whole, 64).checksums() == whole.checksums()
+    np.testing.assert_allclose(bin_patterns(whole, 2).photons_per_pattern, whole.photons_per_pattern, rtol=1e-5)
+
+
+def test_links_lead_nowhere_outside_the_folder(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["data"] = COUNTS
+    for kind in ("external", "virtual"):
+        path = cxi(inner)
+        with h5py.File(path, "r+") as file:
+            del file["entry_1/instrument_1/detector_1/data"]
+            if kind == "external":
+                file["entry_1/instrument_1/detector_1/data"] = h5py.ExternalLink("../secret.h5", "/data")
+            else:
+                layout = h5py.VirtualLayout(COUNTS.shape, COUNTS.dtype)
+                layout[:] = h5py.VirtualSource("../secret.h5", "data", COUNTS.shape)
+                file.create_virtual_dataset("entry_1/instrument_1/detector_1/data", layout)
+        with pytest.raises(InputError, match="link"):
+            load_data(path)
+
+
+def test_compressed_as_detectors_do(tmp_path):
+    hdf5plugin = pytest.importorskip("hdf5plugin")
+    path = cxi(tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file["entry_1/instrument_1/detector_1/data"]
+        file["entry_1/instrument_1/detector_1"].create_dataset("data", data=COUNTS, **hdf5plugin.Bitshuffle())
+    np.testing.assert_allclose(load_data(path).diff3d ** 2, COUNTS, atol=1e-2)
+
+
+@pytest.mark.parametrize("keep", [9, 600, 4000, 20000])
+def test_a_file_that_was_cut_short_is_refused_by_name(keep, tmp_path):
+    path = cxi(tmp_path, chunked=True)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"scan\.cxi"):
+        load_data(path)
+    data, findings = read_data(path)
+    assert data is None and "scan.cxi" in findings[0].what
+
+
+def test_damage_anywhere_is_one_sentence(tmp_path):
+    whole = cxi(tmp_path, chunked=True).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        bytes_ = bytearray(whole)
+        for place in rng.integers(8, len(whole) // 8, 8):
+            bytes_[place] = rng.integers(256)
+        path = tmp_path / "changed.cxi"
+        path.write_bytes(bytes_)
+        try:
+            load_data(path)
+        except InputError as error:
+            assert "changed.cxi" in error.what
