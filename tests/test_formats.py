@@ -3,14 +3,17 @@ import dataclasses
 import logging
 
 import h5py
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 import ptycho_nb as pt
 from ptycho_nb.config import InputError
-from ptycho_nb.data.formats import FORMATS, load_data
+from ptycho_nb.data.formats import FORMATS, load_data, save_data
 from ptycho_nb.data.windows import bin_patterns, take_window
 from ptycho_nb.diagnosis.reading import read_data
+from ptycho_nb.physics.detector import Detector
 
 BEAMLINE = pt.Geometry(energy_ev=8800, distance_m=1.9, detector_pixel_m=75e-6)
 PIXEL_M = BEAMLINE.pixel_size_m(64)
@@ -265,3 +268,41 @@ def test_damage_anywhere_is_one_sentence(tmp_path):
             load_data(path)
         except InputError as error:
             assert "changed.cxi" in error.what
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(side=st.sampled_from(range(16, 50, 2)), n=st.integers(1, 6), modes=st.integers(1, 3), seed=st.integers(0, 99),
+       is_whole=st.booleans(), suffix=st.sampled_from([".npz", ".cxi", ".h5"]))
+def test_what_is_written_is_read_back(side, n, modes, seed, is_whole, suffix, tmp_path):
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(50, (n, side, side)) * (np.hypot(*(np.indices((side, side)) - side // 2)) < side / 4) + 1.0
+    counts = counts if is_whole else counts * 0.7
+    waves = (rng.normal(size=(modes, side, side)) + 1j * rng.normal(size=(modes, side, side))).astype(np.complex64)
+    good = rng.uniform(size=(side, side)) < 0.9
+    data = pt.RawData(np.sqrt(counts), side + rng.uniform(0, 90, (n, 2)), waves[0], geometry=BEAMLINE,
+                      weaker_modes=waves[1:] if modes > 1 else None, detector=Detector(good))
+    again = load_data(save_data(tmp_path / f"scan{suffix}", data))
+    shift = again.positions_px - data.positions_px
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[0], shift.shape), atol=1e-9)
+    np.testing.assert_allclose(again.diff3d[:, good], data.diff3d[:, good], rtol=1e-6)
+    np.testing.assert_array_equal(again.probe, data.probe)
+    assert again.pixel_size_m == pytest.approx(data.pixel_size_m, rel=1e-12)
+    if suffix != ".h5":  # a product has no mask
+        assert np.array_equal(again.detector.good, good)
+
+
+def test_through_every_format_that_is_written(tmp_path):
+    data = load_data(pair(tmp_path), geometry=BEAMLINE)
+    first = data
+    for name in ("a.cxi", "b.h5", "c.npz"):
+        data = load_data(save_data(tmp_path / name, data))
+    np.testing.assert_allclose(data.diff3d, first.diff3d, rtol=1e-6)
+    np.testing.assert_allclose(data.positions_px, first.positions_px, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(data.probe, first.probe, rtol=1e-6)
+
+
+def test_what_cannot_be_written_says_why(tmp_path):
+    for name, expected in (("scan.cxi", "geometry"), ("scan.h5", "geometry"), ("scan.mat", "ending")):
+        with pytest.raises(InputError, match=expected):
+            save_data(tmp_path / name, SCAN)
+    assert not list(tmp_path.iterdir())
