@@ -18,6 +18,7 @@ from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.explorers.dose import DoseExplorer
 from ptycho_nb.explorers.explorer import Explorer
 from ptycho_nb.explorers.intensity import IntensityExplorer, best_scales
+from ptycho_nb.explorers.measured import MeasuredExplorer
 from ptycho_nb.explorers.probe import ProbeExplorer
 from ptycho_nb.files import write_json
 from ptycho_nb.physics.forward import Layout, scan_amplitudes
@@ -562,3 +563,31 @@ def test_explorers_of_probe_and_dose_need_no_framework():
 def test_a_subclass_has_to_say_what_it_computes():
     with pytest.raises(NotImplementedError):
         Explorer({}, {})
+
+
+def test_rungs_are_switched_on_and_the_goodness_follows():
+    explorer = MeasuredExplorer()
+    seen, pictures = [explorer.state.goodness.ratio], [explorer.image.value]
+    for name, value in {"masked": True, "background": True, "modes": 2}.items():
+        started = time.perf_counter()
+        explorer.controls[name].value = value
+        assert explorer.state.preview and getattr(explorer.state, name) == value and not explorer.message
+        assert time.perf_counter() - started < 5  # a quarter of a second on an idle machine
+        explorer.settle()
+        seen.append(explorer.state.goodness.ratio)
+        pictures.append(explorer.image.value)
+    assert not explorer.state.preview and len(set(pictures)) == 4
+    assert seen[1] < 0.5 * seen[0] and seen[2] < 0.8 * seen[1] and seen[3] < seen[2]
+    assert len(explorer.state.image.modes) == 2 and np.isnan(explorer.state.residuals.of_pixel[25, 30])
+    believed, sharp = explorer.state.goodness.ratio, explorer.state.image.object
+    explorer.set(prior="total variation")
+    explorer.settle()
+    assert np.std(np.diff(explorer.state.image.object)) < np.std(np.diff(sharp))
+    explorer.set(prior="none", defocus_rad=6.0)
+    explorer.settle()
+    assert explorer.state.goodness.ratio > believed
+    for wrong in ({"modes": 4}, {"prior": "magic"}, {"masked": 1}, {"depth": 2}):
+        with pytest.raises(InputError):
+            explorer.set(**wrong)
+    explorer.figure()
+    assert explorer.command() == "papermill measured.ipynb out.ipynb"
