@@ -25,6 +25,7 @@ import importlib
 _HOME = {  # where each public name lives; it is imported when it is first used
     "load_data": "data.formats",
     "simulate_halves": "data.simulation",
+    "example_scan": "data.simulation",
     "estimate": "solvers.estimate",
     "refine_positions": "solvers.positions",
     "hold_out": "solvers.held_out",

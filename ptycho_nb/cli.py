@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
 import json
 import os
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,9 @@ from typing import Any
 from . import __version__
 from .config import Config, InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig, check_choice
 from .files import read_json
+from .machine import load_quietly
 from .runs import notebooks
-from .runs.arms import CONFIG, MANIFEST, WEIGHTS, ArmError, literal, read_arm, run_arm, standard_error_to
+from .runs.arms import CONFIG, MANIFEST, WEIGHTS, ArmError, literal, read_arm, run_arm
 from .runs.progress import arm_bar
 
 # %% auto #0
@@ -42,13 +41,6 @@ def deal_settings(
     return [kind.from_dict(values) for kind, values in zip(configurations, own, strict=True)]
 
 # %% ../nbs/10_cli/10_cli.ipynb #3d5aa4a8
-def _load_keras() -> None:
-    "Load Keras and its backend, without TensorFlow's greeting unless `TF_CPP_MIN_LOG_LEVEL` is 0."
-    quiet = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "0"
-    with open(os.devnull, "wb") as nowhere, standard_error_to(nowhere) if quiet else nullcontext():
-        importlib.import_module("keras")  # TensorFlow writes some lines before it reads that variable
-
-
 def _simulate(arguments: argparse.Namespace) -> None:
     from ptycho_nb.data.simulation import simulate_halves
 
@@ -71,7 +63,7 @@ def _train(arguments: argparse.Namespace) -> None:
     model_config, training_config = deal_settings({"N": data.N} | arguments.settings, ModelConfig, TrainingConfig)
     folder.mkdir(parents=True, exist_ok=True)
 
-    _load_keras()
+    load_quietly("keras")
     from ptycho_nb.network.bundle import save_bundle
     from ptycho_nb.network.training import train
 
@@ -97,7 +89,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         data = replace(data, positions_px=refined.positions_px)
         print(moves_in_words(refined), flush=True)
 
-    _load_keras()
+    load_quietly("keras")
     from ptycho_nb.network.inference import reconstruct
     from ptycho_nb.solvers.result import save_reconstructions
 
@@ -201,7 +193,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
-    _load_keras()
+    load_quietly("keras")
     from ptycho_nb.diagnosis.report import diagnose
 
     report = diagnose(arguments.path, arguments.out)
@@ -219,7 +211,7 @@ def _how_few(arguments: argparse.Namespace) -> None:
 
     data, methods = load_data(arguments.scan), arguments.methods.split(",")
     if "amortised" in methods:
-        _load_keras()
+        load_quietly("keras")
     answer = how_few(data, resolution_px=arguments.resolution_px, frc50=arguments.frc50, methods=methods, part=arguments.part,
                      probe=arguments.probe, deals=arguments.deals, seed=arguments.seed)
     folder = answer.save(arguments.out)

@@ -13,7 +13,8 @@ MAY_BE_SKIPPED = (f"the measured scan {STAR} is not here",)  # a file that someb
 # (`xdist_group`). Those that take longest start first, so that both workers end at about the same time.
 LONGEST_FIRST = ("sweep", "studies", "training", "dose_curve", "dose_comparison", "jax_backend", "bench", "widgets",
                  "browser_jupyterlab", "sizes", "diagnostics", "pretrained", "reports", "browsers", "baselines",
-                 "sim_lines", "docs", "surface", "health", "diagnose", "reconstruct", "pretrain")
+                 "sim_lines", "docs", "surface", "health", "diagnose", "reconstruct", "tutorial",
+                 "pretrain")
 
 
 def _group(item: pytest.Item) -> str:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BY_HAND = ("__init__.py", "__main__.py")  # of the package
+BY_HAND = ("__init__.py", "__main__.py", "network/__init__.py")  # of the package
 NOTEBOOK_FOLDERS = ("nbs", "studies_nbs")
 NOT_OURS = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__", "runs")
 
@@ -35,9 +35,9 @@ def scratch_copy(folder: str) -> Path:
     for name in NOTEBOOK_FOLDERS:
         shutil.copytree(ROOT / name, scratch / name, ignore=NOT_OURS)
     package = scratch / "ptycho_nb"
-    package.mkdir()
+    (package / "network").mkdir(parents=True)
     for name in BY_HAND:
-        shutil.copy(ROOT / "ptycho_nb" / name, package)
+        shutil.copy(ROOT / "ptycho_nb" / name, package / name)
     return scratch
 
 

@@ -144,6 +144,20 @@ def run_all(page) -> None:
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
 
+def narrow_and_wide(page, explorer: Explorer) -> None:
+    """Beside the picture where there is room, above it where there is not."""
+    last = explorer.box.locator(f".ptycho-nb-{explorer.prefix}-step_px")
+    wide = page.viewport_size
+    assert last.bounding_box()["x"] + last.bounding_box()["width"] <= explorer.image.bounding_box()["x"]
+    page.set_viewport_size({"width": 1000, "height": 900})
+    page.wait_for_timeout(1000)
+    explorer.screenshot(f"{explorer.prefix}_1000")
+    control, picture = last.bounding_box(), explorer.image.bounding_box()
+    assert control["y"] + control["height"] <= picture["y"] and picture["width"] > 540
+    page.set_viewport_size(wide)
+    page.wait_for_timeout(500)
+
+
 def walk_through(page, address: str) -> None:
     """Open, run, turn and look."""
     from playwright.sync_api import expect
@@ -162,6 +176,12 @@ def walk_through(page, address: str) -> None:
         assert time.monotonic() < deadline, "the notebook does not come to its end"
     assert errors.count() == 0, errors.first.inner_text()
     assert len(seen) > 1, "the monitor showed nothing new while the cell below it was training"
+
+    said = page.locator("[data-mime-type='application/vnd.jupyter.stderr']")
+    assert said.count() == 0, said.first.inner_text()
+    twins = page.locator(".jp-OutputArea:has(.ptycho-nb-probe) .jp-RenderedImage")
+    assert twins.count() == 1 and not twins.first.is_visible(), "a live explorer hides the picture that is kept"
+    narrow_and_wide(page, probe)
 
     probe_before, dose_before = probe.settled(), dose.settled()
     probe.screenshot("probe_before")

@@ -27,7 +27,7 @@ BRIEF = {"n_train": 32, "nepochs": 1}
 GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1},
          "how_few": {"methods": "no_network", "n_test": 60}, "sim_lines": {}, "pretrain": {"n_scans": 4, "steps": 4},
          "measured": {"n_patterns": 60, "second_mode": 0.0},
-         "reconstruct": {"n_groups": 48, "nepochs": 1}}
+         "reconstruct": {"n_groups": 48, "nepochs": 1}, "tutorial": {}}
 LONG = {"dose_curve"}  # a sweep of the same arms as dose_comparison, with more of them
 TIMINGS = {"seconds", "cpu_seconds"}
 

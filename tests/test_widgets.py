@@ -10,7 +10,6 @@ from dataclasses import replace
 import ipywidgets
 import numpy as np
 import pytest
-from IPython.core.formatters import DisplayFormatter
 
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig
 from ptycho_nb.data.scan import RawData
@@ -78,7 +77,8 @@ def is_slider(control):
 
 # Every control, with something else to choose; and settings under which it has an effect.
 MOVES = [
-    ("probe", "kind", "estimated", {}), ("probe", "radius_px", 9.0, {}), ("probe", "mask_radius_px", 8.0, {}),
+    ("probe", "kind", "estimated", {}), ("probe", "radius_px", 9.0, {"kind": "disk"}),
+    ("probe", "mask_radius_px", 8.0, {}),
     ("probe", "defocus_waves", 1.0, {"kind": "defocused"}), ("probe", "normalisation", "mean amplitude", {}),
     ("probe", "probe_scale", 0.1, {}), ("probe", "step_px", 30.0, {}),
     ("intensity", "method", "no_network", {}), ("intensity", "pattern", 0, {}),
@@ -199,6 +199,7 @@ def test_controls_without_effect_are_greyed(scan):
     for kind, names in greyed.items():
         explorer.set(kind=kind)
         names += [name for name, control in explorer.controls.items() if control.disabled]
+    assert ProbeExplorer(scan).state.kind == "scan" and ProbeExplorer().state.kind == "disk"
     assert greyed["disk"] == ["defocus_waves", "path"] and greyed["defocused"] == ["path"]
     assert greyed["file"] == ["radius_px", "defocus_waves"]
     assert greyed["estimated"] == ["radius_px", "defocus_waves", "path"]
@@ -449,7 +450,7 @@ def test_the_static_twin_is_what_the_widget_shows(explorer, which, tmp_path):
 
 @every_explorer
 def test_a_notebook_gets_widget_picture_and_text(explorer, which):
-    data, _ = DisplayFormatter().format(explorer)
+    data = explorer._repr_mimebundle_()
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.widget.model_id
     assert data["image/png"].startswith("iVBOR")
     assert data["text/plain"].startswith(f"{type(explorer).__name__}(")

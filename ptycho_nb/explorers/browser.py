@@ -89,9 +89,8 @@ class BrowserPanels(Panels):
     "Left, right and ring correlation; difference, truth and numbers."
 
     def __init__(self, state: BrowserState) -> None:
-        super().__init__(11.0, 5.2)
-        panels = self.subplots(2, 3, width_ratios=(1.25, 1.25, 1))
-        ((left, right, correlation), (difference, truth, numbers)) = panels
+        super().__init__(7.4, 8.4)
+        ((left, right), (difference, truth), (correlation, numbers)) = self.subplots(3, 2)
         self.axes_of = {"left": left, "right": right, "difference": difference, "truth": truth}
         blank, norm = np.zeros((2, 2)), Normalize(0, 1)
         self.shown, self.bars, self.shape = {}, {}, 0.0
@@ -272,5 +271,7 @@ class ReconstructionBrowser(Explorer):
 
     def show_state(self, state: BrowserState) -> None:
         "Draw the state, with the remark on it."
+        for name in ("middle_y", "middle_x"):  # everything is seen
+            self.controls[name].disabled = state.zoom <= 1
         super().show_state(state)
         self._remark()

@@ -69,7 +69,7 @@ class DosePanels(Panels):
 
     def __init__(self, state: DoseState) -> None:
         super().__init__()
-        ((pattern, pixels, snr), (truth, image, numbers)) = self.subplots(2, 3)
+        ((truth, image), (pattern, pixels), (snr, numbers)) = self.subplots(3, 2)
         self.pattern = photon_image(pattern, state.counts, "one noisy pattern")
         (self.cumulative,) = pixels.loglog(_THRESHOLDS, state.cumulative, "C0-")
         pixels.set(title="photons per pixel", xlabel="at least so many photons", ylabel="share of the pixels",
@@ -161,7 +161,7 @@ class DoseExplorer(Explorer):
     def _full(self, amplitude: np.ndarray, probe: np.ndarray, nphotons: float) -> tuple:
         "The estimate with its own choice of stopping and smoothing, and its SSIM."
         data = RawData(amplitude, self.positions_px, probe, self.object, metadata={"simulation": {}})
-        result = estimate(data)
+        result = estimate(data, progress=False)
         chosen = result.info["chosen"]
         ssim = compare(result, self.object)["amplitude"]["ssim"]
         return result.crop_to(self._region()).object, ssim, chosen["iteration"], chosen["smoothing_px"]

@@ -31,6 +31,7 @@ from ..config import InputError, SimulationConfig, check_choice
 from ..data.formats import load_data
 from ..data.scan import RawData
 from ..data.simulation import simulate_halves
+from ..machine import viewer
 
 # %% auto #0
 __all__ = ['Panels', 'step_above', 'Controls', 'Reproducible', 'Explorer', 'checked_value', 'slider', 'photon_image',
@@ -42,8 +43,8 @@ class Panels(Picture):
 
     def __init__(
         self,
-        width: float = 10.5,  # inches
-        height: float = 5.4,  # inches
+        width: float = 7.2,  # inches; with these a text of 9 points can be read in a cell of 650 px
+        height: float = 7.4,  # inches
         dpi: float = 90,
     ) -> None:
         super().__init__(figsize=(width, height), dpi=dpi, layout="constrained")
@@ -164,13 +165,20 @@ class Controls:
     ) -> None:
         "Write into the message line."
         self.message = message
-        self._message.value = f'<span style="color:#b00020">⚠ {html.escape(message)}</span>' if message else ""
+        red = "color:var(--jp-error-color0, #b00020)"  # readable on a dark page, too
+        self._message.value = f'<span style="{red}">⚠ {html.escape(message)}</span>' if message else ""
 
     def _changed(self, change: Any = None) -> None:
         "A control has moved."
         raise NotImplementedError
 
 # %% ../../nbs/9_explorers/10_explorer.ipynb #c91e89bc
+def _short(value: float) -> str:
+    "A number as people write it: 28 where rounding has left 27.999999999999996; all digits where they mean something."
+    text = f"{value:.6g}"
+    return text if abs(float(text) - value) <= 1e-12 * abs(value) else repr(float(value))
+
+
 class Reproducible(Controls):
     "Controls whose state a command line can show again, with a button that writes it."
 
@@ -199,7 +207,7 @@ class Reproducible(Controls):
         words = ["papermill", self.notebook, "out.ipynb"]
         for name, value in self.parameters().items():
             if value not in ("", None):
-                words += ["-p", name, repr(float(value)) if isinstance(value, float) else str(value)]
+                words += ["-p", name, _short(value) if isinstance(value, float) else str(value)]
         return shlex.join(words)
 
     def _copy_command(self, button: Any = None) -> None:
@@ -209,6 +217,12 @@ class Reproducible(Controls):
             {"output_type": "display_data", "data": {"application/javascript": script}, "metadata": {}},)
 
 # %% ../../nbs/9_explorers/10_explorer.ipynb #d43b68d9
+# A live explorer hides its twin; a page that has no live explorer hides the error in its place.
+_HIDE_TWIN = "<style>.jp-OutputArea:has(.ptycho-nb) .jp-OutputArea-child:has(.jp-RenderedImage) { display: none }</style>"
+_HIDE_ERROR = ("<style class='ptycho-nb-twin'>.jp-OutputArea:has(.ptycho-nb-twin) "
+               ".jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none }</style>")
+
+
 class Explorer(Reproducible):
     """Controls, and panels that follow them; subclasses say how a state is computed and drawn.
 
@@ -224,15 +238,18 @@ class Explorer(Reproducible):
         settings: Mapping[str, Any],  # values to start with, for some or all of the controls
         fixed: Mapping[str, Any] | None = None,  # further parameters of the notebook, by their names
     ) -> None:
-        self.fixed, self._moves = dict(fixed or {}), 0
+        self.fixed, self._moves, self._twin = dict(fixed or {}), 0, None
         super().__init__(controls, settings)
         self.state = self.compute(self.settings, preview=False)
         self.panels = self.panels_type(self.state)
         self.image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
-        column = ipywidgets.VBox(list(self.controls.values()), layout={"flex": "0 0 310px"})
-        # Beside the controls the picture shrinks to the room that is left; it is never cut off.
-        picture = ipywidgets.Box([self.image], layout={"display": "block", "flex": "1 1 0%", "min_width": "0"})
-        self.widget = ipywidgets.VBox([ipywidgets.HBox([column, picture]), self._message, self._command_row()])
+        # Beside the picture the controls are a column; where the cell is narrower than both, they stand above it, in rows.
+        controls = ipywidgets.Box(list(self.controls.values()), layout={"flex_flow": "row wrap", "flex": "1 1 310px",
+                                                                        "align_content": "flex-start"})
+        picture = ipywidgets.Box([self.image], layout={"display": "block", "flex": "1000 1 580px", "min_width": "0"})
+        row = ipywidgets.Box([controls, picture], layout={"flex_flow": "row wrap", "width": "100%"})
+        self.widget = ipywidgets.VBox([ipywidgets.HTML(_HIDE_TWIN), row, self._message, self._command_row()])
+        self.widget.add_class("ptycho-nb")
         self.widget.add_class(f"ptycho-nb-{self.prefix}")
         self.show_state(self.state)
 
@@ -255,14 +272,15 @@ class Explorer(Reproducible):
                 loop = asyncio.get_running_loop()  # a live kernel; elsewhere settle() or figure() finishes
             except RuntimeError:
                 return
-            if getattr(self.state, "preview", False):
-                loop.call_later(self.rest_s, self._rested, self._moves)
+            loop.call_later(self.rest_s, self._rested, self._moves)
 
     def _rested(self, moves: int) -> None:
         "Some time after a move: the controls rest if there was no other since."
         with self.lock:
             if moves == self._moves:
                 self.settle()
+                if self._twin is not None:
+                    self._twin.update(self._picture(), raw=True)
 
     def _advance(self, preview: bool) -> None:
         "From the controls to a new state, or to a message."
@@ -301,11 +319,22 @@ class Explorer(Reproducible):
         settings = ", ".join(f"{name}={value!r}" for name, value in self._shown_settings().items())
         return f"{type(self).__name__}({settings})"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    def _picture(self) -> dict[str, Any]:
+        "What is shown now, as a notebook keeps it."
         with self.lock:
             self.settle()
-            picture = base64.b64encode(self.panels.png()).decode()
-        return self.widget._repr_mimebundle_() | {"image/png": picture, "text/plain": repr(self)}
+            return {"image/png": base64.b64encode(self.panels.png()).decode(), "text/plain": repr(self)}
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return self.widget._repr_mimebundle_() | self._picture()
+
+    def _ipython_display_(self) -> None:
+        "The widget where somebody can turn it, and below it, for a page without a kernel, the picture."
+        from IPython.display import HTML, display
+
+        if viewer() == "notebook":
+            display(self.widget, HTML(_HIDE_ERROR))
+        self._twin = display(self._picture(), raw=True, display_id=True)
 
 # %% ../../nbs/9_explorers/10_explorer.ipynb #1e79f7b1
 def checked_value(

@@ -147,7 +147,7 @@ class IntensityPanels(widgets.Panels):
 
     def __init__(self, state: IntensityState) -> None:
         super().__init__()
-        ((measured, predicted, radial), (nll, mae, numbers)) = self.subplots(2, 3)
+        ((measured, predicted), (nll, mae), (radial, numbers)) = self.subplots(3, 2)
         self.measured = widgets.photon_image(measured, state.measured, "measured")
         self.predicted = widgets.photon_image(predicted, state.predicted, "predicted")
         radius_px = np.arange(len(state.radial_measured))

@@ -75,8 +75,9 @@ class MonitorPanels(Panels):
     "Losses, intensity scale and numbers; the object before training, now, and in truth."
 
     def __init__(self, state: MonitorState) -> None:
-        super().__init__(11.0, 5.6)
-        ((self.losses, self.scales, numbers), thumbnails) = self.subplots(2, 3)
+        super().__init__(7.4, 8.0)
+        ((self.losses, self.scales), (first, latest), (truth, numbers)) = self.subplots(3, 2)
+        thumbnails = (first, latest, truth)
         styles = {"train_loss": ("C0o-", "training"), "val_loss": ("C1s--", "validation"), "test_loss": ("C2^:", "test scan")}
         self.curves = {key: self.losses.plot([], [], style, ms=4, label=label)[0] for key, (style, label) in styles.items()}
         self.losses.set(title="loss", xlabel="epoch", ylabel="loss")

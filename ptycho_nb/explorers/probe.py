@@ -33,7 +33,7 @@ NORMALISATIONS = ("energy", "mean amplitude")
 class ProbeState:
     "A probe, as it was made and scaled, and what follows from it."
 
-    kind: str  # "disk", "defocused", "file" or "estimated"
+    kind: str  # "scan", "disk", "defocused", "file" or "estimated"
     radius_px: float
     defocus_waves: float
     path: str  # file with a probe; empty: the probe of the scan
@@ -59,7 +59,7 @@ class ProbePanels(widgets.Panels):
     def __init__(self, state: ProbeState) -> None:
         super().__init__()
         N = len(state.probe)
-        ((amplitude, phase, profile), (pattern, overlap, numbers)) = self.subplots(2, 3)
+        ((amplitude, phase), (pattern, profile), (overlap, numbers)) = self.subplots(3, 2)
         self.amplitude = draw_image(amplitude, np.abs(state.probe), cmap="gray", vmin=0, vmax=1)
         self.colorbar(self.amplitude, ax=amplitude, label="|P|")
         self.phase = draw_image(phase, np.angle(state.probe), cmap="twilight", vmin=-np.pi, vmax=np.pi)
@@ -127,6 +127,7 @@ class ProbeExplorer(widgets.Explorer):
         nphotons: float | None = None,  # dose, photons per pattern; None: that of the data
         **settings: Any,  # where the controls start, see `ProbeState`
     ) -> None:
+        own = "scan" if data is not None else "disk"  # whoever brings a scan wants to see its probe
         self.data = data = widgets.scan_of(data, N)
         self.nphotons, N = widgets.dose_of(data) if nphotons is None else float(nphotons), data.N
         if not 0 < self.nphotons < np.inf:
@@ -143,7 +144,8 @@ class ProbeExplorer(widgets.Explorer):
         step_px = nearest_spacing_px(data.positions_px).mean() if data.n_patterns > 1 else 0.0
         text = ipywidgets.Text(description="file", placeholder="empty: the probe of the scan", continuous_update=False)
         controls = {
-            "kind": ipywidgets.Dropdown(options=("disk", "defocused", "file", "estimated"), description="probe"),
+            "kind": ipywidgets.Dropdown(options=("scan", "disk", "defocused", "file", "estimated"), value=own,
+                                        description="probe", tooltip="scan: the probe that came with it"),
             "radius_px": widgets.slider("radius / px", 14.0 * N / 64, 2.0, N / 2, 0.5),
             "defocus_waves": widgets.slider("defocus / waves", 2.0, 0.25, 6.0, 0.25),
             "path": text,
@@ -163,7 +165,7 @@ class ProbeExplorer(widgets.Explorer):
             return probes.defocused_probe(N, radius_px, settings["defocus_waves"])
         if kind == "estimated":
             return self._estimated
-        probe = probes.load_probe(settings["path"]) if settings["path"] else self.data.probe
+        probe = probes.load_probe(settings["path"]) if kind == "file" and settings["path"] else self.data.probe
         if probe.shape != (N, N):
             raise InputError(f"probe in {settings['path']}", f"shape {probe.shape}", f"({N}, {N}), as the patterns",
                              "Bring it to this size with crop_probe_fourier, or give data of its size.")

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..config import Config, InputError, check_choice
 from ..files import inside, plain_json, read_json, replacing, sha256_of, write_json
+from ..machine import standard_error_to
 from .notebooks import find_notebook
 
 CONFIG, HISTORY, METRICS, DONE = "config.json", "history.json", "metrics.json", "done.json"  # the files of an arm
@@ -37,7 +38,7 @@ _logger = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['CONFIG', 'HISTORY', 'METRICS', 'DONE', 'WEIGHTS', 'RECONSTRUCTION', 'DEVIATION', 'NOTEBOOK', 'ERROR', 'FIGURES',
            'MANIFEST', 'arm_name', 'study_parameters', 'start_arm', 'finish_arm', 'Arm', 'read_config', 'read_arm',
-           'check_parameters', 'literal', 'ArmError', 'check_arm', 'ArmBusy', 'locked', 'standard_error_to', 'run_arm']
+           'check_parameters', 'literal', 'ArmError', 'check_arm', 'ArmBusy', 'locked', 'run_arm']
 
 # %% ../../nbs/6_runs/20_arms.ipynb #68418635
 _NAME_LENGTH = 200  # most file systems end a name at 255 bytes
@@ -351,20 +352,6 @@ def _alone_in(folder: Path) -> Iterator[BinaryIO]:
         file.truncate(0)
         yield file
         file.truncate(0)
-
-
-@contextmanager
-def standard_error_to(
-    file: BinaryIO,  # an open file
-) -> Iterator[None]:
-    "Send to a file what child processes and libraries write to standard error: TensorFlow greets there at length."
-    ours = os.dup(2)
-    try:
-        os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        os.dup2(ours, 2)
-        os.close(ours)
 
 
 def _tied_to_this_process() -> str:
