@@ -114,7 +114,7 @@ def run_study(path: Path, scratch: Path) -> dict[str, Any]:
     "The executed notebook, with its defaults, its temporary files inside `scratch`."
     import papermill
 
-    from ptycho_nb.machine import standard_error_to
+    from ptycho_nb.quiet import standard_error_to
 
     output = scratch / path.name
     before, os.environ["TMPDIR"] = os.environ.get("TMPDIR"), str(scratch)

@@ -7,7 +7,7 @@
 
 Everything that a first look needs is here. The wings hold the rest, each imports only from those above it in this list:
 
-config, files, machine, pictures   checked values; files written whole or not at all; processors; how values show themselves
+config, quiet, files, machine, pictures   checked values; files written whole; processors; values that show themselves
 physics                  objects, probes, scans; the forward model, photons and their noise
 data                     a scan and its checks, other programs' files, simulation
 solvers                  the likelihood solver, counts held out, the estimate, positions, LSQML; what they return

@@ -20,10 +20,9 @@ from typing import Any
 from . import __version__
 from .config import Config, InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig, check_choice
 from .files import read_json
-from .machine import load_quietly
+from .quiet import load_quietly
 from .runs import notebooks
 from .runs.arms import CONFIG, MANIFEST, WEIGHTS, ArmError, literal, read_arm, run_arm
-from .runs.progress import arm_bar
 
 # %% auto #0
 __all__ = ['deal_settings', 'read_grid', 'main']
@@ -103,6 +102,8 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
 def _run_arm(arguments: argparse.Namespace) -> None:
     folder = os.path.relpath(arguments.folder)
     print(f"running {arguments.notebook}; follow it in {folder}/notebook.ipynb", flush=True)
+    from ptycho_nb.runs.progress import arm_bar
+
     with arm_bar(folder, show=sys.stdout.isatty()):
         run_arm(arguments.notebook, folder, arguments.settings, again=arguments.again)
     _print_arm(folder)

@@ -5,24 +5,19 @@
 # %% ../nbs/0_base/30_machine.ipynb #39cba488
 from __future__ import annotations
 
-import importlib
-import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
 
 import numba
 
 # %% auto #0
-__all__ = ['processors', 'cores', 'thread_limits', 'standard_error_to', 'load_quietly', 'viewer', 'progress_bar', 'versions',
-           'compiled']
+__all__ = ['processors', 'cores', 'thread_limits', 'viewer', 'progress_bar', 'versions', 'compiled']
 
 # %% ../nbs/0_base/30_machine.ipynb #85f25732
 _THREADS = (
@@ -47,31 +42,6 @@ def thread_limits(
     "How many threads a process may use, as TensorFlow, BLAS and this library read it."
     threads = os.environ.get("OMP_NUM_THREADS") or str(threads)
     return {name: os.environ.get(name) or threads for name in _THREADS}
-
-# %% ../nbs/0_base/30_machine.ipynb #0f74c0b3
-@contextmanager
-def standard_error_to(
-    file: BinaryIO,  # an open file
-) -> Iterator[None]:
-    "Send to a file what child processes and libraries write to standard error: TensorFlow greets there at length."
-    ours = os.dup(2)
-    try:
-        os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        os.dup2(ours, 2)
-        os.close(ours)
-
-
-def load_quietly(
-    module: str,  # to be imported
-) -> None:
-    "Load a library without what it writes to standard error on the way, unless `TF_CPP_MIN_LOG_LEVEL` is 0."
-    loud = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "0"
-    with open(os.devnull, "wb") as nowhere, nullcontext() if loud else standard_error_to(nowhere):
-        importlib.import_module(module)
-    if module == "keras" and not loud:
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every model after the fifth
 
 # %% ../nbs/0_base/30_machine.ipynb #adc993de
 def viewer() -> str | None:  # 'notebook', 'terminal', or None: nobody

@@ -10,7 +10,7 @@ import ptycho_nb
 
 HEAVY = {"tensorflow", "keras", "jax", "torch", "matplotlib", "papermill"}
 FRAMEWORKS = HEAVY - {"matplotlib"}
-WITHOUT_ANY = ("config", "files", "machine", "pictures", "cli", "physics", "data", "solvers", "runs")  # nor Matplotlib
+WITHOUT_ANY = ("config", "quiet", "files", "machine", "pictures", "cli", "physics", "data", "solvers", "runs")
 
 
 def modules_of(*places: str) -> list[str]:

@@ -1,4 +1,4 @@
 """The networks: the only wing that loads a framework, and it does so without the framework's greeting."""
-from ..machine import load_quietly
+from ..quiet import load_quietly
 
 load_quietly("keras")

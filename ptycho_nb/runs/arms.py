@@ -23,7 +23,7 @@ import numpy as np
 
 from ..config import Config, InputError, check_choice
 from ..files import inside, plain_json, read_json, replacing, sha256_of, write_json
-from ..machine import standard_error_to
+from ..quiet import standard_error_to
 from .notebooks import find_notebook
 
 CONFIG, HISTORY, METRICS, DONE = "config.json", "history.json", "metrics.json", "done.json"  # the files of an arm
