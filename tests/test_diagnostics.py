@@ -145,7 +145,7 @@ def test_right_axes_are_not_suspected(dose, tmp_path):
     assert "swapped" not in named(report) and "axes" not in named(report)
 
 
-@pytest.mark.parametrize("value, reason", [(np.nan, "NaN"), (np.inf, "infinity"), (-3.0, "negative")])
+@pytest.mark.parametrize("value, reason", [(np.inf, "infinity"), (-3.0, "negative")])
 def test_one_pattern_that_cannot_be_used(arrays, value, reason, tmp_path):
     patterns = arrays["diff3d"].copy()
     patterns[41, 5, 6] = value
