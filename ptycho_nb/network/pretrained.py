@@ -152,7 +152,8 @@ def load_pretrained(
     path = Path(str(resources.files("ptycho_nb") / "weights" / "amortised.npz")) if path is None else Path(path)
     expected, remedy = "a file of save_pretrained()", "Choose another file."
     stored = read_arrays(path, expected=expected, remedy=remedy)
-    arrays = [stored[key].astype(np.float32) for key in sorted(stored) if key.startswith("weight_")]
+    with reading(path, expected, remedy):
+        arrays = [stored[key].astype(np.float32) for key in sorted(stored) if key.startswith("weight_")]
     if "about" not in stored or not arrays:
         raise InputError(str(path), "no weights of a corrector", expected, remedy)
     with reading(path, expected, remedy) as place:
