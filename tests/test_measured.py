@@ -93,6 +93,7 @@ def test_a_second_mode_is_found(exact):
     result, _ = quiet(data)
     one, _ = quiet(data, model="joint")
     assert "modes" in kept(result) and (result.detector is None or not result.detector.background.any())
+    assert not kept(result) & {"affine", "drift", "light"}  # which can explain a little of it
     shares = np.sum(np.abs(result.modes) ** 2, axis=(1, 2))
     assert abs(shares[1] / shares.sum() - 0.36 / 1.36) < 0.06 and shares[2:].sum() < 0.03 * shares.sum()
     assert abs(np.vdot(*result.modes[:2])) < 1e-3 * shares[0]
@@ -113,21 +114,21 @@ def test_positions_that_are_turned_or_drift_are_found(exact):
     drifted = exact.positions_px + 2 * np.linspace(-1, 1, exact.n_patterns)[:, None] * [1, -0.5]
     for name, wrong in (("affine", turned), ("drift", drifted)):
         faulty = replace(data, positions_px=wrong)
-        result, said = quiet(faulty, iterations=40)
+        result, said = quiet(faulty, iterations=25)
         error, given = (positions - exact.positions_px for positions in (result.positions_px, wrong))
         assert name in kept(result) and "positions" in said, name
         assert np.std(error, axis=0).max() < 0.4 * np.std(given, axis=0).max()
-        assert ssim(result, exact) > ssim(pt.estimate(faulty, "joint", iterations=40), exact) + 0.01
+        assert ssim(result, exact) > ssim(pt.estimate(faulty, "joint", iterations=25), exact) + 0.01
 
 
 def test_light_that_flickers_is_found(exact):
     light = np.random.default_rng(8).uniform(0.5, 1.5, exact.n_patterns)
     counts = observe_poisson(np.square(exact.diff3d, dtype=float) * light[:, None, None], 9).astype(float) ** 2
     data = measured(exact, counts)
-    result, said = quiet(data, iterations=40)
+    result, said = quiet(data, iterations=25)
     assert "light" in kept(result) and "light that changes" in said
     assert np.corrcoef(result.light, light)[0, 1] > 0.95
-    assert ssim(result, exact) > ssim(pt.estimate(data, "joint", iterations=40), exact)
+    assert ssim(result, exact) > ssim(pt.estimate(data, "joint", iterations=25), exact)
     assert as_estimated(data, result).subset(np.arange(3)).light.tolist() == result.light[:3].tolist()
 
 

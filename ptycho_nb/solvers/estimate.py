@@ -31,7 +31,8 @@ _TURNED = 2.0  # goodness above which the axes may be wrong
 _CLEAR = np.log(2)  # gain that other axes have to bring: half the deviance
 _MANY_PHOTONS = 1000.0  # counts there, above which amplitudes and Poisson counts say the same
 _FEW_PHOTONS = 100.0  # counts in the brightest pixel of the mean pattern, below which the focus is searched as well
-_MOST_MODES = 4
+_MOST_MODES, _MOST_CHANGES = 4, 6
+_SETTLES = 0.1  # gain of a rung that is kept before positions are moved
 _LITTLE, _MUCH = 1e-3, 0.05  # share of all photons that a background could hold: tried if the fit is wrong, and always
 _LARGE = 4e6  # measured pixels, above which fewer iterations have to do
 _SAID = ("pixels", "orientation", "affine", "drift", "moves", "light")  # rungs that change what the file says
@@ -103,16 +104,19 @@ def _orientation_rung(climb: Climb, refine_probe: bool) -> None:
 
 # %% ../../nbs/3_solvers/80_estimate.ipynb #78919a51
 def _rivals(climb: Climb) -> None:
-    "A background, one more mode of the probe and moved patterns can each explain a part of the others: the best is kept first."
-    while True:
+    "What blurs a pattern can each explain a part of the others (background, light, modes, positions): the best is kept first."
+    for _ in range(_MOST_CHANGES):
         wrong = climb.goodness > SOUND
         tried = [_with_background(climb, _LITTLE if wrong else _MUCH)]
         if wrong:
-            tried += [_with_light(climb), _with_another_mode(climb), free_moves(climb)]
+            tried += [_with_light(climb), _with_another_mode(climb)]
+        for more in (common_moves, free_moves) if wrong else ():  # they take longer: only if nothing else brings very much
+            if not any(trial.rung.kept and trial.rung.gain > _SETTLES for trial in tried if trial is not None):
+                tried += more(climb)
         trials = [trial for trial in tried if trial is not None]
         if not trials or not climb.decide(*trials):
             break
-        if climb.rungs[-len(trials)].kept and climb.rungs[-len(trials)].name == "background":
+        if any(rung.kept and rung.name == "background" for rung in climb.rungs[-len(trials) :]):
             began, what = time.perf_counter(), "the probe as given, with this background"
             data = replace(climb.data, detector=climb.result.detector)
             climb.see("probe", what, data, climb.fit(data, refine_probe=False), began)
@@ -139,7 +143,7 @@ def _with_background(climb: Climb, least: float) -> Trial | None:
     if data is None or float(data.detector.background.mean()) < least * mean:
         return None
     warm = replace(climb.refined, detector=data.detector)
-    result = climb.fit(warm, start=climb.result, refine_probe=True, find_background=True, iterations=climb.further)
+    result = climb.fit_on(warm, find_background=True)
     what = f"a background of {float(np.mean(result.detector.background)):.2g} photons a pixel"
     return climb.weigh("background", what, data, result, began)
 
@@ -169,7 +173,7 @@ def _with_another_mode(climb: Climb) -> Trial | None:
         return None
     began, data = time.perf_counter(), rungs.with_another_mode(climb.refined)
     has_background = climb.result.detector is not None and bool(climb.result.detector.background.any())
-    result = climb.fit(data, start=climb.result, refine_probe=True, find_background=has_background, iterations=climb.further)
+    result = climb.fit_on(data, find_background=has_background)
     shares = np.sum(np.abs(result.modes) ** 2, axis=(1, 2)) / np.sum(np.abs(result.modes) ** 2)
     what = f"{len(shares)} modes of the probe with {', '.join(f'{share:.1%}' for share in shares)} of the light"
     return climb.weigh("modes", what, data, result, began)
@@ -194,21 +198,23 @@ def _prior_rung(climb: Climb) -> None:
         light = np.mean(np.square(predict_amplitudes(climb.result, climb.held.patterns), dtype=float), axis=0)
         told = float(np.mean((light / (light + data.detector.background))[data.detector.good]))
     at = {max(2, chosen // 2), chosen, 2 * chosen}
-    best, words = (np.inf, None), ""
-    fit = prepare(data, climb.held)
+    fit, sharp = prepare(data, climb.held), {}
     for step in solve(fit.problem, max(at)):
-        if step.iteration not in at:
-            continue
-        sharp = fit.only(step).reconstruction(data.positions_px, fit.problem.layout, "no_network")
-        photons = sharp.coverage * np.sum(np.abs(sharp.modes) ** 2) / (sharp.N / 2) ** 2
-        noise = float(1 / np.sqrt(2 * np.median(photons[photons > 0.1 * photons.max()]) * told))
-        for prior, strengths in rungs.STRENGTHS.items():
-            for strength in strengths:
-                tried = replace(sharp, object=rungs.denoised(sharp.object, noise, prior, strength))
-                deviance = climb.held.deviance(tried)
-                if deviance < best[0]:
-                    best, words = (deviance, tried), f"{prior} of {strength:g} times the noise"
-    refined = climb.fit(data, start=best[1], refine_probe=False, iterations=8, patience=3)
+        if step.iteration in at:
+            sharp[step.iteration] = fit.only(step).reconstruction(data.positions_px, fit.problem.layout, "no_network")
+    photons = sharp[chosen].coverage * np.sum(np.abs(sharp[chosen].modes) ** 2) / (data.N / 2) ** 2
+    noise = float(1 / np.sqrt(2 * np.median(photons[photons > 0.1 * photons.max()]) * told))
+
+    def tried(step: int, prior: str, strength: float) -> tuple[float, Reconstruction, str]:
+        smooth = replace(sharp[step], object=rungs.denoised(sharp[step].object, noise, prior, strength))
+        return climb.held.deviance(smooth), smooth, f"{prior} of {strength:g} times the noise"
+
+    best = {prior: min((tried(chosen, prior, strength) for strength in strengths), key=lambda trial: trial[0])
+            for prior, strengths in rungs.STRENGTHS.items()}
+    prior = min(best, key=lambda prior: best[prior][0])  # the better of them, at the other steps as well
+    others = (tried(step, prior, strength) for step in at - {chosen} for strength in rungs.STRENGTHS[prior])
+    _, start, words = min((best[prior], *others), key=lambda trial: trial[0])
+    refined = climb.fit(data, start=start, refine_probe=False, iterations=8, patience=3)
     climb.see("prior", words, data, replace(refined, info=climb.result.info | {"prior": words}), began)
 
 
@@ -227,9 +233,7 @@ def _rungs(climb: Climb) -> Iterator[str]:
     if climb.goodness > _TURNED:
         yield "orientation, with the probe refined"
         _orientation_rung(climb, refine_probe=True)
-    yield "positions"
-    common_moves(climb)
-    yield "background, modes and positions"
+    yield "background, light, modes and positions"
     _rivals(climb)
     yield "likelihood"
     _polish(climb)

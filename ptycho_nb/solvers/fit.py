@@ -271,6 +271,7 @@ def fit_scan(
     patience: int = 4,  # iterations without a better likelihood before stopping
     smoothing_px: tuple[float, ...] = SMOOTHING_PX,  # widths to choose from, ascending
     robust: bool = False,  # a few judging patterns do not decide
+    at_least: tuple[int, float] | None = None,  # (iteration, deviance): given up unless the deviance is below that by then
     seed: int = 0,  # draws what is held out, and the order of mini-batches
     progress: bool = True,  # show a bar if somebody is looking
 ) -> Reconstruction:  # method "no_network" from ones, "refined" from a start
@@ -287,7 +288,7 @@ def fit_scan(
         solver = solve(fit.problem, iterations)
     for step in progress_bar(solver, iterations, "step", progress):
         fit.see(step)
-        if fit.settled:
+        if fit.settled or (at_least is not None and step.iteration == at_least[0] and fit.best["nll_per_pixel"] > at_least[1]):
             break
     result = fit.reconstruction(data.positions_px, fit.problem.layout, "no_network" if start is None else "refined",
                                 probe_refined=refine_probe, geometry=data.geometry)

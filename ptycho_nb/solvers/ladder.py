@@ -56,6 +56,7 @@ def judge(
 SOUND = 1.15  # goodness above which it is worth to look for a fault
 LEAST_MODE = 0.02  # the smallest gain that is worth another mode
 _FURTHER = 0.4  # of the iterations, for a fit that starts from a result
+_PATIENT = 14  # iterations after which such a fit should be better than the result
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,11 @@ class Climb:
         "Fit a model to the counts that do not judge."
         options = {"iterations": self.iterations, "seed": self.seed, "progress": False, "patience": 8} | options
         return fit_scan(data, self.held, **options)
+
+    def fit_on(self, data: RawData, **options) -> Reconstruction:
+        "Fit from the best result on, and give up if a few iterations have not made it better."
+        options = {"refine_probe": True, "iterations": self.further} | options
+        return self.fit(data, start=self.result, at_least=(_PATIENT, self.held.deviance(self.result)), **options)
 
     def weigh(
         self,

@@ -100,6 +100,7 @@ def drift_basis(
 # %% ../../nbs/3_solvers/77_motion.ipynb #d5a89436
 _LONGEST_PX = 2.0  # move of a pattern in one round
 _ENOUGH = 400  # patterns that find the coefficients of one round
+_LEAST_GAIN = 0.01  # of the first round, without which there is no second
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Motion:
     positions_px: np.ndarray  # float64 (M, 2)
     result: Reconstruction  # of the quick fit on these
     rms_px: float  # of the moves
+    gain: float  # of the quick fits: log(deviance before / after), the trimmed mean over the judging patterns
     rounds: int
 
 
@@ -152,8 +154,10 @@ def moved_together(
         given = found if given is None else given
         gain, error = trimmed_mean(given - found)
         if gain > most:
-            best, most = Motion(now, result, float(np.sqrt(np.mean((now - positions_px) ** 2))), number), gain
-        if (number == 1 and gain < error) or (best is not None and best.rounds < number - 1):  # nothing, or twice no better
+            best, most = Motion(now, result, float(np.sqrt(np.mean((now - positions_px) ** 2))), gain, number), gain
+        if number == 1 and gain < max(error, _LEAST_GAIN):
+            break
+        if best is not None and best.rounds < number - 1:  # twice no better
             break
         step = common_step(result, amplitude, patterns, basis, number)
         if number == rounds or np.sqrt(np.mean(step**2)) < least_px:

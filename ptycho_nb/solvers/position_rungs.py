@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.scan import RawData
-from .ladder import SOUND, Climb, Trial
+from .ladder import Climb, Trial
 from .motion import common_step, drift_basis, moved_together, plane_basis
 from .positions import moved_freely
 from .result import Reconstruction
@@ -36,39 +36,39 @@ def affine_in_words(
 _LEAST_PX = 0.05  # root mean square of the moves that are worth a full fit
 _SETTLED_PX = 0.02  # of the last steps
 _QUICK = 8  # iterations of a quick fit
+_LEAST_QUICK_GAIN, _LEAST_GAIN = 0.02, 0.05  # of quick fits for a full fit to be tried, and of that to be kept
+_MOST_TIMES = 3  # that the same is tried
 
 
 def common_moves(
     climb: Climb,
-) -> None:
-    "Try whether all positions are scaled, turned or sheared, and whether they drift."
+) -> list[Trial]:  # 'affine' and 'drift': those that are worth a full fit
+    "The scan with all positions scaled, turned and sheared, and with positions that drift."
     if climb.held.share < 1 or climb.data.n_patterns < 20:  # patterns that stand alone do not tell where they lie
-        return
-    given_px = climb.data.positions_px
+        return []
+    trials = []
     for name, basis in (("affine", plane_basis), ("drift", _plane_and_drift)):
-        if climb.goodness < SOUND:
-            return
         sources = [climb.data, climb.refined] if climb.result.info["probe_refined"] else [climb.data]
-        for source in sources:
-            if _together(climb, name, source, basis, given_px):
-                break
+        if sum(rung.name == name for rung in climb.rungs) < _MOST_TIMES:
+            found = (_together(climb, name, source, basis) for source in sources)
+            trials += [trial for trial in found if trial is not None][:1]
+    return trials
 
 
 def _plane_and_drift(positions_px: np.ndarray) -> np.ndarray:
     return np.hstack([plane_basis(positions_px), drift_basis(len(positions_px), min(12, len(positions_px) // 8))])
 
 
-def _together(climb: Climb, name: str, source: RawData, basis: Callable[[np.ndarray], np.ndarray], given_px: np.ndarray) -> bool:
-    began, held = time.perf_counter(), climb.held
-    before_px = climb.data.positions_px
+def _together(climb: Climb, name: str, source: RawData, basis: Callable[[np.ndarray], np.ndarray]) -> Trial | None:
+    began, held, before_px = time.perf_counter(), climb.held, climb.data.positions_px
     base = basis(before_px)
 
     def quick(positions_px: np.ndarray) -> Reconstruction:
         return climb.fit(_at(source, positions_px), refine_probe=False, iterations=_QUICK, smoothing_px=(0.0, 1.0, 2.0))
 
     motion = moved_together(quick, held.deviances, before_px, held.fitted_amplitude, held.fitted, base)
-    if motion is None or motion.rms_px < _LEAST_PX:
-        return False
+    if motion is None or motion.rms_px < _LEAST_PX or motion.gain < _LEAST_QUICK_GAIN:
+        return None
     data = _at(climb.data, motion.positions_px)
     result = climb.fit(data, refine_probe=True)
     for number in range(3):  # what the quick fits were too rough to see
@@ -81,9 +81,13 @@ def _together(climb: Climb, name: str, source: RawData, basis: Callable[[np.ndar
         if held.deviance(further) >= held.deviance(result):
             break
         data, result = moved, further
-    drifted = np.abs(data.positions_px - given_px).max()
-    what = affine_in_words(given_px, data.positions_px) if name == "affine" else f"positions that drift by up to {drifted:.2g} px"
-    return climb.see(name, what, data, result, began)
+    what = f"positions that drift by up to {np.abs(data.positions_px - before_px).max():.2g} px"
+    what = affine_in_words(before_px, data.positions_px) if name == "affine" else what
+    return _worth(climb.weigh(name, what, data, result, began))
+
+
+def _worth(trial: Trial) -> Trial:
+    return replace(trial, rung=replace(trial.rung, kept=trial.rung.kept and trial.rung.gain > _LEAST_GAIN))
 
 
 def _at(data: RawData, positions_px: np.ndarray) -> RawData:
@@ -91,18 +95,17 @@ def _at(data: RawData, positions_px: np.ndarray) -> RawData:
 
 # %% ../../nbs/3_solvers/79_position_rungs.ipynb #9cf1550e
 _BELIEVED_PX = 1.0  # standard deviation of the errors of single positions
-_MOST_TIMES = 3  # that all positions are moved
 
 
 def free_moves(
     climb: Climb,
-) -> Trial | None:  # None: was tried often enough, or cannot be judged
+) -> list[Trial]:  # none: was tried often enough, or cannot be judged
     "The scan with every pattern moved to where it fits best."
     if climb.held.share < 1 or climb.data.n_patterns < 20 or sum(rung.name == "moves" for rung in climb.rungs) == _MOST_TIMES:
-        return None
-    began = time.perf_counter()
+        return []
+    began, at_least = time.perf_counter(), (12, (1 - _LEAST_QUICK_GAIN) * climb.held.deviance(climb.result))
     result, after = moved_freely(climb.refined, climb.held, climb.result, "amplitude", True, _BELIEVED_PX, climb.further,
-                                 climb.seed, patience=8)
+                                 climb.seed, at_least=at_least, patience=8)
     moves_px = np.linalg.norm(result.positions_px - climb.data.positions_px, axis=1)
     what = f"each position moved, by {np.sqrt(np.mean(moves_px**2)):.2g} px (rms), at most {moves_px.max():.2g} px"
-    return climb.weigh("moves", what, _at(climb.data, result.positions_px), result, began, after)
+    return [_worth(climb.weigh("moves", what, _at(climb.data, result.positions_px), result, began, after))]

@@ -238,6 +238,7 @@ def moved_freely(
     iterations: int = 60,
     seed: int = 0,
     progress: bool = False,
+    at_least: tuple[int, float] | None = None,  # (iteration, deviance): given up unless the deviance is below that by then
     **options,  # of `Fit`
 ) -> tuple[Reconstruction, np.ndarray]:  # and the deviances of the held-out patterns (v,), each half by the other's position
     "The fit whose positions move, every one for itself; whether that is better is another question."
@@ -245,20 +246,21 @@ def moved_freely(
     margin_px = int(np.ceil(_REACH * believed_px))
     places = _Places(data, held, believed_px, Layout.around(data.positions_px, data.N, margin_px, data.light))
     fit = prepare(data, held, start, likelihood, margin_px, _FitInPlace, places=places, **options)
-    _solve_and_move(fit, refine_probe, iterations, seed, progress)
+    _solve_and_move(fit, refine_probe, iterations, seed, progress, at_least)
     places.now, positions_px = fit.best_places, places.merged(fit.best_places)
     found = fit.reconstruction(positions_px, places.canvas.moved_to(positions_px), "no_network" if start is None else "refined",
                                probe_refined=refine_probe, geometry=data.geometry)
     return found, pattern_deviances(places.predict(fit.objects[0], fit.probe), held.amplitude, fit.detector)
 
 
-def _solve_and_move(fit: _FitInPlace, refine_probe: bool, iterations: int, seed: int, progress: bool) -> None:
+def _solve_and_move(fit: _FitInPlace, refine_probe: bool, iterations: int, seed: int, progress: bool,
+                    at_least: tuple[int, float] | None) -> None:
     solver = solve_jointly(fit.problem, iterations, seed=seed) if refine_probe else solve(fit.problem, iterations)
     moved = None  # what the solver is told: where the patterns lie from its next step on
     for _ in progress_bar(range(iterations), iterations, "step", progress):
         step: Step = solver.send(moved)
         fit.see(step)
-        if fit.settled:
+        if fit.settled or (at_least is not None and step.iteration == at_least[0] and fit.best["nll_per_pixel"] > at_least[1]):
             break
         if step.iteration >= _FIRST_ITERATION:
             smooth = smooth_correction(step.objects, fit.problem.start, fit.smoothing_px[fit.level])
