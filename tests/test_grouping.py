@@ -13,9 +13,10 @@ from ptycho_nb.physics.probes import disk_probe
 
 
 def scan(n, N=64, side_px=200.0, seed=0, whole=False):
-    """A scan whose patterns are constant, each with its own number."""
+    """Constant patterns, each with its own number; one bright pixel, so that none is too dark to be used."""
     positions = np.random.default_rng(seed).uniform(0, side_px, (n, 2))
-    amplitude = np.broadcast_to(np.arange(1, n + 1, dtype=np.float32)[:, None, None], (n, N, N))
+    amplitude = np.repeat(np.arange(1, n + 1, dtype=np.float32), N * N).reshape(n, N, N)
+    amplitude[:, -1, -1] = 1e6
     return RawData(amplitude, np.round(positions) if whole else positions, disk_probe(N))
 
 

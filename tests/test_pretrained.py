@@ -94,7 +94,7 @@ def test_the_same_scan_gives_the_same_object(shipped):
 
 
 def test_refusals(tmp_path, shipped):
-    with pytest.raises(InputError, match=r"no such file.*make pretrained"):
+    with pytest.raises(InputError, match=r"no such file.*save_pretrained"):
         load_pretrained(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(InputError, match="no weights of a corrector"):

@@ -57,7 +57,6 @@ REFUSALS = {
     "scan_index not whole": ({"scan_index": np.full(M, 0.5)}, "'scan_index'", "float64"),
     "shorter start positions": ({"xcoords_start": np.zeros(9)}, "'xcoords_start'", "(9,)"),
     "truth of another size": ({"ground_truth_patches": np.ones((M, 32, 32))}, "'ground_truth_patches'", "(10, 32, 32)"),
-    "NaN in diff3d": ({"diff3d": with_value(GOOD["diff3d"], (3, 0, 0), np.nan)}, "'diff3d'", "first at 3"),
     "infinity in diff3d": ({"diff3d": with_value(GOOD["diff3d"], (4, 0, 0), np.inf)}, "'diff3d'", "first at 4"),
     "NaN in xcoords": ({"xcoords": with_value(GOOD["xcoords"], (2,), np.nan)}, "'xcoords'", "first at 2"),
     "infinity in ycoords": ({"ycoords": with_value(GOOD["ycoords"], (1,), -np.inf)}, "'ycoords'", "first at 1"),
