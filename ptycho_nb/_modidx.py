@@ -2064,6 +2064,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                               'ptycho_nb/studies/how_few.py'),
                                            'ptycho_nb.studies.how_few.HowFew': ( '8_studies/how_few.html#howfew',
                                                                                  'ptycho_nb/studies/how_few.py'),
+                                           'ptycho_nb.studies.how_few.HowFew.__repr__': ( '8_studies/how_few.html#howfew.__repr__',
+                                                                                          'ptycho_nb/studies/how_few.py'),
                                            'ptycho_nb.studies.how_few.HowFew._markdown': ( '8_studies/how_few.html#howfew._markdown',
                                                                                            'ptycho_nb/studies/how_few.py'),
                                            'ptycho_nb.studies.how_few.HowFew.detail': ( '8_studies/how_few.html#howfew.detail',

@@ -117,7 +117,7 @@ def answer_sentence(
     return f"at {share} {interval} % of your photons, {dose} per pattern, {detail} is still resolved{how}"
 
 # %% ../../nbs/8_studies/75_how_few.ipynb #460d906a
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HowFew:
     "How few photons are enough: the answer in words, the curve behind it, and the images."
 
@@ -148,6 +148,9 @@ class HowFew:
             again = again or said[-1].startswith(f"{name} at ")
         text = "; ".join(said)
         return f"{text[0].upper()}{text[1:]}."
+
+    def __repr__(self) -> str:
+        return "\n".join([self.sentence, *(f"- {note}" for note in self.notes)])
 
     def rows(self, part: str | None = None) -> list[dict[str, Any]]:
         "The curve of one part, by default that which is judged."
