@@ -35,7 +35,7 @@ else
     step "modules import from lower layers only"          lint-imports
     step "ruff"                                           ruff check ptycho_nb tests benchmarks docs setup.py
     step "library notebooks run (nbdev_test)"             nbdev_test --n_workers 2
-    # Among the tests: the study notebooks, benchmarks in quick sizes, and the documentation, warnings as errors.
+    # Among the tests: the study notebooks and the documentation, warnings as errors.
     step "pytest"  python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 fi
 

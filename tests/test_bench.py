@@ -70,7 +70,8 @@ def test_key_figures_compare_what_the_run_has(module):
     assert not any("patterns/s" in what for what in figures)
 
 
-@pytest.mark.parametrize("parts", ["scaling,quality", pytest.param("speed,star", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("parts", ["scaling,quality", "speed,star"])
 def test_every_benchmark_runs_in_quick_sizes(parts, tmp_path):
     command = [sys.executable, str(BENCHMARKS / "bench.py"), "--quick", "--out", str(tmp_path),
                "--parts", *parts.split(",")]
