@@ -209,11 +209,9 @@ def _prior_rung(climb: Climb) -> None:
         smooth = replace(sharp[step], object=rungs.denoised(sharp[step].object, noise, prior, strength))
         return climb.held.deviance(smooth), smooth, f"{prior} of {strength:g} times the noise"
 
-    best = {prior: min((tried(chosen, prior, strength) for strength in strengths), key=lambda trial: trial[0])
-            for prior, strengths in rungs.STRENGTHS.items()}
-    prior = min(best, key=lambda prior: best[prior][0])  # the better of them, at the other steps as well
-    others = (tried(step, prior, strength) for step in at - {chosen} for strength in rungs.STRENGTHS[prior])
-    _, start, words = min((best[prior], *others), key=lambda trial: trial[0])
+    every = (tried(step, prior, strength) for step in sharp
+             for prior, strengths in rungs.STRENGTHS.items() for strength in strengths)
+    _, start, words = min(every, key=lambda trial: trial[0])
     refined = climb.fit(data, start=start, refine_probe=False, iterations=8, patience=3)
     climb.see("prior", words, data, replace(refined, info=climb.result.info | {"prior": words}), began)
 
