@@ -51,6 +51,7 @@ _ADVICE = {  # what to do about a rung of the ladder that the counts prefer
     "aberrations": "The probe guess has aberrations: use the probe that estimate() returns.",
     "focus": "The probe guess is out of focus: use the probe that estimate() returns.",
 }
+_USUAL = ("background", "modes", "drift", "moves", "light")  # most beamlines have a little; the others: the file is wrong
 
 
 def _rung_findings(rungs: list[Mapping[str, Any]]) -> list[Finding]:
@@ -59,7 +60,7 @@ def _rung_findings(rungs: list[Mapping[str, Any]]) -> list[Finding]:
         if rung["name"] in _ADVICE:
             number = f"deviance of unseen counts {-rung['gain']:+.0%} ± {rung['error']:.0%}"
             what = f"The counts prefer another model of the measurement: {rung['what']}"
-            severity = "note" if rung["name"] in ("background", "modes") else "warning"  # most beamlines have a little of both
+            severity = "note" if rung["name"] in _USUAL else "warning"
             findings.append(Finding(severity, "measurement", what, number, _ADVICE[rung["name"]]))
     return findings
 
