@@ -9,6 +9,7 @@ import ptycho_nb as pt
 from ptycho_nb.physics.detector import Detector
 from ptycho_nb.physics.forward import Layout, scan_amplitudes
 from ptycho_nb.physics.noise import observe_poisson
+from ptycho_nb.solvers import part
 from ptycho_nb.solvers.estimate import as_estimated
 from ptycho_nb.solvers.likelihood import scan_gradient
 from ptycho_nb.solvers.result import load_reconstructions, save_reconstructions
@@ -229,3 +230,17 @@ def test_the_gradient_of_modes_background_mask_and_light(fractional, n_modes):
             errors.append(gradient(*moved).squared_error)
         finite = (errors[0] - errors[1]) / (2 * step)
         assert np.isclose(finite, 2 * np.vdot(of, turn).real, rtol=1e-5)
+
+
+def test_a_large_scan_is_climbed_in_its_middle(exact, monkeypatch):
+    monkeypatch.setattr(part, "_LARGE", 5e5)
+    monkeypatch.setattr(part, "_PIXELS", 2.5e5)
+    monkeypatch.setattr(part, "_LEAST", 60)
+    counts = exact.diff3d.astype(float) ** 2
+    counts[:, :, 37:40] = 0
+    turned = exact.positions_px.max(axis=0) + exact.positions_px.min(axis=0) - exact.positions_px
+    result, said = quiet(measured(exact, counts, positions_px=turned))
+    names = [rung["name"] for rung in result.info["rungs"]]
+    assert "whole" in names and {"pixels", "orientation"} <= kept(result) and "in 61 patterns" in said
+    np.testing.assert_allclose(result.positions_px, exact.positions_px)
+    assert ssim(result, exact) > 0.95

@@ -18,7 +18,7 @@ from .held_out import HeldOut, trimmed_mean
 from .result import Reconstruction
 
 # %% auto #0
-__all__ = ['SURE', 'SOUND', 'LEAST_MODE', 'Rung', 'judge', 'Trial', 'Climb']
+__all__ = ['SURE', 'SOUND', 'LEAST_GAIN', 'FEW', 'Rung', 'judge', 'Trial', 'Climb']
 
 # %% ../../nbs/3_solvers/78_ladder.ipynb #521dfeb2
 SURE = 2.0  # standard errors by which held-out counts have to prefer a change
@@ -54,9 +54,12 @@ def judge(
 
 # %% ../../nbs/3_solvers/78_ladder.ipynb #5a88149b
 SOUND = 1.15  # goodness above which it is worth to look for a fault
-LEAST_MODE = 0.02  # the smallest gain that is worth another mode
+# What a change has to bring for what it adds. Where photons are few, smoothing takes light from the dark rings of a pattern: a
+# background that is not there gains up to 0.027 by giving it back (a scan of 1e3 photons a pattern).
+LEAST_GAIN = {"light": 0.02, "background": 0.03, "modes": 0.04, "affine": 0.05, "drift": 0.05, "moves": 0.05}
+_MOST_TIMES = 3  # that the same is tried
 _FURTHER = 0.4  # of the iterations, for a fit that starts from a result
-_PATIENT = 14  # iterations after which such a fit should be better than the result
+FEW = 14  # iterations after which such a fit should be better than the result
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,7 @@ class Climb:
     seed: int
     result: Reconstruction | None = None
     rungs: list[Rung] = field(default_factory=list)
+    whole: RawData | None = None  # the scan that this is a part of; None: all of it
 
     def fit(self, data: RawData, **options) -> Reconstruction:
         "Fit a model to the counts that do not judge."
@@ -87,7 +91,7 @@ class Climb:
     def fit_on(self, data: RawData, **options) -> Reconstruction:
         "Fit from the best result on, and give up if a few iterations have not made it better."
         options = {"refine_probe": True, "iterations": self.further} | options
-        return self.fit(data, start=self.result, at_least=(_PATIENT, self.held.deviance(self.result)), **options)
+        return self.fit(data, start=self.result, at_least=(FEW, self.held.deviance(self.result)), **options)
 
     def weigh(
         self,
@@ -103,8 +107,13 @@ class Climb:
         gain, error, sure = 0.0, 0.0, True
         if self.result is not None:
             gain, error, sure = judge(self.held.deviances(_on_common_pixels(self.result, result)), after)
-            sure = sure and not (name == "modes" and gain < LEAST_MODE)
+            sure = sure and gain >= LEAST_GAIN.get(name, 0.0)
         return Trial(Rung(name, what, gain, error, sure, time.perf_counter() - began), data, result)
+
+    def is_worth_trying(self, name: str) -> bool:
+        "Not if it brought too little the last time, nor for ever."
+        tried = [rung for rung in self.rungs if rung.name == name]
+        return len(tried) < _MOST_TIMES and (not tried or tried[-1].gain > max(LEAST_GAIN[name], SURE * tried[-1].error))
 
     def decide(self, *trials: Trial) -> bool:
         "Keep the one with the largest gain of those that are sure; all of them are told."
@@ -124,6 +133,16 @@ class Climb:
     def further(self) -> int:
         "Iterations of a fit that starts from a result."
         return max(int(_FURTHER * self.iterations), 1)
+
+    @property
+    def is_part(self) -> bool:
+        "Whether there are more patterns than these."
+        return self.whole is not None
+
+    @property
+    def probe_refined(self) -> bool:
+        "Whether something was kept that found the probe anew."
+        return any(rung.kept and rung.name in ("probe", "modes", "background") for rung in self.rungs)
 
     @property
     def goodness(self) -> float:

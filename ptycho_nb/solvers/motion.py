@@ -100,7 +100,7 @@ def drift_basis(
 # %% ../../nbs/3_solvers/77_motion.ipynb #d5a89436
 _LONGEST_PX = 2.0  # move of a pattern in one round
 _ENOUGH = 400  # patterns that find the coefficients of one round
-_LEAST_GAIN = 0.01  # of the first round, without which there is no second
+_FIRST, _LEAST_GAIN = 3, 0.01  # of each of the first rounds, without which there is no other
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def common_step(
 
 def moved_together(
     fit: Callable[[np.ndarray], Reconstruction],  # a quick fit on given positions
+    first: Reconstruction,  # that on the positions to start from
     deviances: Callable[[Reconstruction], np.ndarray],  # of the held-out patterns, float64 (v,)
     positions_px: np.ndarray,  # float64 (M, 2): where to start
     amplitude: np.ndarray,  # float32 (M, N, N): what is fitted
@@ -149,13 +150,13 @@ def moved_together(
     "Positions along a basis of moves, found in rounds of a fit and a step; those of the least deviance."
     now, best, most, given = positions_px, None, 0.0, None
     for number in range(rounds + 1):
-        result = fit(now)
+        result = fit(now) if number else first
         found = np.log(np.maximum(deviances(result), 1e-12))
         given = found if given is None else given
         gain, error = trimmed_mean(given - found)
         if gain > most:
             best, most = Motion(now, result, float(np.sqrt(np.mean((now - positions_px) ** 2))), gain, number), gain
-        if number == 1 and gain < max(error, _LEAST_GAIN):
+        if 1 <= number <= _FIRST and gain < max(error, number * _LEAST_GAIN):
             break
         if best is not None and best.rounds < number - 1:  # twice no better
             break

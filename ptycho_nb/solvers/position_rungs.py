@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.scan import RawData
-from .ladder import Climb, Trial
+from .ladder import FEW, LEAST_GAIN, Climb, Trial
 from .motion import common_step, drift_basis, moved_together, plane_basis
 from .positions import moved_freely
 from .result import Reconstruction
@@ -36,21 +36,28 @@ def affine_in_words(
 _LEAST_PX = 0.05  # root mean square of the moves that are worth a full fit
 _SETTLED_PX = 0.02  # of the last steps
 _QUICK = 8  # iterations of a quick fit
-_LEAST_QUICK_GAIN, _LEAST_GAIN = 0.02, 0.05  # of quick fits for a full fit to be tried, and of that to be kept
-_MOST_TIMES = 3  # that the same is tried
+_ROUGH = 1.5  # times the deviance so far, below which a fit on moved positions should soon be
+_HOPELESS = 3.0  # times the deviance of a quick fit with the probe that was found
 
 
 def common_moves(
     climb: Climb,
-) -> list[Trial]:  # 'affine' and 'drift': those that are worth a full fit
+    names: tuple[str, ...] = ("affine", "drift"),
+) -> list[Trial]:  # those that are worth a full fit
     "The scan with all positions scaled, turned and sheared, and with positions that drift."
     if climb.held.share < 1 or climb.data.n_patterns < 20:  # patterns that stand alone do not tell where they lie
         return []
-    trials = []
-    for name, basis in (("affine", plane_basis), ("drift", _plane_and_drift)):
-        sources = [climb.data, climb.refined] if climb.result.info["probe_refined"] else [climb.data]
-        if sum(rung.name == name for rung in climb.rungs) < _MOST_TIMES:
-            found = (_together(climb, name, source, basis) for source in sources)
+    trials, before_px = [], climb.data.positions_px
+    sources = [climb.refined, climb.data] if climb.result.info["probe_refined"] else [climb.data]
+    fits = [_quick_fits(climb, source) for source in sources]
+    firsts = [fit(before_px) for fit in fits]
+    # The probe of the file comes first, since positions have not spoiled it; one that is far off says nothing about them.
+    least = climb.held.deviance(firsts[0])
+    sound = [pair for pair in zip(fits, firsts, strict=True) if climb.held.deviance(pair[1]) < _HOPELESS * least][::-1]
+    for name in names:
+        if climb.is_worth_trying(name):
+            basis = {"affine": plane_basis, "drift": _plane_and_drift}[name](before_px)
+            found = (_together(climb, name, basis, *pair) for pair in sound)
             trials += [trial for trial in found if trial is not None][:1]
     return trials
 
@@ -59,18 +66,20 @@ def _plane_and_drift(positions_px: np.ndarray) -> np.ndarray:
     return np.hstack([plane_basis(positions_px), drift_basis(len(positions_px), min(12, len(positions_px) // 8))])
 
 
-def _together(climb: Climb, name: str, source: RawData, basis: Callable[[np.ndarray], np.ndarray]) -> Trial | None:
+def _quick_fits(climb: Climb, source: RawData) -> Callable[[np.ndarray], Reconstruction]:
+    return lambda positions_px: climb.fit(_at(source, positions_px), refine_probe=False, iterations=_QUICK,
+                                          smoothing_px=(0.0, 1.0, 2.0))
+
+
+def _together(climb: Climb, name: str, base: np.ndarray, quick: Callable[[np.ndarray], Reconstruction],
+              first: Reconstruction) -> Trial | None:
     began, held, before_px = time.perf_counter(), climb.held, climb.data.positions_px
-    base = basis(before_px)
-
-    def quick(positions_px: np.ndarray) -> Reconstruction:
-        return climb.fit(_at(source, positions_px), refine_probe=False, iterations=_QUICK, smoothing_px=(0.0, 1.0, 2.0))
-
-    motion = moved_together(quick, held.deviances, before_px, held.fitted_amplitude, held.fitted, base)
-    if motion is None or motion.rms_px < _LEAST_PX or motion.gain < _LEAST_QUICK_GAIN:
+    best = held.deviance(climb.result)
+    motion = moved_together(quick, first, held.deviances, before_px, held.fitted_amplitude, held.fitted, base)
+    if motion is None or motion.rms_px < _LEAST_PX or motion.gain < LEAST_GAIN[name]:
         return None
     data = _at(climb.data, motion.positions_px)
-    result = climb.fit(data, refine_probe=True)
+    result = climb.fit(data, refine_probe=True, at_least=(_QUICK + FEW, _ROUGH * best))
     for number in range(3):  # what the quick fits were too rough to see
         step = common_step(result, held.fitted_amplitude, held.fitted, base, number)
         moved = _at(data, data.positions_px + step)
@@ -83,11 +92,7 @@ def _together(climb: Climb, name: str, source: RawData, basis: Callable[[np.ndar
         data, result = moved, further
     what = f"positions that drift by up to {np.abs(data.positions_px - before_px).max():.2g} px"
     what = affine_in_words(before_px, data.positions_px) if name == "affine" else what
-    return _worth(climb.weigh(name, what, data, result, began))
-
-
-def _worth(trial: Trial) -> Trial:
-    return replace(trial, rung=replace(trial.rung, kept=trial.rung.kept and trial.rung.gain > _LEAST_GAIN))
+    return climb.weigh(name, what, data, result, began)
 
 
 def _at(data: RawData, positions_px: np.ndarray) -> RawData:
@@ -101,11 +106,11 @@ def free_moves(
     climb: Climb,
 ) -> list[Trial]:  # none: was tried often enough, or cannot be judged
     "The scan with every pattern moved to where it fits best."
-    if climb.held.share < 1 or climb.data.n_patterns < 20 or sum(rung.name == "moves" for rung in climb.rungs) == _MOST_TIMES:
+    if climb.held.share < 1 or climb.data.n_patterns < 20 or not climb.is_worth_trying("moves"):
         return []
-    began, at_least = time.perf_counter(), (12, (1 - _LEAST_QUICK_GAIN) * climb.held.deviance(climb.result))
+    began, at_least = time.perf_counter(), (12, 0.98 * climb.held.deviance(climb.result))
     result, after = moved_freely(climb.refined, climb.held, climb.result, "amplitude", True, _BELIEVED_PX, climb.further,
                                  climb.seed, at_least=at_least, patience=8)
     moves_px = np.linalg.norm(result.positions_px - climb.data.positions_px, axis=1)
     what = f"each position moved, by {np.sqrt(np.mean(moves_px**2)):.2g} px (rms), at most {moves_px.max():.2g} px"
-    return [_worth(climb.weigh("moves", what, _at(climb.data, result.positions_px), result, began, after))]
+    return [climb.weigh("moves", what, _at(climb.data, result.positions_px), result, began, after)]
