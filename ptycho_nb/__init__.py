@@ -28,6 +28,7 @@ _HOME = {  # where each public name lives; it is imported when it is first used
     "example_scan": "data.simulation",
     "estimate": "solvers.estimate",
     "refine_positions": "solvers.positions",
+    "Measurement": "solvers.named",
     "hold_out": "solvers.held_out",
     "amortised": "network.pretrained",
     "train": "network.training",

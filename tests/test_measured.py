@@ -244,3 +244,16 @@ def test_a_large_scan_is_climbed_in_its_middle(exact, monkeypatch):
     assert "whole" in names and {"pixels", "orientation"} <= kept(result) and "in 61 patterns" in said
     np.testing.assert_allclose(result.positions_px, exact.positions_px)
     assert ssim(result, exact) > 0.95
+
+
+def test_a_model_that_is_named_is_fitted(exact):
+    data = measured(exact, exact.diff3d.astype(float) ** 2)
+    model = pt.Measurement(modes=3, background="radial", positions="affine", pixels=True)
+    result, _ = quiet(data, model=model, iterations=12)
+    assert len(result.modes) == 3 and result.detector.background.any() and result.info["model"]["modes"] == 3
+    assert [rung["name"] for rung in result.info["rungs"]].count("modes") == 2
+    for wrong in ({"modes": 0}, {"background": "flat"}, {"probe": "given", "modes": 2}):
+        with pytest.raises(pt.InputError, match="Measurement"):
+            pt.Measurement(**wrong)
+    with pytest.raises(pt.InputError, match="one or the other"):
+        pt.estimate(data, pt.Measurement(), likelihood="poisson")

@@ -32,15 +32,18 @@ _SETTLES = 0.4  # gain of a rung that is kept before positions are moved
 _LITTLE, _MUCH = 1e-3, 0.05  # share of all photons that a background could hold: tried if the fit is wrong, and always
 
 # %% auto #0
-__all__ = ['every_rung']
+__all__ = ['without_bad_pixels', 'with_background', 'with_light', 'with_another_mode', 'polish', 'try_priors', 'every_rung']
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #f6efcbf5
-def _detector_rung(climb: Climb) -> None:
+def without_bad_pixels(
+    climb: Climb,
+) -> Trial | None:  # None: none is found
+    "The scan without the pixels of the detector that count nothing, too much, or always the same."
     began, all_counts = time.perf_counter(), climb.whole if climb.is_part else climb.data
     found = rungs.suspicious_pixels(all_counts)
     bad = np.any(list(found.values()), axis=0)
     if not bad.any():
-        return
+        return None
     own = Detector.perfect(climb.data.N) if climb.data.detector is None else climb.data.detector
     data = replace(climb.data, detector=replace(own, good=own.good & ~bad))
     counts = ", ".join(f"{np.count_nonzero(pixels)} {name}" for name, pixels in found.items() if pixels.any())
@@ -49,7 +52,12 @@ def _detector_rung(climb: Climb) -> None:
         result = climb.fit_on(replace(climb.refined, detector=data.detector))
     else:
         result = climb.fit(data, refine_probe=False)
-    climb.see("pixels", what, data, result, began)
+    return climb.weigh("pixels", what, data, result, began)
+
+
+def _detector_rung(climb: Climb) -> None:
+    if (trial := without_bad_pixels(climb)) is not None:
+        climb.decide(trial)
 
 
 def _detector_again(climb: Climb) -> None:
@@ -113,9 +121,9 @@ def _rivals(climb: Climb) -> None:
     "What blurs a pattern can each explain a part of the others (background, light, modes, positions): the best is kept first."
     for _ in range(_MOST_CHANGES):
         wrong = climb.goodness > SOUND
-        tried = [_with_background(climb, _LITTLE if wrong else _MUCH)]
+        tried = [with_background(climb, _LITTLE if wrong else _MUCH)]
         if wrong:
-            tried += [_with_light(climb), _with_another_mode(climb)]
+            tried += [with_light(climb), with_another_mode(climb) if len(climb.result.modes) < _MOST_MODES else None]
         for more in (_common_moves, free_moves) if wrong else ():  # they take longer: only if nothing else brings very much
             if not any(trial.rung.kept and trial.rung.gain > _SETTLES for trial in tried if trial is not None):
                 tried += more(climb)
@@ -147,19 +155,27 @@ def _without_background(climb: Climb) -> None:
         climb.data, climb.result = data, simpler
 
 
-def _with_background(climb: Climb, least: float) -> Trial | None:
+def with_background(
+    climb: Climb,
+    least: float = 0.0,  # share of all photons that it could hold, below which it is not tried
+    to_the_end: bool = False,  # do not give up where it seems to bring nothing
+) -> Trial | None:  # None: the darkest ring is dark, or there is one already
+    "The scan with photons beside those that the sample scatters, found for every ring of the detector."
     began, found = time.perf_counter(), climb.result.detector
     data = None if found is not None and found.background.any() else rungs.with_background(climb.data)
     mean = climb.data.nphotons_mean / climb.data.N**2
     if data is None or float(data.detector.background.mean()) < least * mean:
         return None
     warm = replace(climb.refined, detector=data.detector)
-    result = climb.fit_on(warm, find_background=True)
+    result = climb.fit_on(warm, to_the_end, find_background=True)
     what = f"a background of {float(np.mean(result.detector.background)):.2g} photons a pixel"
     return climb.weigh("background", what, data, result, began)
 
 
-def _with_light(climb: Climb) -> Trial | None:
+def with_light(
+    climb: Climb,
+) -> Trial | None:  # None: the light does not change, or patterns stand alone
+    "The scan with a number for the light on every pattern."
     held, result = climb.held, climb.result
     if result.light is not None or held.share < 1 or not climb.is_worth_trying("light"):
         return None
@@ -181,18 +197,22 @@ def _with_light(climb: Climb) -> Trial | None:
     return climb.weigh("light", what, replace(climb.data, light=light), result, began, after)
 
 
-def _with_another_mode(climb: Climb) -> Trial | None:
-    if len(climb.result.modes) == _MOST_MODES:
-        return None
+def with_another_mode(
+    climb: Climb,
+    to_the_end: bool = False,  # do not give up where it seems to bring nothing
+) -> Trial:
+    "The scan with one more mode of the probe."
     began, data = time.perf_counter(), rungs.with_another_mode(climb.refined)
     has_background = climb.result.detector is not None and bool(climb.result.detector.background.any())
-    result = climb.fit_on(data, find_background=has_background)
+    result = climb.fit_on(data, to_the_end, find_background=has_background)
     shares = np.sum(np.abs(result.modes) ** 2, axis=(1, 2)) / np.sum(np.abs(result.modes) ** 2)
     what = f"{len(shares)} modes of the probe with {', '.join(f'{share:.1%}' for share in shares)} of the light"
     return climb.weigh("modes", what, data, result, began)
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #973b39e9
-def _polish(climb: Climb) -> None:
+def polish(
+    climb: Climb,
+) -> None:
     "Amplitudes find a probe quickly, but few counts are Poisson distributed: one more fit with what was found held fixed."
     brightest = np.mean(np.square(climb.data.diff3d[climb.held.fitted], dtype=float), axis=0).max()
     if climb.result.info["likelihood"] != "poisson" and brightest < _MANY_PHOTONS:
@@ -201,7 +221,9 @@ def _polish(climb: Climb) -> None:
         climb.see("poisson", what, data, climb.fit(data, refine_probe=False), began)
 
 
-def _prior_rung(climb: Climb) -> None:
+def try_priors(
+    climb: Climb,
+) -> None:
     "Other ways to smooth the object than a Gaussian, at some steps of the solver, and a little likelihood after that."
     smoothed, chosen = climb.result.info["chosen"]["smoothing_px"] > 0, max(climb.result.info["chosen"]["iteration"], 4)
     if not smoothed and climb.goodness > SOUND:
@@ -244,9 +266,9 @@ def every_rung(
         yield "the whole scan"
         _spread(climb, part, given)
     yield "likelihood"
-    _polish(climb)
+    polish(climb)
     yield "prior"
-    _prior_rung(climb)
+    try_priors(climb)
 
 
 def _model_rungs(climb: Climb) -> Iterator[str]:
@@ -280,7 +302,7 @@ def _spread(climb: Climb, part: Climb, given: RawData) -> None:
                        iterations=climb.further)
     climb.see("whole", "all patterns, with the model that those in the middle have chosen", data, result, began)
     kept = {rung.name for rung in part.rungs if rung.kept}
-    if "light" in kept and (trial := _with_light(climb)) is not None:
+    if "light" in kept and (trial := with_light(climb)) is not None:
         climb.decide(trial)
     if climb.goodness > _TURNED or "affine" in kept:  # less than that, moves one by one mend as well
         climb.decide(*common_moves(climb, ("affine", "drift") if "affine" in kept else ("drift",)))

@@ -19,6 +19,7 @@ from .fit import SMOOTHING_PX, check_positions, fit_scan, probe_moved
 from .goodness import goodness
 from .held_out import HeldOut, hold_out
 from .ladder import Climb
+from .named import Measurement, named_rungs
 from .result import Reconstruction
 from .rungs import useless_patterns
 
@@ -34,7 +35,7 @@ MODELS = ("auto", "fixed", "joint")
 
 def estimate(
     data: RawData,
-    model: str | None = None,
+    model: str | Measurement | None = None,
     *,
     held: HeldOut | None = None,
     start: Reconstruction | None = None,
@@ -59,9 +60,10 @@ def estimate(
     ----------
     data : RawData
         The scan: M patterns of N x N px.
-    model : {'auto', 'fixed', 'joint'}, optional
+    model : {'auto', 'fixed', 'joint'} or Measurement, optional
         'auto' lets the held-out counts choose; 'fixed' takes probe, positions and detector as given; 'joint' refines the
-        probe and nothing else. Default: 'auto' for measured scans, 'fixed' for simulated ones, whose probe is exact.
+        probe and nothing else; a `Measurement` names what is fitted. Default: 'auto' for measured scans, 'fixed' for
+        simulated ones, whose probe is exact.
         A `start`, a `likelihood` or `refine_probe` ask for one fit: then 'joint' for measured scans.
     held : HeldOut, optional
         Counts that are never fitted, of ``hold_out(data, ...)``. Default: a tenth of the patterns, or of the photons where
@@ -118,26 +120,29 @@ def estimate(
         model = ("fixed" if data.is_simulated else "joint") if single else ("fixed" if data.is_simulated else "auto")
         if refine_probe is not None:
             model = "joint" if refine_probe else "fixed"
-    check_choice("model", model, MODELS)
+    if not isinstance(model, Measurement):
+        check_choice("model", model, MODELS)
     held = hold_out(data, seed=seed) if held is None else held
-    if model != "auto":
+    if model in ("fixed", "joint"):
         return fit_scan(data, held, start=start, likelihood=likelihood, refine_probe=model == "joint", patience=patience,
                         iterations=60 if iterations is None else iterations, smoothing_px=smoothing_px, seed=seed,
                         progress=progress)
     if single:
-        raise InputError("model", "'auto' with start, likelihood or refine_probe", "one or the other",
+        raise InputError("model", f"{model!r} with start, likelihood or refine_probe", "one or the other",
                          "Leave these out, or choose model='joint' or 'fixed'.")
     most = 150 if data.diff3d.size < _LARGE else 80
-    return _climbed(data, held, most if iterations is None else iterations, seed, progress)
+    return _climbed(data, model, held, most if iterations is None else iterations, seed, progress)
 
 
-def _climbed(data: RawData, held: HeldOut, iterations: int, seed: int, progress: bool) -> Reconstruction:
+def _climbed(data: RawData, model: str | Measurement, held: HeldOut, iterations: int, seed: int,
+             progress: bool) -> Reconstruction:
     wall, cpu = time.perf_counter(), time.process_time()
     check_positions(data)
     useless = useless_patterns(data)
     usable = held.without(useless)
     climb = Climb(data, usable, iterations, seed)
-    for _ in progress_bar(every_rung(climb), None, "rung", progress):
+    tried = named_rungs(climb, model) if isinstance(model, Measurement) else every_rung(climb)
+    for _ in progress_bar(tried, None, "rung", progress):
         pass
     found = goodness(climb.result, usable)
     changes = [rung.what for rung in climb.rungs if rung.kept and rung.name in _SAID]
@@ -152,7 +157,8 @@ def _climbed(data: RawData, held: HeldOut, iterations: int, seed: int, progress:
     if sentences:
         warnings.warn(f"{data.source}: {'. '.join(sentences)}.", stacklevel=3)
     info = climb.result.info | {
-        "model": "auto", "rungs": [asdict(rung) for rung in climb.rungs], "goodness": asdict(found), "verdict": found.verdict,
+        "model": asdict(model) if isinstance(model, Measurement) else model,
+        "rungs": [asdict(rung) for rung in climb.rungs], "goodness": asdict(found), "verdict": found.verdict,
         "left_out": useless.tolist(), "probe_moved": probe_moved(data.probe, climb.result.modes),
         "probe_refined": climb.probe_refined}
     return replace(climb.result, method="no_network", info=info, seconds=time.perf_counter() - wall,

@@ -88,10 +88,11 @@ class Climb:
         options = {"iterations": self.iterations, "seed": self.seed, "progress": False, "patience": 8} | options
         return fit_scan(data, self.held, **options)
 
-    def fit_on(self, data: RawData, **options) -> Reconstruction:
+    def fit_on(self, data: RawData, to_the_end: bool = False, **options) -> Reconstruction:
         "Fit from the best result on, and give up if a few iterations have not made it better."
         options = {"refine_probe": True, "iterations": self.further} | options
-        return self.fit(data, start=self.result, at_least=(FEW, self.held.deviance(self.result)), **options)
+        at_least = None if to_the_end else (FEW, self.held.deviance(self.result))
+        return self.fit(data, start=self.result, at_least=at_least, **options)
 
     def weigh(
         self,
