@@ -199,7 +199,7 @@ def saturated(exact: RawData, share: float, end: float | None = None) -> Faulty:
         rate *= end / (share * rate.max())
         counts, level = np.random.default_rng(7).poisson(rate).astype(float), end
     data = as_measured(exact, diff3d=np.sqrt(np.minimum(counts, level)).astype(np.float32))
-    return Faulty(data, replace(data, detector=Detector(counts.max(axis=0) < level)))
+    return Faulty(data, replace(data, detector=Detector(np.ones((N, N), bool), end=level)))
 
 
 def beam_stop(exact: RawData, radius_px: int, given: bool) -> Faulty:

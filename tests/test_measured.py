@@ -257,3 +257,16 @@ def test_a_model_that_is_named_is_fitted(exact):
             pt.Measurement(**wrong)
     with pytest.raises(pt.InputError, match="one or the other"):
         pt.estimate(data, pt.Measurement(), likelihood="poisson")
+
+
+def test_pixels_that_stop_counting_are_found_and_kept(exact, tmp_path):
+    counts = np.square(exact.diff3d, dtype=float)
+    end = np.rint(0.15 * counts.max())
+    data = pt.load_data(measured(exact, np.minimum(counts, end)).save(tmp_path / "scan.npz"))
+    result, said = quiet(data, iterations=25)
+    assert "saturation" in kept(result) and f"stop counting at {end:.6g}" in said
+    assert result.detector.end == pytest.approx(end, rel=1e-5) and result.detector.good.all()
+    assert ssim(result, exact) > ssim(pt.estimate(data, "joint", iterations=25), exact) + 0.1
+    back = load_reconstructions(save_reconstructions(tmp_path / "reconstruction.npz", no_network=result))["no_network"]
+    known = pt.load_data(as_estimated(data, result).save(tmp_path / "known.npz"))
+    assert back.detector.end == known.detector.end == result.detector.end

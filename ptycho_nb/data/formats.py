@@ -141,8 +141,8 @@ def _read_npz(path: Path, known: Mapping[str, Any]) -> RawData:
     if known["geometry"] is not None:
         data = replace(data, geometry=known["geometry"])
     if known["mask"] is not None:
-        background = 0.0 if data.detector is None else data.detector.background
-        data = replace(data, detector=Detector(known["mask"], background))
+        own = Detector.perfect(data.N) if data.detector is None else data.detector
+        data = replace(data, detector=replace(own, good=known["mask"]))
     if known["positions"] is not None or known["unit"] not in (None, "px"):
         recording = Recording("NPZ", str(path), data.diff3d, data.positions_px, "m", data.geometry, is_amplitude=True)
         positions_px = assemble(_with_what_is_known(recording, {**known, "mask": None})).positions_px

@@ -163,6 +163,7 @@ class _Stored:
             "ground_truth_patches": self.ground_truth_patches,
             "mask": None if self.detector is None else self.detector.good,
             "background": None if self.detector is None else self.detector.background,
+            "end": None if self.detector is None or np.isinf(self.detector.end) else np.array(self.detector.end),
             "light": self.light,
             "geometry": None if self.geometry is None else np.array(self.geometry.to_json()),
             "metadata": np.array(json.dumps(self.metadata, sort_keys=True)),
@@ -376,7 +377,7 @@ def _detector_of(arrays: Mapping[str, np.ndarray], source: str) -> tuple[np.ndar
     "The patterns with a number in the pixels that have none in any pattern, and the detector that says which these are."
     patterns = np.asarray(arrays["diff3d"])
     unread = _unread_pixels(patterns) if patterns.ndim == 3 and len(patterns) else np.zeros(1, bool)
-    if not unread.any() and "mask" not in arrays and "background" not in arrays:
+    if not unread.any() and not {"mask", "background", "end"} & set(arrays):
         return patterns, None
     good = np.ones(patterns.shape[1:], bool) & ~unread
     if "mask" in arrays:
@@ -388,7 +389,7 @@ def _detector_of(arrays: Mapping[str, np.ndarray], source: str) -> tuple[np.ndar
     if unread.any():
         _logger.warning("%s: %d pixels are not numbers, or -1, and are left out", source, np.count_nonzero(unread))
         patterns = np.where(unread, np.zeros((), patterns.dtype), patterns)
-    return patterns, Detector(good, arrays.get("background", 0.0))
+    return patterns, Detector(good, arrays.get("background", 0.0), float(arrays.get("end", np.inf)))
 
 
 def _fields_from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, Any]:

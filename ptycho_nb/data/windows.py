@@ -93,7 +93,8 @@ def take_window(
     corner = int(y) - side // 2, int(x) - side // 2
     good = np.ones((data.N, data.N), bool) if data.detector is None else data.detector.good
     background = np.zeros(good.shape, np.float32) if data.detector is None else data.detector.background
-    detector = Detector(cut(good, corner, (side, side)), cut(background, corner, (side, side)))
+    end = np.inf if data.detector is None else data.detector.end
+    detector = Detector(cut(good, corner, (side, side)), cut(background, corner, (side, side)), end)
     factor = side / data.N
     _logger.warning("%s: patterns of %d px about pixel (%d, %d), of %d px before; a pixel on the sample is %.4g times as large, "
                     "%d pixels of the window are masked", data.source, side, y, x, data.N, 1 / factor,
@@ -120,6 +121,8 @@ def bin_patterns(
         counts = np.square(pattern, dtype=np.float64).reshape(side, factor, side, factor)
         patterns[k] = np.sqrt(counts.sum((1, 3)))
     good = np.ones((data.N,) * 2, bool) if data.detector is None else data.detector.good
+    if data.detector is not None and np.isfinite(data.detector.end):  # the sum of pixels that stopped counting has no end
+        good = good & (data.diff3d.max(axis=0) < data.detector.last_amplitude)
     background = np.zeros((data.N,) * 2) if data.detector is None else data.detector.background
     good, background = (image.reshape(side, factor, side, factor) for image in (good, background))
     detector = Detector(good.all((1, 3)), background.sum((1, 3)))

@@ -5,7 +5,7 @@
 # %% ../../nbs/1_physics/55_detector.ipynb #44e94dac
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class Detector:
 
     good: np.ndarray  # bool (N, N): pixels that tell something, zero frequency in the centre
     background: np.ndarray = 0.0  # float32 (N, N), or a number: counts expected in a pattern without a sample
+    end: float = np.inf  # counts at which a pixel stops counting: there were so many, or more
 
     def __post_init__(self) -> None:
         good = np.ascontiguousarray(self.good, bool)
@@ -31,6 +32,9 @@ class Detector:
         if not np.all(background >= 0):  # not a number is refused as well
             raise InputError("Detector.background", f"values down to {np.min(background)}", "expected counts, 0 or more",
                              "Give the mean of dark frames, not dark-subtracted counts.")
+        if not self.end > 0:
+            raise InputError("Detector.end", self.end, "counts at which a pixel stops counting, more than 0", "Leave it out.")
+        object.__setattr__(self, "end", float(self.end))
         object.__setattr__(self, "good", good)
         object.__setattr__(self, "background", np.ascontiguousarray(background))
 
@@ -47,9 +51,22 @@ class Detector:
         share: float,  # of the photons, 0 to 1
     ) -> Detector:
         "The same for a share of the photons: the background is as much less."
-        return self if share == 1 else Detector(self.good, self.background * np.float32(share))
+        return self if share == 1 else replace(self, background=self.background * np.float32(share))
+
+    def ended(
+        self,
+        measured: np.ndarray,  # float32 (…): amplitude, square root of counts
+        predicted: np.ndarray,  # float32 (…): amplitude of everything that is expected
+    ) -> np.ndarray:  # bool (…)
+        "Where a pixel has stopped counting below what is expected: there the prediction is not contradicted."
+        return (measured >= self.last_amplitude) & (predicted > measured)
+
+    @property
+    def last_amplitude(self) -> np.float32:
+        "What the square root of counts is where a pixel has stopped counting, less its rounding."
+        return np.float32(np.sqrt(self.end * (1 - 1e-6)))
 
     @property
     def is_perfect(self) -> bool:
-        "Whether every pixel is good and nothing is added."
-        return bool(self.good.all() and not self.background.any())
+        "Whether every pixel is good, nothing is added and no pixel stops counting."
+        return bool(self.good.all() and not self.background.any() and np.isinf(self.end))

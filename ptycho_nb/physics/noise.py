@@ -107,6 +107,8 @@ def pattern_deviances(
     if detector is not None:
         predicted = np.sqrt(np.square(predicted[:, detector.good]) + detector.background[detector.good])
         measured = measured[:, detector.good]
+        if np.isfinite(detector.end):
+            measured = np.where(detector.ended(measured, predicted), predicted, measured)
     floor = rate_floor(sum(float(np.vdot(pattern, pattern)) for pattern in measured) / measured.size)
     deviances = np.empty(len(measured))
     for k, (rate, seen) in enumerate(zip(predicted, measured, strict=True)):

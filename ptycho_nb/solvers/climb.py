@@ -32,15 +32,33 @@ _SETTLES = 0.4  # gain of a rung that is kept before positions are moved
 _LITTLE, _MUCH = 1e-3, 0.05  # share of all photons that a background could hold: tried if the fit is wrong, and always
 
 # %% auto #0
-__all__ = ['without_bad_pixels', 'with_background', 'with_light', 'with_another_mode', 'polish', 'try_priors', 'every_rung']
+__all__ = ['PIXEL_TRIALS', 'with_saturation', 'without_bad_pixels', 'with_background', 'with_light', 'with_another_mode',
+           'polish', 'try_priors', 'every_rung']
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #f6efcbf5
+def with_saturation(
+    climb: Climb,
+) -> Trial | None:  # None: every count is one
+    "Pixels that stop counting say that there were so many photons, or more."
+    began, all_counts = time.perf_counter(), climb.whole if climb.is_part else climb.data
+    own = Detector.perfect(climb.data.N) if climb.data.detector is None else climb.data.detector
+    ended = rungs.suspicious_pixels(all_counts)["saturated"]
+    if not ended.any() or np.isfinite(own.end) or climb.held.share < 1:
+        return None
+    end = max(float(np.square(pattern[ended], dtype=float).max()) for pattern in all_counts.diff3d)
+    data = replace(climb.data, detector=replace(own, end=end))
+    what = f"{np.count_nonzero(ended)} pixels stop counting at {end:.6g}"
+    return climb.weigh("saturation", what, data, climb.fit(data, refine_probe=False), began)
+
+
 def without_bad_pixels(
     climb: Climb,
 ) -> Trial | None:  # None: none is found
     "The scan without the pixels of the detector that count nothing, too much, or always the same."
     began, all_counts = time.perf_counter(), climb.whole if climb.is_part else climb.data
     found = rungs.suspicious_pixels(all_counts)
+    if climb.data.detector is not None and np.isfinite(climb.data.detector.end):
+        del found["saturated"]
     bad = np.any(list(found.values()), axis=0)
     if not bad.any():
         return None
@@ -55,9 +73,13 @@ def without_bad_pixels(
     return climb.weigh("pixels", what, data, result, began)
 
 
+PIXEL_TRIALS = (with_saturation, without_bad_pixels)  # in this order
+
+
 def _detector_rung(climb: Climb) -> None:
-    if (trial := without_bad_pixels(climb)) is not None:
-        climb.decide(trial)
+    for propose in PIXEL_TRIALS:
+        if (trial := propose(climb)) is not None:
+            climb.decide(trial)
 
 
 def _detector_again(climb: Climb) -> None:

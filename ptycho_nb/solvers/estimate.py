@@ -24,7 +24,7 @@ from .result import Reconstruction
 from .rungs import useless_patterns
 
 _LARGE = 4e6  # measured pixels, above which fewer iterations have to do
-_SAID = ("pixels", "orientation", "affine", "drift", "moves", "light")  # rungs that change what the file says
+_SAID = ("pixels", "saturation", "orientation", "affine", "drift", "moves", "light")  # rungs that change what the file says
 
 # %% auto #0
 __all__ = ['MODELS', 'estimate', 'as_estimated']

@@ -68,7 +68,7 @@ class Goodness:
     def verdict(self) -> str:
         "One sentence for a person."
         size = f"{self.ratio:.3g} ± {self.error:.2g} times what photon noise allows"
-        if self.is_sound and self.ratio - 2 * self.error > DOUBTFUL:
+        if self.is_sound and self.least > DOUBTFUL:
             return f"the fit is close: its residuals are {size}, and {self.missed:.1%} of the amplitude"
         if self.is_wrong:
             return f"the fit is not to be believed: its residuals are {size}"
@@ -77,14 +77,19 @@ class Goodness:
         return f"the counts agree with the fit: its residuals are {size}"
 
     @property
+    def least(self) -> float:
+        "What the ratio is at the least: two standard errors of its logarithm lower."
+        return self.ratio * float(np.exp(-2 * self.error / max(self.ratio, 1e-12)))
+
+    @property
     def is_sound(self) -> bool:
         "Whether the counts do not contradict the result, or so little that it does not matter."
-        return self.ratio - 2 * self.error <= DOUBTFUL or self.missed < CLOSE
+        return self.least <= DOUBTFUL or self.missed < CLOSE
 
     @property
     def is_wrong(self) -> bool:
         "Whether the result is not to be believed."
-        return self.ratio - 2 * self.error > WRONG and not self.is_sound
+        return self.least > WRONG and not self.is_sound
 
     def to_dict(self) -> dict[str, Any]:
         "As JSON can hold it, with the verdict."
@@ -103,6 +108,9 @@ def goodness(
     if detector is not None:
         rates = rates[:, detector.good] + detector.background[detector.good]
     expected = np.array([expected_deviance(rate + rate_floor(counts)) for rate in rates])
+    if detector is not None and np.isfinite(detector.end):  # a pixel that has stopped counting leaves nothing
+        ended = detector.ended(held.amplitude[:, detector.good], np.sqrt(rates))
+        expected -= [np.sum(expected_terms(rate[out])[0]) / len(rate) for rate, out in zip(rates, ended, strict=True)]
     ratio, error = trimmed_mean(measured / expected)
     beyond = max(ratio - 1, 0) * float(expected.mean())  # about 2 (ΔA)² in each pixel
     missed = float(np.sqrt(beyond / (2 * counts))) if counts > 0 else 1.0

@@ -148,8 +148,7 @@ class Climb:
     @property
     def goodness(self) -> float:
         "How many times larger than photon noise the residuals are, at the least."
-        found = goodness(self.result, self.held)
-        return found.ratio - SURE * found.error
+        return goodness(self.result, self.held).least
 
     @property
     def refined(self) -> RawData:
@@ -161,4 +160,5 @@ def _on_common_pixels(result: Reconstruction, other: Reconstruction | None) -> R
     if other is None or other.detector is None:
         return result
     own = Detector.perfect(result.N) if result.detector is None else result.detector
-    return replace(result, detector=replace(own, good=own.good & other.detector.good))
+    good, end = own.good & other.detector.good, min(own.end, other.detector.end)
+    return replace(result, detector=replace(own, good=good, end=end))

@@ -116,7 +116,7 @@ def _add_gradients(objects, lights, amplitude, patterns, canvas, corners, poisso
 
 # %% ../../nbs/3_solvers/30_likelihood.ipynb #4b6011a1
 @compiled
-def _rate_to_factor(rate, measured, good, background, poisson, filled, ratio):
+def _rate_to_factor(rate, measured, good, background, end, poisson, filled, ratio):
     N, number, total = len(rate), measured.dtype.type, 0.0
     for y in range(N):
         for first in range(0, filled * N, N):
@@ -125,20 +125,21 @@ def _rate_to_factor(rate, measured, good, background, poisson, filled, ratio):
             for x in range(N):
                 whole = of_rate[x] + added[x]
                 predicted = np.sqrt(whole)
+                told = number(0) if seen[x] >= end and predicted > seen[x] else use[x]
                 if len(ratio):
-                    ratio[y, x] += use[x] * seen[x] * seen[x] / max(whole, number(1e-6))
-                squared_error += use[x] * (seen[x] - predicted) * (seen[x] - predicted)
+                    ratio[y, x] += use[x] - told + told * seen[x] * seen[x] / max(whole, number(1e-6))
+                squared_error += told * (seen[x] - predicted) * (seen[x] - predicted)
                 if poisson:
-                    of_rate[x] = use[x] * (whole - seen[x] * seen[x]) / (whole + whole + number(1))
+                    of_rate[x] = told * (whole - seen[x] * seen[x]) / (whole + whole + number(1))
                 else:
-                    of_rate[x] = use[x] * (number(1) - seen[x] / max(predicted, number(1e-6)))
+                    of_rate[x] = told * (number(1) - seen[x] / max(predicted, number(1e-6)))
             total += squared_error
     return total
 
 
 @compiled
-def _add_gradients_of_modes(objects, lights, amplitude, patterns, canvas, corners, poisson, good, background, planes, far, roots,
-                            gradient, of_lights, ratio):
+def _add_gradients_of_modes(objects, lights, amplitude, patterns, canvas, corners, poisson, good, background, end, planes, far,
+                            roots, gradient, of_lights, ratio):
     real, imaginary, rate, measured = planes
     N, squared_error = len(real), 0.0
     for first in range(0, len(patterns), images_at_once(real)):
@@ -152,7 +153,7 @@ def _add_gradients_of_modes(objects, lights, amplitude, patterns, canvas, corner
                     row[x] += re[x] * re[x] + im[x] * im[x]
         _mirrored(amplitude, patterns, first, measured)
         filled = min(images_at_once(real), len(patterns) - first)  # the waves of empty places are zero
-        squared_error += _rate_to_factor(rate, measured, good, background, poisson, filled, ratio)
+        squared_error += _rate_to_factor(rate, measured, good, background, end, poisson, filled, ratio)
         for mode in range(len(lights)):
             for y in range(N):
                 re, im, row = far[mode, 0, y], far[mode, 1, y], rate[y]
@@ -166,9 +167,10 @@ def _add_gradients_of_modes(objects, lights, amplitude, patterns, canvas, corner
     return squared_error
 
 
-def _mirrored_detector(detector: Detector | None, N: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def _mirrored_detector(detector: Detector | None, N: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.number]:
     detector = Detector.perfect(N) if detector is None else detector
-    return np.ascontiguousarray(detector.good.T, dtype), np.ascontiguousarray(detector.background.T, dtype)
+    images = (np.ascontiguousarray(image.T, dtype) for image in (detector.good, detector.background))
+    return *images, dtype.type(detector.last_amplitude)
 
 # %% ../../nbs/3_solvers/30_likelihood.ipynb #506af2d2
 class ScanGradient(NamedTuple):
@@ -205,7 +207,7 @@ def scan_gradient(
     probe_gradient = np.zeros_like(modes) if for_probe else None
     ratio = np.zeros((N, N) if for_background else (0, N), planes[0].dtype)
     if several := several or for_background:
-        good, background = _mirrored_detector(detector, N, planes[0].dtype)
+        good, background, end = _mirrored_detector(detector, N, planes[0].dtype)
         far = np.stack([np.stack(planes[:2])] * len(modes))
     if layout.light is not None and remainder is None:
         remainder = np.zeros(layout.corners_px.shape, np.float32)  # every patch has a light of its own then as well
@@ -221,8 +223,8 @@ def scan_gradient(
         back = np.zeros_like(lit if for_probe else lit[:, :0])
         places = layout.canvas[k], layout.corners_px[k]
         if several:
-            squared_error += _add_gradients_of_modes(objects, lit, amplitude, k, *places, poisson, good, background, planes, far,
-                                                     roots, gradient, back, ratio)
+            squared_error += _add_gradients_of_modes(objects, lit, amplitude, k, *places, poisson, good, background, end, planes,
+                                                     far, roots, gradient, back, ratio)
         else:
             squared_error += _add_gradients(objects, lit[0], amplitude, k, *places, poisson, planes, roots, gradient, back[0])
         if for_probe:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..config import InputError, check_choice
-from .climb import polish, try_priors, with_another_mode, with_background, with_light, without_bad_pixels
+from .climb import PIXEL_TRIALS, polish, try_priors, with_another_mode, with_background, with_light
 from .ladder import Climb, Trial
 from .position_rungs import common_moves, free_moves
 
@@ -83,7 +83,8 @@ def named_rungs(
     climb.see("given", "probe, positions and detector as given", climb.data, climb.fit(climb.data, refine_probe=False), began)
     if model.pixels:
         yield "pixels"
-        _keep(climb, without_bad_pixels(climb))
+        for propose in PIXEL_TRIALS:
+            _keep(climb, propose(climb))
     if model.probe == "refined":
         yield "probe"
         began, result = time.perf_counter(), climb.fit(climb.data, refine_probe=True)

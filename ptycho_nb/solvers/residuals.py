@@ -63,8 +63,12 @@ def residual_maps(
     for part in np.array_split(patterns, -(-len(patterns) // _AT_ONCE)):
         counts = np.square(data.diff3d[part][:, good], dtype=np.float64)
         rate = np.square(predict_amplitudes(result, part)[:, good], dtype=np.float64) + background + rate_floor(mean)
+        told = np.ones(rate.shape, bool)
+        if result.detector is not None and np.isfinite(result.detector.end):
+            told = ~result.detector.ended(data.diff3d[part][:, good], np.sqrt(rate))
+            counts = np.where(told, counts, rate)
         deviance = rate - counts + counts * np.log(np.maximum(counts, 1e-12) / rate)
-        terms = deviance, *expected_terms(rate), counts, rate
+        terms = deviance, *(term * told for term in expected_terms(rate)), counts, rate
         of_pixel += [term.sum(axis=0) for term in terms]
         of_pattern += list(zip(*(term.sum(axis=1) for term in terms[:3]), strict=True))
 

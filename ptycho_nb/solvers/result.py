@@ -231,7 +231,10 @@ def measured_and_predicted(
     predicted = predict_amplitudes(reconstruction, patterns)[:, good]
     if reconstruction.detector is not None:
         predicted = np.sqrt(np.square(predicted) + reconstruction.detector.background[good])
-    return data.diff3d[patterns][:, good], predicted
+    measured = data.diff3d[patterns][:, good]
+    if reconstruction.detector is not None and np.isfinite(reconstruction.detector.end):
+        measured = np.where(reconstruction.detector.ended(measured, predicted), predicted, measured)
+    return measured, predicted
 
 # %% ../../nbs/3_solvers/10_result.ipynb #7852268e
 def covered_region(
@@ -297,7 +300,8 @@ def save_reconstructions(
         if item.weaker_modes is not None:
             arrays[f"weaker_modes_{name}"] = item.weaker_modes
         if item.detector is not None:
-            arrays |= {f"mask_{name}": item.detector.good, f"background_{name}": item.detector.background}
+            arrays |= {f"mask_{name}": item.detector.good, f"background_{name}": item.detector.background,
+                       f"end_{name}": np.array(item.detector.end)}
         if item.light is not None:
             arrays[f"light_{name}"] = item.light
     records = {name: {"method": item.method, "seconds": item.seconds, "cpu_seconds": item.cpu_seconds,
@@ -330,11 +334,12 @@ def load_reconstructions(
             place.member = f"key {name!r}"
             geometry = record.pop("geometry", None)
             mask, background = arrays.get(f"mask_{name}"), arrays.get(f"background_{name}", 0.0)
+            end = float(arrays.get(f"end_{name}", np.inf))
             made[name] = Reconstruction(
                 object=arrays["object" if name == first else name], origin_px=arrays["origin_px"],
                 **{key: arrays.get(f"{key}_{name}", arrays[key]) for key in ("coverage", "positions_px", "probe")},
                 weaker_modes=arrays.get(f"weaker_modes_{name}"), light=arrays.get(f"light_{name}"),
-                detector=None if mask is None else Detector(mask, background),
+                detector=None if mask is None else Detector(mask, background, end),
                 geometry=None if geometry is None else Geometry.from_dict(geometry), **record)
         return made
 

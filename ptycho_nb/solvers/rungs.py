@@ -40,8 +40,8 @@ def unreadable_pixels(
             pixels |= found
             readable &= ~found
         largest = max(largest, float(pattern.max(where=readable, initial=0)))
-    # Where pixels count beyond a mark, it is a number like any other.
-    return np.any([pixels & (largest < mark) for mark, pixels in zip(marks, marked, strict=True)], axis=0)
+    # Where pixels count beyond a mark, it is a number like any other; where they come near it, it is where counting ends.
+    return np.any([pixels & (largest < mark / 2) for mark, pixels in zip(marks, marked, strict=True)], axis=0)
 
 
 def useless_patterns(
