@@ -43,7 +43,7 @@ class Judgement:
 _QUICK_PATTERNS, _QUICK_ITERATIONS = 150, 40  # of the part that is reconstructed quickly
 _ADVICE = {  # what to do about a rung of the ladder that the counts prefer
     "pixels": "Give the good pixels as 'mask' in the file; estimate() finds them by itself.",
-    "saturation": "Attenuate the beam, or give the counts at which pixels stop as 'end' in the file; estimate() finds them by itself.",
+    "saturation": "Attenuate the beam, or give the counts at which pixels stop as 'end'; estimate() finds them by itself.",
     "orientation": "Put the positions right in the file; estimate() turns them by itself.",
     "background": "Record dark frames and give their mean as 'background'; never subtract it.",
     "modes": "The light is only partly coherent, or something moves: estimate() uses several modes.",
