@@ -1809,6 +1809,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                 'ptycho_nb/solvers/likelihood.py'),
                                               'ptycho_nb.solvers.likelihood.illumination': ( '3_solvers/likelihood.html#illumination',
                                                                                              'ptycho_nb/solvers/likelihood.py'),
+                                              'ptycho_nb.solvers.likelihood.light_on_patterns': ( '3_solvers/likelihood.html#light_on_patterns',
+                                                                                                  'ptycho_nb/solvers/likelihood.py'),
                                               'ptycho_nb.solvers.likelihood.likelihood_factor': ( '3_solvers/likelihood.html#likelihood_factor',
                                                                                                   'ptycho_nb/solvers/likelihood.py'),
                                               'ptycho_nb.solvers.likelihood.likelihood_residual': ( '3_solvers/likelihood.html#likelihood_residual',
