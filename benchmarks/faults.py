@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 from ptycho_nb.config import SimulationConfig
 from ptycho_nb.data.scan import RawData
 from ptycho_nb.data.simulation import generate_simulated_data
+from ptycho_nb.data.windows import with_readout_noise
 from ptycho_nb.physics.detector import Detector
 from ptycho_nb.physics.forward import Layout, scan_amplitudes
 from ptycho_nb.physics.objects import make_object
@@ -223,13 +224,15 @@ def marked(exact: RawData, value: float, some: bool) -> Faulty:
     return spoiled(exact, mark, ~np.isin(np.arange(N * N), pixels).reshape(N, N))
 
 
-def noisy(exact: RawData, sigma: float, offset: float = 0.0) -> Faulty:
+def noisy(exact: RawData, sigma: float, given: bool = False) -> Faulty:
     """An integrating detector: Gaussian noise on the counts, and what falls below zero is stored as zero."""
-    noise = np.random.default_rng(9).normal(offset, sigma, exact.diff3d.shape)
+    noise = np.random.default_rng(9).normal(0, sigma, exact.diff3d.shape)
 
     def read_out(counts: np.ndarray) -> None:
         np.maximum(counts + noise, 0, out=counts)
-    return spoiled(exact, read_out)
+    data = spoiled(exact, read_out).data
+    known = with_readout_noise(data, sigma)
+    return Faulty(known if given else data, known)
 
 
 def aberrated(exact: RawData, defocus: float, astigmatism: float = 0.0, coma: float = 0.0,
@@ -265,5 +268,6 @@ FAULTS: dict[str, tuple[Spoil, Spoil]] = {  # the weaker first
     "beam stop given": (lambda e: beam_stop(e, 4, True), lambda e: beam_stop(e, 8, True)),
     "marked": (lambda e: marked(e, 2.0**16 - 1, False), lambda e: marked(e, 2.0**32 - 1, True)),
     "readout noise": (lambda e: noisy(e, 0.5), lambda e: noisy(e, 2.0)),
+    "readout noise given": (lambda e: noisy(e, 0.5, True), lambda e: noisy(e, 2.0, True)),
     "probe": (lambda e: aberrated(e, 1.5, 1.5), lambda e: aberrated(e, 4, 3, 2, 2)),
 }

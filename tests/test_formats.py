@@ -306,3 +306,19 @@ def test_what_cannot_be_written_says_why(tmp_path):
         with pytest.raises(InputError, match=expected):
             save_data(tmp_path / name, SCAN)
     assert not list(tmp_path.iterdir())
+
+
+def test_counts_below_zero_are_readout_noise_where_it_is_given(tmp_path):
+    read = COUNTS + np.random.default_rng(5).normal(0, 2, COUNTS.shape)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file.update({"data": read, "y": SCAN.positions_px[:, 0], "x": SCAN.positions_px[:, 1]})
+    known = {"keys": {"data": "data", "y": "y", "x": "x"}, "unit": "px"}
+    with pytest.raises(InputError, match="negative"):
+        load_data(tmp_path / "scan.h5", **known)
+    with pytest.raises(InputError, match="readout_noise"):
+        load_data(tmp_path / "scan.h5", readout_noise=-1.0, **known)
+    found = load_data(tmp_path / "scan.h5", readout_noise=2.0, **known)
+    assert found.detector.good.all() and np.allclose(found.detector.background, 4)
+    np.testing.assert_allclose(np.square(found.diff3d), np.maximum(read + 4, 0), rtol=1e-4, atol=1e-3)
+    stored = load_data(dataclasses.replace(SCAN, metadata={}).save(tmp_path / "scan.npz"), readout_noise=2.0)
+    np.testing.assert_allclose(np.square(stored.diff3d), np.square(SCAN.diff3d) + 4, rtol=1e-4)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import InputError
 from ..files import check_memory
-from ..physics.detector import Detector
+from ..physics.detector import Detector, shifted_counts
 from ..physics.geometry import Geometry
 from ..physics.probes import estimated_probe
 from .hdf5 import in_si
@@ -42,6 +42,7 @@ class Recording:
     probe: np.ndarray | None = None  # complex (…, h, w)
     is_amplitude: bool = False  # square roots of counts
     in_corner: bool = False  # zero frequency
+    readout_noise: float = 0.0  # of an integrating detector: standard deviation, photons
     metadata: dict = field(default_factory=dict)
 
     @property
@@ -65,6 +66,7 @@ class Recording:
 
 
 _BLOCK = 2**22  # pixels read at a time
+_FAR = 8.0  # standard deviations of the readout noise below zero: no noise any more
 
 # %% ../../nbs/2_data/15_assembly.ipynb #8e6b6ac2
 def _square_window(shape: tuple[int, int], source: str) -> tuple[int, tuple[int, int]]:
@@ -107,13 +109,15 @@ def _amplitudes(recording: Recording) -> tuple[np.ndarray, np.ndarray, tuple[int
     amplitude, wrong_in, lost = np.zeros((n, side, side), np.float32), np.zeros((side, side), np.int64), []
     for where, block in recording.blocks():
         block = cut(np.fft.fftshift(block, axes=(-2, -1)) if shifted else block, corner, (side, side))
-        wrong = ~(block >= 0) if largest is None else block == largest
+        wrong = ~(block >= -_FAR * recording.readout_noise) if largest is None else block == largest
         wrong |= ~np.isfinite(block) if kind.kind == "f" else False
         dark = wrong.mean(axis=(1, 2)) > 0.5
         lost += (where.start + np.flatnonzero(dark)).tolist()
         wrong_in += wrong[~dark].sum(axis=0)
         counts = np.where(wrong, 0, block)
-        amplitude[where] = counts if recording.is_amplitude else np.sqrt(counts)
+        if recording.readout_noise:
+            counts = shifted_counts(np.square(counts) if recording.is_amplitude else counts, recording.readout_noise)
+        amplitude[where] = counts if recording.is_amplitude and not recording.readout_noise else np.sqrt(counts)
     if lost:
         _logger.warning("%s: patterns %s hold hardly a number and are empty", source, lost[:10])
     if np.count_nonzero(wrong_in) > 0.3 * side**2:
@@ -148,7 +152,7 @@ def _detector(recording: Recording, amplitude: np.ndarray, told: np.ndarray, cor
     if np.ndim(dark) == 3:
         dark = dark.mean(axis=0)
     dark = cut(dark, corner, (side, side)) if np.ndim(dark) == 2 else dark
-    detector = Detector(good, dark)
+    detector = Detector(good, dark + recording.readout_noise**2)
     return None if detector.is_perfect else detector
 
 

@@ -22,7 +22,7 @@ from .assembly import Recording, assemble
 from .hdf5 import open_tree
 from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, recognise
 from .scan import RawData, read_npz
-from .windows import bin_patterns, take_window
+from .windows import bin_patterns, take_window, with_readout_noise
 from .writers import write_cxi, write_product
 
 _logger = logging.getLogger(__name__)
@@ -124,7 +124,8 @@ def read_table(
 def _with_what_is_known(recording: Recording, known: Mapping[str, Any]) -> Recording:
     positions = known["positions"]
     positions = read_table(positions) if isinstance(positions, str | Path) else positions
-    changes = {"positions": positions, "unit": known["unit"], "geometry": known["geometry"], "good": known["mask"]}
+    changes = {"positions": positions, "unit": known["unit"], "geometry": known["geometry"], "good": known["mask"],
+               "readout_noise": known["readout_noise"]}
     return replace(recording, **{name: value for name, value in changes.items() if value is not None})
 
 
@@ -145,9 +146,9 @@ def _read_npz(path: Path, known: Mapping[str, Any]) -> RawData:
         data = replace(data, detector=replace(own, good=known["mask"]))
     if known["positions"] is not None or known["unit"] not in (None, "px"):
         recording = Recording("NPZ", str(path), data.diff3d, data.positions_px, "m", data.geometry, is_amplitude=True)
-        positions_px = assemble(_with_what_is_known(recording, {**known, "mask": None})).positions_px
+        positions_px = assemble(_with_what_is_known(recording, {**known, "mask": None, "readout_noise": None})).positions_px
         data = replace(data, positions_px=positions_px, positions_start_px=None, object=None, ground_truth_patches=None)
-    return data
+    return data if known["readout_noise"] is None else with_readout_noise(data, known["readout_noise"])
 
 # %% ../../nbs/2_data/20_formats.ipynb #729020f6
 def load_data(
@@ -162,6 +163,7 @@ def load_data(
     positions: str | Path | np.ndarray | None = None,
     unit: str | None = None,
     keys: Mapping[str, str] | None = None,
+    readout_noise: float | None = None,
 ) -> RawData:
     """Read a scan from a file, in any format that the package knows.
 
@@ -191,6 +193,8 @@ def load_data(
     keys : mapping of str to str, optional
         For HDF5 of no known format: the paths of 'data', 'x', 'y', and where they exist 'mask' (0 is good), 'dark', 'probe',
         'energy', 'wavelength', 'distance', 'pixel'.
+    readout_noise : float, optional
+        Of an integrating detector: standard deviation, in photons as the counts. None: it counts photons.
 
     Returns
     -------
@@ -211,7 +215,8 @@ def load_data(
     >>> pt.load_data(path).diff3d.shape, pt.load_data(path, crop=48).diff3d.shape
     ((5, 64, 64), (5, 48, 48))
     """
-    path, known = Path(path), {"mask": mask, "geometry": geometry, "positions": positions, "unit": unit}
+    path, known = Path(path), {"mask": mask, "geometry": geometry, "positions": positions, "unit": unit,
+                               "readout_noise": readout_noise}
     with reading(path, "a scan"), open(path, "rb") as file:
         first = file.read(8)
         if first[:6] == b"\x93NUMPY":

@@ -11,13 +11,13 @@ from dataclasses import replace
 import numpy as np
 
 from ..config import InputError
-from ..physics.detector import Detector
+from ..physics.detector import Detector, shifted_counts
 from .scan import RawData
 
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['cut', 'resample', 'even_side', 'beam_centre', 'take_window', 'bin_patterns']
+__all__ = ['cut', 'resample', 'even_side', 'beam_centre', 'take_window', 'bin_patterns', 'with_readout_noise']
 
 # %% ../../nbs/2_data/14_windows.ipynb #e9e59292
 def cut(
@@ -137,3 +137,15 @@ def bin_patterns(
     return _with_modes(data, (part * slope).astype(np.complex64), diff3d=patterns,
                        detector=None if detector.is_perfect else detector,
                        geometry=None if data.geometry is None else data.geometry.binned(factor))
+
+# %% ../../nbs/2_data/14_windows.ipynb #f24a79ec
+def with_readout_noise(
+    data: RawData,
+    readout_noise: float,  # standard deviation, photons
+) -> RawData:
+    "The scan of an integrating detector, its counts and its background higher by the variance of the noise."
+    variance = readout_noise**2
+    own = Detector.perfect(data.N) if data.detector is None else data.detector
+    detector = replace(own, background=own.background + np.float32(variance), end=own.end + variance)
+    amplitude = np.sqrt(shifted_counts(np.square(data.diff3d), np.float32(readout_noise)))
+    return replace(data, diff3d=amplitude, detector=detector)

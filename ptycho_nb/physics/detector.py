@@ -12,7 +12,7 @@ import numpy as np
 from ..config import InputError
 
 # %% auto #0
-__all__ = ['Detector']
+__all__ = ['Detector', 'shifted_counts']
 
 # %% ../../nbs/1_physics/55_detector.ipynb #f8116448
 @dataclass(frozen=True, eq=False)
@@ -70,3 +70,13 @@ class Detector:
     def is_perfect(self) -> bool:
         "Whether every pixel is good, nothing is added and no pixel stops counting."
         return bool(self.good.all() and not self.background.any() and np.isinf(self.end))
+
+# %% ../../nbs/1_physics/55_detector.ipynb #65bd821c
+def shifted_counts(
+    counts: np.ndarray,  # float (…): as they were read, negative where the noise was
+    readout_noise: float,  # standard deviation, photons
+) -> np.ndarray:  # float (…), 0 or more: nearly Poisson distributed about the rate and the square of the noise
+    "Counts of an integrating detector, shifted by the variance of its noise; `InputError` for negative noise."
+    if not (np.isfinite(readout_noise) and readout_noise >= 0):
+        raise InputError("readout_noise", readout_noise, "a standard deviation in photons, 0 or more", "Leave it out.")
+    return np.maximum(counts + readout_noise**2, 0)
