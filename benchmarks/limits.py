@@ -21,8 +21,8 @@ from ptycho_nb.physics.forward import Layout, scan_amplitudes
 from ptycho_nb.physics.probes import normalise_probe
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.gauge import aligned_pair
-from ptycho_nb.solvers.likelihood import Problem, solve
 from ptycho_nb.solvers.result import crop
+from ptycho_nb.solvers.steps import Problem, solve
 from ptycho_nb.studies.how_few import how_few, part_of
 from ptycho_nb.studies.thinning import thinned
 

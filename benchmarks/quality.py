@@ -24,9 +24,9 @@ from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.fit import prepare
 from ptycho_nb.solvers.gauge import aligned_pair
 from ptycho_nb.solvers.held_out import HeldOut, hold_out
-from ptycho_nb.solvers.likelihood import solve
 from ptycho_nb.solvers.lsqml import lsqml_epochs, ptychi_installed
 from ptycho_nb.solvers.result import Reconstruction
+from ptycho_nb.solvers.steps import solve
 
 N = 64
 ONE_SPLIT = "amortised, one split"  # judged by the patterns that judge the other rows

@@ -16,9 +16,10 @@ from ptycho_nb.physics.probes import make_probe
 from ptycho_nb.physics.scans import stand_alone, validation_indices
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.held_out import hold_out, hold_out_photons
-from ptycho_nb.solvers.likelihood import Problem, scan_gradient, solve
+from ptycho_nb.solvers.likelihood import scan_gradient
 from ptycho_nb.solvers.positions import refine_positions
 from ptycho_nb.solvers.result import crop
+from ptycho_nb.solvers.steps import Problem, solve
 
 N = 16
 

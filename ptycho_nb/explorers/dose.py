@@ -23,8 +23,8 @@ from ..physics.objects import make_object
 from ..physics.probes import PROBE_KINDS, make_probe
 from ..physics.scans import make_positions
 from ..solvers.estimate import estimate
-from ..solvers.likelihood import Problem, solve
 from ..solvers.result import crop
+from ..solvers.steps import Problem, solve
 from .explorer import Explorer, Panels, number_table, photon_image, show_photons, slider
 
 # %% auto #0

@@ -23,7 +23,8 @@ from ..physics.noise import deal_photons, poisson_deviance
 from ..physics.scans import stand_alone
 from ..solvers.fit import SMOOTHING_PX, smooth_correction
 from ..solvers.held_out import HELD_OUT
-from ..solvers.likelihood import Problem, Solver, illumination, solve
+from ..solvers.likelihood import illumination
+from ..solvers.steps import Problem, Solver, solve
 from .groups import PtychoDataContainer, group_indices
 from .patches import stitch
 

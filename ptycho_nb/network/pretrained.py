@@ -28,8 +28,8 @@ from ..solvers.estimate import as_estimated, estimate
 from ..solvers.fit import prepare
 from ..solvers.goodness import goodness
 from ..solvers.held_out import HeldOut, hold_out
-from ..solvers.likelihood import solve
 from ..solvers.result import Reconstruction, Region, common_region
+from ..solvers.steps import solve
 from .generators import Convolutions, unet
 
 STEPS = (1, 2, 4, 8)  # iterations of the solver that the network looks at, beside the chosen one

@@ -18,10 +18,10 @@ from . import rungs
 from .aberrations import ABERRATIONS, aberrated, pupil_edge, search_aberrations
 from .fit import prepare
 from .ladder import FEW, SOUND, SURE, Climb, Rung, Trial, judge
-from .likelihood import solve
 from .part import held_in_part, middle_of_scan, with_model_of_part
 from .position_rungs import common_moves, free_moves
 from .result import Reconstruction, predict_amplitudes
+from .steps import solve
 
 _TURNED = 2.0  # goodness above which the axes may be wrong
 _CLEAR = np.log(2)  # gain that other axes have to bring: half the deviance

@@ -22,8 +22,9 @@ from ..physics.geometry import Geometry
 from ..physics.noise import intensity_scale, pattern_deviances
 from ..physics.probes import normalise_probe
 from .held_out import HeldOut, hold_out, trimmed_mean
-from .likelihood import LIKELIHOODS, Problem, Step, illumination, solve, solve_jointly
+from .likelihood import LIKELIHOODS, illumination
 from .result import Reconstruction
+from .steps import Problem, Step, solve, solve_jointly
 
 SMOOTHING_PX = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 

@@ -22,8 +22,9 @@ from ..physics.forward import Layout, checkerboard, scan_amplitudes, shift_probe
 from ..physics.noise import pattern_deviances
 from .fit import SMOOTHING_PX, Fit, check_positions, fit_scan, prepare, smooth_correction
 from .held_out import HeldOut, hold_out
-from .likelihood import Step, likelihood_factor, solve, solve_jointly
+from .likelihood import likelihood_factor
 from .result import Reconstruction
+from .steps import Step, solve, solve_jointly
 
 _LONGEST_STEP_PX = 0.25
 _FIRST_ITERATION = 3  # before it the object is too rough to tell anything about positions
