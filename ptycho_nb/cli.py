@@ -6,38 +6,23 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import json
 import os
 import sys
 import traceback
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from . import __version__
-from .config import Config, InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig, check_choice
-from .files import read_json
+from .cli_files import add_files, print_arm
+from .cli_words import Commands, deal_settings, defaults_text, failure, parameters_text, read_grid, settings_of
+from .config import InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig
 from .quiet import load_quietly
 from .runs import notebooks
-from .runs.arms import CONFIG, MANIFEST, WEIGHTS, ArmError, literal, read_arm, run_arm
+from .runs.arms import WEIGHTS, run_arm
 
 # %% auto #0
-__all__ = ['deal_settings', 'read_grid', 'main']
-
-# %% ../nbs/10_cli/10_cli.ipynb #6df7facc
-def deal_settings(
-    settings: Mapping[str, Any],  # from the command line, by name
-    *configurations: type[Config],  # the configurations that may take them
-) -> list[Config]:  # one of each, with the settings that it knows
-    "Make configurations from settings by name; `InputError` names an unknown one and the nearest known one."
-    names = {kind: [item.name for item in fields(kind)] for kind in configurations}
-    for name in settings:
-        check_choice("parameter", name, dict.fromkeys(name for known in names.values() for name in known))
-    own = [{name: settings[name] for name in known if name in settings} for known in names.values()]
-    return [kind.from_dict(values) for kind, values in zip(configurations, own, strict=True)]
+__all__ = ['main']
 
 # %% ../nbs/10_cli/10_cli.ipynb #3d5aa4a8
 def _simulate(arguments: argparse.Namespace) -> None:
@@ -106,7 +91,7 @@ def _run_arm(arguments: argparse.Namespace) -> None:
 
     with arm_bar(folder, show=sys.stdout.isatty()):
         run_arm(arguments.notebook, folder, arguments.settings, again=arguments.again)
-    _print_arm(folder)
+    print_arm(folder)
 
 
 def _studies(arguments: argparse.Namespace) -> None:
@@ -121,60 +106,7 @@ def _studies(arguments: argparse.Namespace) -> None:
         for name in notebooks.study_names():
             print(f"{name:16s} {notebooks.study_summary(name)}")
 
-
-def _info(arguments: argparse.Namespace) -> None:
-    from ptycho_nb.data.formats import load_data
-
-    path = Path(arguments.path)
-    scans = sorted(str(path) for path in path.glob("*.npz"))
-    if not path.is_dir():
-        print(json.dumps(load_data(path).summary(), indent=1, default=str))
-    elif (path / MANIFEST).exists():
-        _print_sweep(path)
-    elif scans and not (path / CONFIG).exists():
-        raise InputError(str(path), "a folder of scans", "a scan, or the folder of an arm", f"Name one: {', '.join(scans)}")
-    else:
-        _print_arm(arguments.path)
-
-
-def _print_sweep(folder: Path) -> None:
-    "The state of each arm of a sweep, and how many are in which."
-    arms = read_json(folder / MANIFEST, {"arms": [{"name": str, "state": str, "error?": str}]})["arms"]
-    for arm in arms:
-        print(f"{arm['name']}: {arm['state']}{': ' + arm['error'] if 'error' in arm else ''}")
-    counts = Counter(arm["state"] for arm in arms)
-    print(f"{folder}: {', '.join(f'{count} {state}' for state, count in counts.items())} of {len(arms)} arms")
-
-
-def _print_arm(folder: str) -> None:
-    "The metrics of an arm, its figures, and whether it is done."
-    from ptycho_nb.analysis.metrics import goodness_text, metrics_table
-
-    arm = read_arm(folder)
-    if arm.metrics:
-        print(metrics_table(arm.metrics))
-    for path in arm.figures:
-        print(f"figure: {os.path.relpath(path)}")
-    state = "done" if arm.done else "altered since: " + ", ".join(arm.altered) if arm.altered else "not finished"
-    if arm.metrics and (judged := goodness_text(arm.metrics)):
-        print(judged)
-    print(f"{folder}: {state}")
-
 # %% ../nbs/10_cli/10_cli.ipynb #d0c186d3
-def read_grid(
-    words: Sequence[str],  # 'name=value,value', one for each parameter
-) -> dict[str, list[Any]]:  # the values of each parameter
-    "A grid from the words of a command line; `InputError` for a word that is not of this kind, or a repeated name."
-    grid = {}
-    for word in words:
-        name, sign, values = word.partition("=")
-        if not sign or not name.isidentifier() or "" in values.split(",") or name in grid:
-            found = "the same name again" if name in grid else repr(word)
-            raise InputError("--set", found, "NAME=VALUE,VALUE with each name once", "For example: --set seed=1,2,3")
-        grid[name] = [literal(value) for value in values.split(",")]
-    return grid
-
-
 def _sweep(arguments: argparse.Namespace) -> int:
     from ptycho_nb.studies.sweep import read_arms_table, sweep
 
@@ -221,71 +153,19 @@ def _how_few(arguments: argparse.Namespace) -> None:
         print(f"- {note}")
     print(f"report: {os.path.relpath(folder / 'how_few.md')}")
 
-# %% ../nbs/10_cli/10_cli.ipynb #87ca8f99
-def _defaults(
-    *configurations: type[Config],
-) -> str:  # lines of `name = value`
-    "The settings that `-p` sets, with their defaults."
-    shown = {item.name: item.default for kind in configurations for item in fields(kind) if item.default is not MISSING}
-    return "\n".join(["settings for -p and their defaults:", *(f"  {name} = {value!r}" for name, value in shown.items())])
-
-
-def _parameters(
-    notebook: str,  # path or name
-) -> str:  # a line for each: name, default, and what it is
-    "The parameters of a study notebook."
-    import papermill
-
-    path = notebooks.find_notebook(notebook)
-    known = papermill.inspect_notebook(str(path)).values()
-    shown = {f"{item['name']} = {item['default']}": item["help"] for item in known}
-    width = max(map(len, shown))
-    lines = (f"  {setting:{width}s}  {text}".rstrip() for setting, text in shown.items())
-    return "\n".join([f"parameters of {path.name} for -p, and their defaults:", *lines])
-
 # %% ../nbs/10_cli/10_cli.ipynb #7ab4cd29
-_EXAMPLES = {
-    "simulate": "simulate scans -p nphotons 1e4 -p n_test 500", "train": "train scans/train.npz network -p nepochs 4",
-    "reconstruct": "reconstruct network scans/test.npz object.npz", "studies": "studies copy my_studies dose",
-    "run-arm": "run-arm dose runs/dose -p nphotons 1e4", "report": "report runs/mine",
-    "sweep": "sweep dose --set nphotons=1e9,1e4 --set seed=1,2 --out runs/mine",
-    "diagnose": "diagnose scan.npz --out scan_report",
-    "how-few": "how-few scan.npz --out photons --resolution-px 4", "info": "info runs/dose"}
-
-
-class _Commands:
-    "The sub-commands of a parser, each with a summary, its arguments and an example."
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self.parsers = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(
-        self,
-        name: str,
-        function: Any,  # takes the parsed arguments, may return an exit code
-        summary: str,
-        *arguments: tuple[str, str],  # name and help
-        more: str = "",  # to stand below the example
-    ) -> argparse.ArgumentParser:
-        "Another command."
-        example = f"example:\n  ptycho-nb {_EXAMPLES[name]}"
-        sub = self.parsers.add_parser(name, help=summary, description=summary, epilog="\n\n".join(filter(None, [example, more])),
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-        for argument, text in arguments:
-            sub.add_argument(argument, help=text)
-        sub.set_defaults(run=function, settings=[])
-        return sub
-
-
-def _add_studies(commands: _Commands, parameters: str) -> list[argparse.ArgumentParser]:
+def _add_studies(commands: Commands, parameters: str) -> list[argparse.ArgumentParser]:
     "The commands that run study notebooks; those that take settings are returned."
-    studies = commands.add("studies", _studies, "list the study notebooks of this package, copy them, say where they lie")
+    studies = commands.add("studies", _studies, "list the study notebooks of this package, copy them, say where they lie",
+                           "studies copy my_studies dose")
     studies.add_argument("action", nargs="?", choices=("list", "copy", "path"), default="list", help="default: list")
     studies.add_argument("names", nargs="*", metavar="DIR or NAME", help="copy: folder, then names (default: all); path: names")
     studies.add_argument("--again", action="store_true", help="replace copies that are already there")
     notebook, folder = ("notebook", "a study by its name, or the path of a notebook"), ("folder", "where the result goes")
-    run_arm = commands.add("run-arm", _run_arm, "run a study notebook", notebook, folder, more=parameters)
-    sweep = commands.add("sweep", _sweep, "run a study notebook for many settings", notebook, more=parameters)
+    run_arm = commands.add("run-arm", _run_arm, "run a study notebook", "run-arm dose runs/dose -p nphotons 1e4", notebook,
+                           folder, more=parameters)
+    sweep = commands.add("sweep", _sweep, "run a study notebook for many settings",
+                         "sweep dose --set nphotons=1e9,1e4 --set seed=1,2 --out runs/mine", notebook, more=parameters)
     run_arm.add_argument("--again", action="store_true", help="run even if this arm is already done")
     for sub in (run_arm, sweep):
         sub.add_argument("--profile", metavar="NAME", help="short for -p profile NAME")
@@ -304,15 +184,17 @@ def _parser(
     parser = argparse.ArgumentParser(prog="ptycho-nb", description="Ptychography with a physics-informed network.")
     parser.add_argument("--version", action="version", version=f"ptycho_nb {__version__}")
     parser.add_argument("--debug", action="store_true", help="say in full what failed; may stand anywhere")
-    commands = _Commands(parser)
-    scan = ("scan", "a scan: NPZ of this library, or tike's, plain or bz2")
+    commands = Commands(parser)
+    scan = ("scan", "a scan, in any format that the library reads")
     network = ("network", "the folder of a trained network, or of an arm")
     folder = ("folder", "where the result goes")
-    simulate = commands.add("simulate", _simulate, "simulate a scan for training and one for testing", folder,
-                            more=_defaults(SimulationConfig))
-    train = commands.add("train", _train, "train a network on a scan", scan, folder, more=_defaults(ModelConfig, TrainingConfig))
-    reconstruct = commands.add("reconstruct", _reconstruct, "reconstruct a scan with a trained network", network, scan,
-                               ("output", "the NPZ file to write"), more=_defaults(InferenceConfig))
+    simulate = commands.add("simulate", _simulate, "simulate a scan for training and one for testing",
+                            "simulate scans -p nphotons 1e4 -p n_test 500", folder, more=defaults_text(SimulationConfig))
+    train = commands.add("train", _train, "train a network on a scan", "train scans/train.npz network -p nepochs 4", scan,
+                         folder, more=defaults_text(ModelConfig, TrainingConfig))
+    reconstruct = commands.add("reconstruct", _reconstruct, "reconstruct a scan with a trained network",
+                               "reconstruct network scans/test.npz object.npz", network, scan,
+                               ("output", "the NPZ file to write"), more=defaults_text(InferenceConfig))
     reconstruct.add_argument("--refine-positions", action="store_true",
                              help="find the positions first; keep them where unseen patterns prefer them")
     simulate.add_argument("--again", action="store_true", help="replace scans that are already there")
@@ -320,11 +202,14 @@ def _parser(
         sub.add_argument("-p", dest="settings", nargs=2, action="append", metavar=("NAME", "VALUE"),
                          help="a setting (repeatable)")
 
-    report = commands.add("report", _report, "tables and figures of a sweep", ("folder", "the folder of a sweep"))
+    report = commands.add("report", _report, "tables and figures of a sweep", "report runs/mine",
+                          ("folder", "the folder of a sweep"))
     report.add_argument("--out", metavar="DIR", help="where the report goes (default: FOLDER/report)")
-    diagnose = commands.add("diagnose", _diagnose, "examine a scan or an arm", ("path", "a scan, or the folder of an arm"))
+    diagnose = commands.add("diagnose", _diagnose, "examine a scan or an arm", "diagnose scan.npz --out scan_report",
+                            ("path", "a scan, or the folder of an arm"))
     diagnose.add_argument("--out", required=True, metavar="DIR", help="where the report goes")
-    few = commands.add("how-few", _how_few, "how few photons of a scan would have been enough", scan)
+    few = commands.add("how-few", _how_few, "how few photons of a scan would have been enough",
+                       "how-few scan.npz --out photons --resolution-px 4", scan)
     few.add_argument("--out", required=True, metavar="DIR", help="where the report goes")
     few.add_argument("--resolution-px", type=float, metavar="PX", help="half-period wanted (default: 1.25 times what is reached)")
     few.add_argument("--frc50", type=float, metavar="F", help="instead: the same as a fraction of Nyquist, 1/PX")
@@ -333,7 +218,7 @@ def _parser(
     few.add_argument("--probe", metavar="HOW", help="refined at each dose, or held (default: refined for measured scans)")
     few.add_argument("--deals", type=int, default=1, metavar="N", help="how often the photons are dealt out (default: 1)")
     few.add_argument("--seed", type=int, default=0, metavar="N", help="of the deals (default: 0)")
-    commands.add("info", _info, "say what a file or folder holds", ("path", "a scan, or the folder of an arm or a sweep"))
+    add_files(commands)
     return parser
 
 
@@ -341,46 +226,10 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     "The arguments; where the help of a study is wanted, with what can be set in it. `InputError` for an unknown study."
     wants_help = words[:1] in (["run-arm"], ["sweep"]) and {"-h", "--help"} & set(words)
     if wants_help and (named := [word for word in words[1:] if not word.startswith("-")]):
-        return _parser(_parameters(named[0])).parse_args(words)
+        return _parser(parameters_text(named[0])).parse_args(words)
     return _parser().parse_args(words)
 
 # %% ../nbs/10_cli/10_cli.ipynb #bc23ebbc
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    "The settings by name; `InputError` for a profile that is given twice."
-    settings = {name: literal(word) for name, word in arguments.settings}
-    profile = getattr(arguments, "profile", None)
-    if profile is not None and "profile" in settings:
-        raise InputError("profile", "--profile beside -p profile", "one of them", "Give it once.")
-    return settings if profile is None else settings | {"profile": profile}
-
-
-_REMEDIES = {
-    "make room on this disk, or choose another folder": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    "check the path": (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
-    "change its permissions, or choose another folder": (errno.EACCES, errno.EPERM, errno.EROFS),
-}
-
-
-def _os_error_text(error: OSError) -> str:
-    "What the operating system refused, and what helps."
-    remedy = next((text for text, numbers in _REMEDIES.items() if error.errno in numbers), "check the path and its permissions")
-    return f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}"
-
-
-def _failed(error: BaseException) -> tuple[str, int]:
-    "A sentence about an error, and the exit code."
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped; the same command continues where it stopped", 130
-    if isinstance(error, InputError):
-        return str(error), 2
-    if isinstance(error, ArmError):
-        return str(error), 1
-    if isinstance(error, OSError):
-        return _os_error_text(error), 2
-    said = " ".join([f"{type(error).__name__}:", *str(error).split()])[:300]
-    return f"{said}; this is a fault of the program: again with --debug, and report what it says", 70
-
-
 def main(
     words: Sequence[str] | None = None,  # the words of the command line; None: those of this process
 ) -> int:  # 0, 1 failed notebook, 2 wrong input, 3 diagnosed as wrong, 70 our fault, 130 interrupted, 141 nobody reads
@@ -389,7 +238,7 @@ def main(
     debug = "--debug" in words
     try:
         arguments = _parsed([word for word in words if word != "--debug"])
-        arguments.settings = _settings(arguments)
+        arguments.settings = settings_of(arguments)
         code = arguments.run(arguments) or 0
         sys.stdout.flush()
         return code
@@ -397,7 +246,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail as well
         return 128 + 13  # as the shell calls an end by SIGPIPE
     except (Exception, KeyboardInterrupt) as error:
-        sentence, code = _failed(error)
+        sentence, code = failure(error)
         if debug:
             traceback.print_exception(error)
         print(f"ptycho-nb: {sentence}", file=sys.stderr)

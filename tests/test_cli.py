@@ -1,4 +1,6 @@
 """The command line as a shell sees it: exit codes, one-line errors, and a whole experiment."""
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -8,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ptycho_nb as pt
 from ptycho_nb import __version__
 from ptycho_nb.cli import _parser, main
 
-COMMANDS = ("simulate", "train", "reconstruct", "studies", "run-arm", "sweep", "report", "diagnose", "info")
+COMMANDS = ("simulate", "train", "reconstruct", "studies", "run-arm", "sweep", "report", "diagnose", "info",
+            "validate", "convert", "how-few")
 SMALL = ["-p", "n_train", "40", "-p", "n_test", "40", "-p", "object_size_px", "256"]
 
 
@@ -41,6 +45,13 @@ def test_help_is_quick_and_names_every_command():
         (["run-arm", "doze", "--help"], ["'doze'", "Did you mean 'dose'?"]),
         (["studies", "copy", "out", "doze"], ["'doze'", "Did you mean 'dose'?"]),
         (["studies", "copy"], ["ptycho-nb studies copy my_studies"]),
+        (["validate", "absent.cxi"], ["absent.cxi"]),
+        (["validate", "absent.cxi", "--centre", "middle"], ["--centre", "'middle'", "Y,X"]),
+        (["validate", "absent.cxi", "--keys", "data"], ["--keys", "NAME=PATH"]),
+        (["validate", "absent.cxi", "--mask", "absent.npy"], ["absent.npy"]),
+        (["validate", "absent.cxi", "--energy-kev", "-8.8"], ["energy_ev", "> 0"]),
+        (["convert", "absent.cxi", "out.mat"], ["out.mat", ".cxi"]),
+        (["convert", "absent.cxi", "out.npz"], ["absent.cxi"]),
     ],
 )
 def test_a_wrong_input_is_one_line_and_leaves_nothing(words, named, tmp_path, monkeypatch, capsys):
@@ -130,3 +141,70 @@ def test_a_reader_who_has_seen_enough_ends_it_quietly(tmp_path, monkeypatch):
     ended = subprocess.run([program, "info", "scans/test.npz"], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+BEAMLINE = ["--energy-kev", "8.8", "--distance-m", "1.9", "--detector-pixel-um", "75"]
+
+
+@pytest.fixture(scope="module")
+def small_scan(tmp_path_factory):
+    """A scan that nothing is known of, in the contract's own format."""
+    _, scan = pt.simulate_halves(pt.SimulationConfig(nphotons=1e5, object_size_px=192, n_train=1, n_test=40, seed=3))
+    scan = dataclasses.replace(scan, metadata={}, object=None)
+    return scan, scan.save(tmp_path_factory.mktemp("scan") / "scan.npz")
+
+
+def test_convert_there_and_back(small_scan, tmp_path, monkeypatch, capsys):
+    scan, path = small_scan
+    monkeypatch.chdir(tmp_path)
+    good = np.ones((64, 64), bool)
+    good[20] = False
+    np.save("good.npy", good)
+    assert main(["convert", str(path), "a.cxi", "--mask", "good.npy", *BEAMLINE]) == 0
+    assert main(["convert", "a.cxi", "b.h5"]) == 0
+    capsys.readouterr()
+    assert main(["convert", "b.h5", "c.npz", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["written"] == ["c.npz"] and said["facts"]["pixels left out"] == "64 of 4096"
+    again = pt.load_data("c.npz")
+    np.testing.assert_allclose(again.diff3d[:, good], scan.diff3d[:, good], rtol=1e-6)
+    np.testing.assert_allclose(np.diff(again.positions_px, axis=0), np.diff(scan.positions_px, axis=0), atol=1e-9)
+    np.testing.assert_array_equal(again.probe, scan.probe)
+    assert np.array_equal(again.detector.good, good) and again.pixel_size_m == pytest.approx(55.77e-9, rel=1e-4)
+    part_of_it = ["--crop", "32", "--centre", "auto", "--bin", "2", "--distance-m", "3.8"]
+    assert main(["convert", "a.cxi", "d.npz", *part_of_it]) == 0
+    part = pt.load_data("d.npz")
+    assert part.N == 16 and part.pixel_size_m == pytest.approx(4 * again.pixel_size_m)
+
+
+def test_convert_replaces_nothing_and_leaves_nothing_half_written(small_scan, tmp_path, monkeypatch, capsys):
+    _, path = small_scan
+    monkeypatch.chdir(tmp_path)
+    Path("b_dp.hdf5").write_text("somebody's patterns")
+    assert main(["convert", str(path), "b.h5", *BEAMLINE]) == 2
+    assert "b_dp.hdf5" in capsys.readouterr().err and Path("b_dp.hdf5").read_text() == "somebody's patterns"
+    assert main(["convert", str(path), "b.h5"]) == 2  # no geometry
+    assert main(["convert", str(path), "b.h5", *BEAMLINE, "--again"]) == 0
+    monkeypatch.setattr("ptycho_nb.data.writers._write_counts", lambda *_: 1 / 0)  # after its file was opened
+    for name in ("b.h5", "c.cxi"):
+        assert main(["convert", str(path), name, *BEAMLINE, "--again"]) == 70
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["b.h5", "b_dp.hdf5"]
+    assert pt.load_data("b.h5").n_patterns == 40
+
+
+def test_what_validate_says(small_scan, tmp_path, monkeypatch, capsys):
+    scan, path = small_scan
+    monkeypatch.chdir(tmp_path)
+    assert main(["validate", str(path), *BEAMLINE]) == 0
+    said = capsys.readouterr().out
+    for fact in ("patterns: 40 of 64 x 64 px", "energy: 8.8 keV", "pixel on the sample: 55.77 nm", "µm (y, x)"):
+        assert fact in said
+    dataclasses.replace(scan, positions_px=0.03 * scan.positions_px).save("micrometres.npz")
+    dataclasses.replace(scan, light=np.ones(40)).save("refused.npz")
+    with np.load("refused.npz") as arrays:
+        np.savez("refused.npz", **{**arrays, "light": np.ones(3)})
+    for name, where in (("micrometres.npz", "pixels"), ("refused.npz", "light")):
+        assert main(["validate", name, "--json"]) == 3
+        said = json.loads(capsys.readouterr().out)
+        (wrong,) = [item for item in said["findings"] if item["severity"] == "error"]
+        assert not said["sound"] and where in str(wrong) and wrong["remedy"]

@@ -206,7 +206,7 @@ def test_a_fault_of_the_program_is_one_sentence(monkeypatch, capsys):
     def fail(arguments):
         raise ZeroDivisionError("of zero\nby zero")
 
-    monkeypatch.setattr("ptycho_nb.cli._info", fail)
+    monkeypatch.setattr("ptycho_nb.cli_files.info", fail)
     assert main(["info", "."]) == 70
     error = capsys.readouterr().err
     assert error.startswith("ptycho-nb: ZeroDivisionError: of zero by zero; ") and error.count("\n") == 1

@@ -210,7 +210,8 @@ def assemble(
     positions_px = _positions_px(recording, side, geometry)
     origin_px = np.floor(positions_px.min(axis=0) + 1e-6)
     modes = _modes(recording, amplitude)
-    metadata = {"format": recording.format, "diff3d_quantity": "amplitude", "origin_px": origin_px.tolist(), **recording.metadata}
+    metadata = {"format": recording.format, "diff3d_quantity": "amplitude", "origin_px": origin_px.tolist(),
+                **({"probe": "estimated"} if recording.probe is None else {}), **recording.metadata}
     return RawData(
         diff3d=amplitude, positions_px=positions_px - origin_px + side // 2, probe=modes[0],
         weaker_modes=modes[1:] if len(modes) > 1 else None, detector=_detector(recording, amplitude, told, corner),

@@ -121,8 +121,15 @@ def product_fields(
             "probe": tree.array("probe", optional=True), "metadata": {"product": told} if told else {}}
 
 
+def _patterns(tree: Tree, product: Tree) -> Recording:
+    "The half with the patterns; mask and background if this package wrote it."
+    mask = tree.array("mask", optional=True)
+    return Recording("patterns and product", str(product.path), tree.dataset("dp"), None,
+                     good=None if mask is None else mask == 0, dark=tree.array("background", optional=True))
+
+
 def _patterns_of_pair(tree: Tree) -> Recording:
-    recording = Recording("patterns and product", str(tree.path), tree.dataset("dp"), None)
+    recording = _patterns(tree, tree)
     other = other_of_pair(tree.path, _PATTERN_NAMES, _REST_NAMES)
     if other is None and "ppX" in tree and "ppY" in tree:
         return replace(recording, positions=np.stack([tree.array("ppY").ravel(), tree.array("ppX").ravel()], axis=1))
@@ -137,8 +144,7 @@ def _product(tree: Tree) -> Recording:
     if other is None:
         raise InputError(str(tree.path), "a product, which holds no diffraction patterns", "the patterns beside it, as …_dp.hdf5",
                          "Copy the file of the patterns beside it under this name.")
-    file = tree.opened(other)
-    return replace(Recording("patterns and product", str(tree.path), file.dataset("dp"), None), **product_fields(tree))
+    return replace(_patterns(tree.opened(other), tree), **product_fields(tree))
 
 # %% ../../nbs/2_data/17_hdf5_formats.ipynb #e4621adb
 def _ptylab(tree: Tree) -> Recording:

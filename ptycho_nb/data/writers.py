@@ -5,6 +5,7 @@
 # %% ../../nbs/2_data/18_writers.ipynb #1c6c3ef6
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import h5py
@@ -15,21 +16,42 @@ from ..config import InputError
 from ..files import replacing
 from .scan import RawData
 
+_logger = logging.getLogger(__name__)
+
 # %% auto #0
-__all__ = ['write_cxi', 'write_product']
+__all__ = ['write_cxi', 'patterns_beside', 'write_product']
 
 # %% ../../nbs/2_data/18_writers.ipynb #c6dbac43
-def _counts(data: RawData) -> np.ndarray:
-    "The counts of a scan, as integers where they are."
-    counts = np.square(data.diff3d, dtype=np.float64)
-    whole = np.round(counts)
-    if np.all(np.abs(counts - whole) <= 1e-5 * np.maximum(whole, 1)) and whole.max() < 2**31:
-        return whole.astype(np.uint32)
-    return counts.astype(np.float32)
+def _is_whole(data: RawData) -> bool:
+    "Whether the counts are integers, as far as the square roots of them still say."
+    largest = 0.0
+    for pattern in data.diff3d:
+        counts = np.square(pattern, dtype=np.float64)
+        whole = np.round(counts)
+        largest = max(largest, float(whole.max()))
+        if np.any(np.abs(counts - whole) > 1e-5 * np.maximum(whole, 1)):
+            return False
+    return largest < 2**31
 
 
-def _modes(data: RawData) -> np.ndarray:
-    return data.probe[None] if data.weaker_modes is None else np.concatenate([data.probe[None], data.weaker_modes])
+def _write_counts(group: h5py.Group, name: str, data: RawData) -> None:
+    "The counts of a scan pattern by pattern, as integers where they are; a scan may fill the memory."
+    is_whole, shape = _is_whole(data), data.diff3d.shape
+    dataset = group.create_dataset(name, shape, np.uint32 if is_whole else np.float32, chunks=(1, *shape[1:]),
+                                   compression="gzip", compression_opts=4)
+    for k, pattern in enumerate(data.diff3d):
+        counts = np.square(pattern, dtype=np.float64)
+        dataset[k] = np.round(counts) if is_whole else counts
+
+
+def _say_what_is_left_out(data: RawData, path: Path, format: str) -> None:
+    "A line in the log about what a format has no place for."
+    parts = {"the object": data.object, "the light on each pattern": data.light, "the positions before refinement":
+             None if np.array_equal(data.positions_start_px, data.positions_px) else data.positions_start_px,
+             "the number of the scan": data.scan_index if np.any(data.scan_index) else None}
+    lost = [name for name, part in parts.items() if part is not None]
+    if lost:
+        _logger.warning("%s: %s has no place for %s", path, format, ", ".join(lost))
 
 
 def _pixel_m(data: RawData) -> float:
@@ -54,19 +76,27 @@ def write_cxi(
     with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:  # `replacing` has locked it
         file.update({"cxi_version": 160, "number_of_entries": 1})
         detector = file.create_group("entry_1/instrument_1/detector_1")
-        detector.create_dataset("data", data=_counts(data), chunks=(1, data.N, data.N), compression="gzip", compression_opts=4)
+        _write_counts(detector, "data", data)
         detector.update({"distance": known.distance_m, "x_pixel_size": side, "y_pixel_size": side,
                          "basis_vectors": np.array([[0, -side], [-side, 0], [0, 0]])})
         if data.detector is not None:
             detector.update({"mask": (~data.detector.good).astype(np.uint32), "data_dark": data.detector.background})
         file["entry_1/data_1/data"] = h5py.SoftLink("/entry_1/instrument_1/detector_1/data")
         source = file.create_group("entry_1/instrument_1/source_1")
-        source.update({"wavelength": known.wavelength_m, "energy": known.energy_ev * e, "illumination": _modes(data)})
+        source.update({"wavelength": known.wavelength_m, "energy": known.energy_ev * e, "illumination": data.probe_modes})
         translation = np.stack([there_m[:, 1], there_m[:, 0], np.zeros(data.n_patterns)], axis=1)
         file["entry_1/sample_1/geometry_1/translation"] = translation
+    _say_what_is_left_out(data, Path(path), "CXI")
     return Path(path)
 
 # %% ../../nbs/2_data/18_writers.ipynb #48fd0cbb
+def patterns_beside(
+    path: str | Path,  # of a product
+) -> Path:
+    "The file of its patterns."
+    return Path(path).with_name(f"{Path(path).stem}_dp.hdf5")
+
+
 def write_product(
     path: str | Path,  # the product to write, `*.h5`; the patterns go into `*_dp.hdf5` beside it
     data: RawData,  # with a geometry
@@ -74,13 +104,17 @@ def write_product(
     "Write a scan as a product of ptychodus and its patterns; `InputError` if the pixel on the sample is not known."
     path, pixel_m, known = Path(path), _pixel_m(data), data.geometry
     there_m = pixel_m * data.positions_px
-    with replacing(path.with_name(f"{path.stem}_dp.hdf5")) as temporary, h5py.File(temporary, "w", locking=False) as file:
-        file.create_dataset("dp", data=_counts(data), chunks=(1, data.N, data.N), compression="gzip", compression_opts=4)
-    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:  # `replacing` has locked it
+    with (replacing(patterns_beside(path)) as patterns, replacing(path) as rest,  # both are complete before one takes its name
+          h5py.File(patterns, "w", locking=False) as beside, h5py.File(rest, "w", locking=False) as file):
+        _write_counts(beside, "dp", data)
+        if data.detector is not None:
+            beside.update({"mask": (~data.detector.good).astype(np.uint32), "background": data.detector.background})
         file.attrs.update({"name": path.stem, "comments": "", "probe_energy_eV": known.energy_ev or 0.0,
                            "detector_object_distance_m": known.distance_m or 0.0, "probe_photon_count": data.nphotons_mean,
                            "exposure_time_s": 0.0, "mass_attenuation_m2_kg": 0.0, "tomography_angle_deg": 0.0})
-        file.update({"probe": _modes(data)[None], "probe_position_indexes": np.arange(data.n_patterns),
+        file.update({"probe": data.probe_modes.reshape(1, -1, data.N, data.N),
+                     "probe_position_indexes": np.arange(data.n_patterns),
                      "probe_position_x_m": there_m[:, 1], "probe_position_y_m": there_m[:, 0]})
         file["probe"].attrs.update({"pixel_width_m": pixel_m, "pixel_height_m": pixel_m})
+    _say_what_is_left_out(data, path, "a product")
     return path

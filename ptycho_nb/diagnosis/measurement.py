@@ -26,6 +26,7 @@ from ..solvers.rungs import useless_patterns
 from .findings import Finding
 from .residual_checks import plot_residuals, residual_findings
 from .scan_checks import compact_numbers
+from .validation import useless_findings
 
 # %% auto #0
 __all__ = ['Judgement', 'judge_scan', 'judge_results']
@@ -66,15 +67,6 @@ def _rung_findings(rungs: list[Mapping[str, Any]]) -> list[Finding]:
     return findings
 
 
-def _useless_findings(data: RawData) -> list[Finding]:
-    useless = useless_patterns(data)
-    if not len(useless):
-        return []
-    some = ", ".join(map(str, useless[:12])) + " …" * (len(useless) > 12)
-    return [Finding("warning", "measurement", f"Patterns of no use: {some}", f"{len(useless)} dark or far too bright",
-                    "Leave them out: data.subset(); estimate() does it by itself.")]
-
-
 def judge_scan(
     data: RawData,
     seed: int = 0,  # of the quick estimate
@@ -87,7 +79,7 @@ def judge_scan(
         except InputError as error:
             what = f"These positions cannot be used: {error.found}"
             return Judgement(findings=[Finding("error", "positions", what, error.expected, error.remedy)])
-        judgement.findings += _useless_findings(data)
+        judgement.findings += useless_findings(data)
     numbers = compact_numbers(data, _QUICK_PATTERNS)
     part = replace(data.subset(numbers), object=None)
     with warnings.catch_warnings():

@@ -69,20 +69,21 @@ def unusable_patterns(
     return {reason: numbers for reason, numbers in joined.items() if len(numbers)}
 
 # %% ../../nbs/7_diagnosis/70_reading.ipynb #ce0dfede
-def _load_arrays(arrays: Mapping[str, np.ndarray], source: str) -> RawData:
+def _load_arrays(arrays: Mapping[str, np.ndarray], source: str, how: Mapping[str, Any]) -> RawData:
     "The loader's opinion of arrays that were read before."
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "repaired.npz"
         np.savez(path, **arrays)
-        return replace(load_data(path), source=source)
+        return replace(load_data(path, **how), source=source)
 
 
 def read_data(
     path: str | Path,  # any file that `load_data` reads
+    **how: Any,  # what else to tell it
 ) -> tuple[RawData | None, list[Finding]]:  # the data without what is unusable, None if nothing can be used; findings
     "Read a scan, leave out what is unusable, and say what that was. `InputError` only if there is no such file."
     try:
-        return load_data(path), []
+        return load_data(path, **how), []
     except InputError as error:
         if not Path(path).is_file():
             raise
@@ -99,7 +100,7 @@ def read_data(
     without_object = {key: array for key, array in repaired.items() if key != "objectGuess"}
     for attempt in (repaired, without_object):
         try:
-            data = _load_arrays(attempt, str(path))
+            data = _load_arrays(attempt, str(path), how)
         except InputError:
             continue
         return data, findings + ([] if findings and attempt is repaired else [refused])

@@ -123,6 +123,18 @@ class Geometry(Config):
         pixel_m = self.detector_pixel_m
         return self if pixel_m is None else replace(self, detector_pixel_m=pixel_m * factor)
 
+    def updated(
+        self,
+        given: Self,  # what somebody says who knows better, or more
+    ) -> Self:
+        "This geometry, each quantity that is given in the place of its own."
+        has_energy = given.wavelength_m is not None
+        energy = {name: getattr(given if has_energy else self, name) for name in ("wavelength_m", "energy_ev", "particle")}
+        if given.object_pixel_m is not None:  # what is left of another pixel would contradict it
+            return replace(given, **energy)
+        lengths = {name: getattr(given, name) or getattr(self, name) for name in ("distance_m", "detector_pixel_m")}
+        return replace(self, **energy, **lengths)
+
     @classmethod
     def from_parameters(
         cls,
