@@ -1433,6 +1433,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                  'ptycho_nb/physics/forward.py'),
                                            'ptycho_nb.physics.forward._sum_unshifted': ( '1_physics/forward.html#_sum_unshifted',
                                                                                          'ptycho_nb/physics/forward.py'),
+                                           'ptycho_nb.physics.forward._unit': ( '1_physics/forward.html#_unit',
+                                                                                'ptycho_nb/physics/forward.py'),
                                            'ptycho_nb.physics.forward.checkerboard': ( '1_physics/forward.html#checkerboard',
                                                                                        'ptycho_nb/physics/forward.py'),
                                            'ptycho_nb.physics.forward.exit_waves': ( '1_physics/forward.html#exit_waves',

@@ -110,8 +110,16 @@ class Layout:
 
 # %% ../../nbs/1_physics/50_forward.ipynb #e98d8266
 def _ramps(remainder_px: np.ndarray, N: int) -> list[np.ndarray]:  # complex64 (M, N) along y, and along x
-    frequency = fft.fftfreq(N).astype(remainder_px.dtype)
-    return [np.exp(-2j * np.pi * remainder_px[:, axis, None] * frequency) for axis in (0, 1)]
+    turns = -2 * np.pi * fft.fftfreq(N).astype(remainder_px.dtype)
+    angles = [remainder_px[:, axis, None] * turns for axis in (0, 1)]
+    return [_unit(angle) for angle in angles]
+
+
+def _unit(angle: np.ndarray) -> np.ndarray:  # exp(i·angle), several times faster than with complex numbers
+    found = np.empty(angle.shape, np.result_type(angle, np.complex64))
+    np.cos(angle, out=found.real)
+    np.sin(angle, out=found.imag)
+    return found
 
 
 @compiled
