@@ -77,9 +77,11 @@ def setting(
     minimum: float | None = None,  # the smallest value allowed
     above: float | None = None,  # the value must be larger than this
     maximum: float | None = None,  # the largest value allowed
+    multiple_of: int | None = None,  # the value must be a multiple of it
 ) -> Any:  # a dataclass field that carries its limits
     """Declare one setting of a configuration together with its limits."""
-    return field(default=default, metadata={"choices": choices, "minimum": minimum, "above": above, "maximum": maximum})
+    limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum, "multiple_of": multiple_of}
+    return field(default=default, metadata=limits)
 
 
 def _cast(what: str, value: Any, kind: type, optional: bool) -> Any:
@@ -110,6 +112,8 @@ def _check_limits(what: str, value: Any, limits: Mapping) -> None:
         bounds = [(low, ">= "), (above, "> "), (high, "<= ")]
         expected = " and ".join(f"{sign}{bound:g}" for bound, sign in bounds if bound is not None)
         raise InputError(what, repr(value), f"a value {expected}", "Choose a value inside this range.")
+    if limits["multiple_of"] is not None and value % limits["multiple_of"]:
+        raise InputError(what, repr(value), f"a multiple of {limits['multiple_of']}", "Crop or pad to the next one.")
 
 # %% ../nbs/0_base/10_config.ipynb #38335dac
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ class ModelConfig(Config):
 
     Parameters
     ----------
-    N : {64, 128, 256}
+    N : int, even, 32 to 1024
         Side of a diffraction pattern, px.
     gridsize : int, 1 to 8
         Patterns per group = gridsize squared.
@@ -193,7 +197,7 @@ class ModelConfig(Config):
     (1, 'residual_unet')
     """
 
-    N: int = setting(64, choices=(64, 128, 256))
+    N: int = setting(64, minimum=32, maximum=1024, multiple_of=2)
     gridsize: int = setting(2, minimum=1, maximum=8)
     generator: str = setting("residual_unet")
     estimate_scope: str = setting("group", choices=("group", "scan"))
@@ -213,7 +217,7 @@ class SimulationConfig(Config):
 
     Parameters
     ----------
-    N : {64, 128, 256}
+    N : int, even, 32 to 1024
         Side of a diffraction pattern, px.
     nphotons : float
         Expected mean number of detected photons per pattern.
@@ -253,7 +257,7 @@ class SimulationConfig(Config):
     (10000.0, 392)
     """
 
-    N: int = setting(64, choices=(64, 128, 256))
+    N: int = setting(64, minimum=32, maximum=1024, multiple_of=2)
     nphotons: float = setting(1e9, above=0)
     object_kind: str = setting("lines")
     object_size_px: int = setting(392, minimum=128, maximum=16384)

@@ -26,7 +26,9 @@ CONFIGS = (ModelConfig, SimulationConfig, TrainingConfig, InferenceConfig)
 @pytest.mark.parametrize(
     ("cls", "name", "value"),
     [
-        (SimulationConfig, "N", 100),
+        (SimulationConfig, "N", 101),
+        (SimulationConfig, "N", 30),
+        (ModelConfig, "N", 1026),
         (SimulationConfig, "N", "64"),
         (SimulationConfig, "N", True),
         (ModelConfig, "N", 64.5),

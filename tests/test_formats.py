@@ -322,3 +322,16 @@ def test_counts_below_zero_are_readout_noise_where_it_is_given(tmp_path):
     np.testing.assert_allclose(np.square(found.diff3d), np.maximum(read + 4, 0), rtol=1e-4, atol=1e-3)
     stored = load_data(dataclasses.replace(SCAN, metadata={}).save(tmp_path / "scan.npz"), readout_noise=2.0)
     np.testing.assert_allclose(np.square(stored.diff3d), np.square(SCAN.diff3d) + 4, rtol=1e-4)
+
+
+def test_the_measured_star_through_every_format_that_is_written(measured_star, tmp_path):
+    first = load_data(measured_star, geometry=BEAMLINE)
+    first = first.subset(np.arange(0, first.n_patterns, 16))  # a part, for the time that packing takes
+    counts, data = np.round(first.diff3d.astype(float) ** 2), first
+    for name in ("star.cxi", "star.h5", "star.npz"):
+        data = load_data(save_data(tmp_path / name, data))
+        moved = np.diff(data.positions_px, axis=0) - np.diff(first.positions_px, axis=0)
+        assert np.abs(moved).max() < 1e-9
+        np.testing.assert_array_equal(np.round(data.diff3d.astype(float) ** 2), counts)
+        np.testing.assert_array_equal(data.probe_modes, first.probe_modes)
+        assert data.pixel_size_m == pytest.approx(first.pixel_size_m, rel=1e-12)

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+import ptycho_nb as pt
 from ptycho_nb.config import InputError, SimulationConfig
 from ptycho_nb.data.simulation import generate_simulated_data, simulate_halves
 from ptycho_nb.physics.noise import closed_form_intensity_scale, intensity_scale
@@ -128,3 +129,18 @@ def test_wrong_input_is_refused():
     for setting, (wrong, right) in misspelled.items():
         with pytest.raises(InputError, match=rf"Did you mean '{right}'"):
             simulate_halves(dataclasses.replace(SMALL, **{setting: wrong}))
+
+
+@pytest.mark.parametrize("N", [32, 100])
+def test_any_even_side_is_simulated_and_estimated(N):
+    config = pt.SimulationConfig(N=N, nphotons=1e6, object_size_px=2 * N + 64, n_train=1, n_test=60, seed=1)
+    _, scan = pt.simulate_halves(config)
+    image = pt.estimate(scan, iterations=5, progress=False)
+    assert scan.N == N and np.isfinite(image.object).all()
+
+
+def test_the_network_of_halvings_names_a_side_that_it_cannot_halve():
+    from ptycho_nb.network.generators import build_cnn
+
+    with pytest.raises(pt.InputError, match=r"100 px.*residual_unet"):
+        build_cnn(pt.ModelConfig(N=100, n_filters=4), 1)

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from ..config import ModelConfig, check_choice
+from ..config import InputError, ModelConfig, check_choice
 
 # %% ../../nbs/4_network/40_generators.ipynb #6d7d5403
 class Convolutions:
@@ -78,6 +78,9 @@ def build_cnn(
     seed: int = 0,
 ) -> keras.Model:  # (b, N, N, C) amplitudes to (b, N, N, 2C): C real parts, then C imaginary parts
     "The encoder-decoder from raw diffraction to object patches (architecture of PtychoPINN)."
+    if config.N & (config.N - 1):
+        raise InputError("generator 'cnn'", f"patterns of {config.N} px", "a power of two, since it halves them down to 8 px",
+                         "Read the scan with crop= or pad= to the next one, or take generator='residual_unet'.")
     convolution = Convolutions(precision, seed)
     amplitudes = layers.Input((config.N, config.N, n_channels), name="amplitude")
     image = DifferencesFromMean(name="differences")(amplitudes)
