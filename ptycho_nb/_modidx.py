@@ -672,6 +672,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                 'ptycho_nb/diagnosis/validation.py'),
                                                 'ptycho_nb.diagnosis.validation.doubts': ( '7_diagnosis/validation.html#doubts',
                                                                                            'ptycho_nb/diagnosis/validation.py'),
+                                                'ptycho_nb.diagnosis.validation.far_field_findings': ( '7_diagnosis/validation.html#far_field_findings',
+                                                                                                       'ptycho_nb/diagnosis/validation.py'),
                                                 'ptycho_nb.diagnosis.validation.lines_logged': ( '7_diagnosis/validation.html#lines_logged',
                                                                                                  'ptycho_nb/diagnosis/validation.py'),
                                                 'ptycho_nb.diagnosis.validation.pixel_findings': ( '7_diagnosis/validation.html#pixel_findings',

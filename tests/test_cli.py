@@ -208,3 +208,10 @@ def test_what_validate_says(small_scan, tmp_path, monkeypatch, capsys):
         said = json.loads(capsys.readouterr().out)
         (wrong,) = [item for item in said["findings"] if item["severity"] == "error"]
         assert not said["sound"] and where in str(wrong) and wrong["remedy"]
+
+
+def test_a_geometry_that_is_not_far_field_is_named(small_scan, tmp_path, capsys):
+    scan, _ = small_scan
+    path = dataclasses.replace(scan, positions_px=20 * scan.positions_px).save(tmp_path / "near.npz")
+    assert main(["validate", str(path), *BEAMLINE]) == 3
+    assert "Not the far field" in capsys.readouterr().out

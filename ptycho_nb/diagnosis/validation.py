@@ -16,6 +16,7 @@ import numpy as np
 
 from ..config import InputError
 from ..data.scan import RawData
+from ..physics.geometry import fresnel_number
 from ..physics.scans import nearest_spacing_px
 from ..solvers.fit import check_positions
 from ..solvers.rungs import suspicious_pixels, useless_patterns
@@ -24,7 +25,8 @@ from .reading import read_data
 from .scan_checks import pattern_findings, pattern_report, position_findings, scan_and_dose, scan_findings
 
 # %% auto #0
-__all__ = ['scan_facts', 'useless_findings', 'pixel_findings', 'doubts', 'lines_logged', 'Validation', 'validate']
+__all__ = ['scan_facts', 'useless_findings', 'pixel_findings', 'far_field_findings', 'doubts', 'lines_logged', 'Validation',
+           'validate']
 
 # %% ../../nbs/7_diagnosis/72_validation.ipynb #b68acb16
 def _size_facts(data: RawData) -> dict[str, str]:
@@ -86,6 +88,20 @@ def pixel_findings(
             for name, pixels in suspicious_pixels(data).items() if pixels.any()]
 
 
+def far_field_findings(
+    data: RawData,
+) -> list[Finding]:
+    "Steps that are larger than any light which far-field patterns of this size can sample, N/2 px."
+    step_px = float(np.median(nearest_spacing_px(data.positions_px))) if data.n_patterns > 1 else 0.0
+    if data.pixel_size_m is None or step_px <= data.N / 2:
+        return []
+    number = f"{step_px:.1f} px from one to the next neighbour, N/2 = {data.N / 2:.0f} px"
+    if (fresnel := fresnel_number(step_px * data.pixel_size_m, data.geometry)) is not None:
+        number += f", Fresnel number of light as wide as a step {fresnel:.2g}"
+    return [Finding("error", "geometry", "Not the far field of this geometry: no light that it can sample overlaps", number,
+                    "Check distance, energy and pixels; a near-field scan needs another program, this one models the far field.")]
+
+
 def _position_doubts(data: RawData) -> list[Finding]:
     findings = position_findings(data.positions_px, data.N)
     if not data.is_simulated and not any(finding.severity == "error" for finding in findings):
@@ -102,6 +118,7 @@ def doubts(
 ) -> list[Finding]:  # errors first
     "What stands against a scan as it is."
     findings = pattern_findings(pattern_report(data.diff3d, data.good_pixels)) + _position_doubts(data)
+    findings += far_field_findings(data)
     if not data.is_simulated:
         findings += useless_findings(data) + pixel_findings(data)
     if data.metadata.get("probe") == "estimated":
