@@ -16,14 +16,16 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ptycho_nb.config import InputError, SimulationConfig
-from ptycho_nb.data.formats import load_data
+from ptycho_nb.data.formats import load_data, save_data
 from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.files import read_json, write_arrays, write_json
+from ptycho_nb.physics.geometry import Geometry
 from ptycho_nb.physics.probes import load_probe
 from ptycho_nb.runs.arms import finish_arm, read_arm, start_arm
 from ptycho_nb.runs.progress import ArmState, table_html
@@ -152,6 +154,12 @@ def make_scan(folder: Path):
     return scan.save(folder / "scan.npz")
 
 
+def make_hdf5(folder: Path, name: str):
+    scan, _ = simulate_halves(SimulationConfig(N=32, object_size_px=128, n_train=4, n_test=1))
+    geometry = Geometry(energy_ev=8800, distance_m=1.9, detector_pixel_m=75e-6)
+    return save_data(folder / name, replace(scan, object=None, geometry=geometry))
+
+
 def make_probe(folder: Path):
     return write_arrays(folder / "probe.npz", probe=np.ones((64, 64), np.complex64))
 
@@ -240,6 +248,8 @@ def as_text(mutate: Callable) -> Callable:
 
 READERS = {
     "scan": (make_scan, of_zip, load_data),
+    "cxi": (lambda folder: make_hdf5(folder, "scan.cxi"), of_bytes, load_data),
+    "product": (lambda folder: make_hdf5(folder, "scan.h5"), of_bytes, load_data),
     "probe": (make_probe, of_zip, load_probe),
     "array": (make_array, of_npy, load_probe),
     "reconstruction": (make_reconstruction, of_zip, load_reconstructions),
