@@ -10,7 +10,9 @@ from ptycho_nb.physics.detector import Detector
 from ptycho_nb.physics.forward import Layout, scan_amplitudes
 from ptycho_nb.physics.noise import observe_poisson
 from ptycho_nb.solvers import part
+from ptycho_nb.solvers.climb import with_blurred_light
 from ptycho_nb.solvers.estimate import as_estimated
+from ptycho_nb.solvers.ladder import Climb
 from ptycho_nb.solvers.likelihood import scan_gradient
 from ptycho_nb.solvers.result import load_reconstructions, save_reconstructions
 from ptycho_nb.solvers.rungs import refocused, suspicious_pixels, useless_patterns
@@ -270,3 +272,16 @@ def test_pixels_that_stop_counting_are_found_and_kept(exact, tmp_path):
     back = load_reconstructions(save_reconstructions(tmp_path / "reconstruction.npz", no_network=result))["no_network"]
     known = pt.load_data(as_estimated(data, result).save(tmp_path / "known.npz"))
     assert back.detector.end == known.detector.end == result.detector.end
+
+
+def test_a_stage_that_moves_while_it_is_counted(exact):
+    layout = Layout.on_canvas(exact.positions_px, exact.N, exact.object.shape)
+    moved = np.stack([np.roll(exact.probe, x_px, 1) for x_px in range(-3, 4)])
+    rate = np.square(scan_amplitudes(exact.object, moved, layout), dtype=float)
+    rate *= 3e5 / rate.sum(axis=(1, 2)).mean()
+    data = measured(exact, observe_poisson(rate, 4).astype(float) ** 2)
+    climb = Climb(data, pt.hold_out(data), iterations=20, seed=0)
+    climb.see("given", "as given", data, climb.fit(data, refine_probe=True), 0.0)
+    before = ssim(climb.result, exact)
+    assert climb.decide(with_blurred_light(climb, data)) and "moves by 6 px along x:" in climb.rungs[-1].what
+    assert len(climb.result.modes) > 1 and ssim(climb.result, exact) > before + 0.1

@@ -48,12 +48,13 @@ _ADVICE = {  # what to do about a rung of the ladder that the counts prefer
     "orientation": "Put the positions right in the file; estimate() turns them by itself.",
     "background": "Record dark frames and give their mean as 'background'; never subtract it.",
     "modes": "The light is only partly coherent, or something moves: estimate() uses several modes.",
+    "blur": "The stage moved while it was counted, or pixels share their charge: estimate() uses modes for it.",
     **dict.fromkeys(("affine", "drift", "moves"), "The positions differ from those in the file: use those of estimate()."),
     "light": "The light changed during the scan: estimate() gives every pattern its own.",
     "aberrations": "The probe guess has aberrations: use the probe that estimate() returns.",
     "focus": "The probe guess is out of focus: use the probe that estimate() returns.",
 }
-_USUAL = ("background", "modes", "drift", "moves", "light")  # most beamlines have a little; the others: the file is wrong
+_USUAL = ("background", "modes", "blur", "drift", "moves", "light")  # most beamlines have a little; the others: the file is wrong
 
 
 def _rung_findings(rungs: list[Mapping[str, Any]]) -> list[Finding]:

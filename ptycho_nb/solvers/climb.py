@@ -28,12 +28,13 @@ _CLEAR = np.log(2)  # gain that other axes have to bring: half the deviance
 _MANY_PHOTONS = 1000.0  # counts there, above which amplitudes and Poisson counts say the same
 _FEW_PHOTONS = 100.0  # counts in the brightest pixel of the mean pattern, below which the focus is searched as well
 _MOST_MODES, _MOST_CHANGES = 4, 6
+_FAR = np.log(8)  # gain over the probe of the file, above which it is too far off to say how it is blurred
 _SETTLES = 0.4  # gain of a rung that is kept before positions are moved
 _LITTLE, _MUCH = 1e-3, 0.05  # share of all photons that a background could hold: tried if the fit is wrong, and always
 
 # %% auto #0
 __all__ = ['PIXEL_TRIALS', 'with_saturation', 'without_bad_pixels', 'with_background', 'with_light', 'with_another_mode',
-           'polish', 'try_priors', 'every_rung']
+           'with_blurred_light', 'polish', 'try_priors', 'every_rung']
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #f6efcbf5
 def with_saturation(
@@ -140,6 +141,14 @@ def _orientation_rung(climb: Climb, refine_probe: bool) -> None:
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #170f481a
 def _rivals(climb: Climb) -> None:
+    before = climb.data
+    _rounds(climb)
+    gained = sum(rung.gain for rung in climb.rungs if rung.kept and rung.name in ("probe", "background", "modes", "moves"))
+    if climb.goodness > SOUND and gained < _FAR and climb.decide(with_blurred_light(climb, before)):
+        _rounds(climb)
+
+
+def _rounds(climb: Climb) -> None:
     "What blurs a pattern can each explain a part of the others (background, light, modes, positions): the best is kept first."
     for _ in range(_MOST_CHANGES):
         wrong = climb.goodness > SOUND
@@ -230,6 +239,30 @@ def with_another_mode(
     shares = np.sum(np.abs(result.modes) ** 2, axis=(1, 2)) / np.sum(np.abs(result.modes) ** 2)
     what = f"{len(shares)} modes of the probe with {', '.join(f'{share:.1%}' for share in shares)} of the light"
     return climb.weigh("modes", what, data, result, began)
+
+
+def with_blurred_light(
+    climb: Climb,
+    before: RawData,  # the scan before anything else was tried against a blur
+) -> Trial:
+    "The modes of a stage that moves, or of a detector whose pixels share their light: those that unseen counts prefer."
+    began, own = time.perf_counter(), replace(before, detector=climb.result.detector, weaker_modes=None)
+
+    def fitted(blur: tuple[str, float], iterations: int) -> tuple[float, tuple[str, float], Reconstruction]:
+        modes = rungs.blurred_modes(before.probe, *blur)
+        data = replace(own, probe=modes[0], weaker_modes=modes[1:] if len(modes) > 1 else None)
+        result = climb.fit(data, refine_probe=False, iterations=iterations, patience=3)
+        return climb.held.deviance(result), blur, result
+
+    roughly = sorted((fitted(blur, 5) for blur in rungs.BLURS), key=lambda trial: trial[0])
+    _, (kind, size), result = min((fitted(blur, 15) for _, blur, _ in roughly[:3]), key=lambda trial: trial[0])
+    data = replace(own, probe=result.probe, weaker_modes=result.weaker_modes)
+    has_background = own.detector is not None and bool(own.detector.background.any())
+    found = climb.fit(data, start=result, refine_probe=True, find_background=has_background)
+    blur = f"a detector that blurs by {size:g} px" if kind == "detector" else f"a stage that moves by {size:g} px along {kind}"
+    shares = np.sum(np.abs(found.modes) ** 2, axis=(1, 2)) / np.sum(np.abs(found.modes) ** 2)
+    what = f"{blur}: modes of the probe with {', '.join(f'{share:.1%}' for share in shares)} of the light"
+    return climb.weigh("blur", what, data, found, began)
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #973b39e9
 def polish(

@@ -56,7 +56,7 @@ def judge(
 SOUND = 1.15  # goodness above which it is worth to look for a fault
 # What a change has to bring for what it adds. Where photons are few, smoothing takes light from the dark rings of a pattern: a
 # background that is not there gains up to 0.027 by giving it back (a scan of 1e3 photons a pattern).
-LEAST_GAIN = {"light": 0.02, "background": 0.03, "modes": 0.04, "affine": 0.05, "drift": 0.05, "moves": 0.05}
+LEAST_GAIN = {"light": 0.02, "background": 0.03, "modes": 0.04, "blur": 0.04, "affine": 0.05, "drift": 0.05, "moves": 0.05}
 _MOST_TIMES = 3  # that the same is tried
 _FURTHER = 0.4  # of the iterations, for a fit that starts from a result
 FEW = 14  # iterations after which such a fit should be better than the result
@@ -143,7 +143,7 @@ class Climb:
     @property
     def probe_refined(self) -> bool:
         "Whether something was kept that found the probe anew."
-        return any(rung.kept and rung.name in ("probe", "modes", "background") for rung in self.rungs)
+        return any(rung.kept and rung.name in ("probe", "modes", "blur", "background") for rung in self.rungs)
 
     @property
     def goodness(self) -> float:

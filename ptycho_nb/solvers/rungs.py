@@ -15,11 +15,12 @@ from ..data.scan import RawData
 from ..physics.detector import Detector
 from ..physics.forward import checkerboard
 from ..physics.noise import radial_mean
+from .fit import orthogonal_modes
 
 # %% auto #0
-__all__ = ['ERROR_VALUES', 'STRENGTHS', 'unreadable_pixels', 'useless_patterns', 'suspicious_pixels', 'with_background',
-           'with_another_mode', 'light_of_patterns', 'changes_of_light', 'predicted_by_halves', 'refocused',
-           'search_focus', 'orientations', 'denoised']
+__all__ = ['ERROR_VALUES', 'BLURS', 'STRENGTHS', 'unreadable_pixels', 'useless_patterns', 'suspicious_pixels', 'with_background',
+           'with_another_mode', 'blurred_modes', 'light_of_patterns', 'changes_of_light', 'predicted_by_halves',
+           'refocused', 'search_focus', 'orientations', 'denoised']
 
 # %% ../../nbs/3_solvers/75_rungs.ipynb #e34351de
 _TIMES = 20.0  # more or less light than the median, that no sample explains
@@ -144,6 +145,35 @@ def with_another_mode(
         new = new - mode * (np.vdot(mode, new) / np.vdot(mode, mode))
     new *= np.sqrt(_NEW_SHARE) * np.linalg.norm(modes[0]) / np.linalg.norm(new)
     return replace(data, weaker_modes=np.concatenate([modes[1:], new[None]]).astype(np.complex64))
+
+# %% ../../nbs/3_solvers/75_rungs.ipynb #dd339c2d
+BLURS = tuple((kind, size) for kind, sizes in (("x", (3, 6, 9)), ("y", (3, 6, 9)), ("x and y", (4, 8)), ("x and -y", (4, 8)),
+                                               ("detector", (0.5, 0.8, 1.2))) for size in sizes)
+_ALONG = {"x": (0, 1), "y": (1, 0), "x and y": (np.sqrt(0.5), np.sqrt(0.5)), "x and -y": (-np.sqrt(0.5), np.sqrt(0.5))}
+_LEAST_SHARE, _MOST_BLURRED = 0.01, 5  # of the light in a mode that is kept, and how many
+
+
+def blurred_modes(
+    probe: np.ndarray,  # complex64 (N, N)
+    kind: str,  # 'detector', or the direction of a stage that moves
+    size: float,  # standard deviation on the detector, or length of the way: px
+) -> np.ndarray:  # complex64 (L, N, N), the strongest first, with the light of the probe
+    "The modes of a probe under a blur."
+    N = len(probe)
+    if kind == "detector":
+        nodes, weights = np.polynomial.hermite_e.hermegauss(5)
+        slopes = np.exp(2j * np.pi * size * nodes[:, None] * (np.arange(N) - N // 2) / N) * np.sqrt(weights)[:, None]
+        every = probe * slopes[:, None, :, None] * slopes[None, :, None]
+    else:
+        steps = np.multiply.outer(np.linspace(-0.5, 0.5, 9) * size, _ALONG[kind])
+        frequency = fft.fftfreq(N)
+        ramps = (np.exp(-2j * np.pi * frequency * step[:, None]) for step in steps.T)
+        down, right = ramps
+        every = fft.ifft2(fft.fft2(probe) * down[:, :, None] * right[:, None])
+    modes = orthogonal_modes(every.reshape(-1, N, N).astype(np.complex64))[:_MOST_BLURRED]
+    power = np.sum(np.abs(modes) ** 2, axis=(1, 2))
+    modes = modes[power > _LEAST_SHARE * power.sum()]
+    return (modes * np.linalg.norm(probe) / np.linalg.norm(modes)).astype(np.complex64)
 
 # %% ../../nbs/3_solvers/75_rungs.ipynb #2cbee1e9
 _LEAST_CHANGE = 0.01  # of the light, below which it counts as constant
