@@ -1,20 +1,34 @@
-"""The study notebooks as their users run them: by papermill alone, and by the library's runner."""
+"""The study notebooks as their users run them: by papermill alone, and by the library's runner; each to its end."""
 import ast
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
 from ptycho_nb.config import InputError, derive_seeds
 from ptycho_nb.files import read_json, write_json
 from ptycho_nb.machine import thread_limits
-from ptycho_nb.runs.arms import METRICS, ArmError, check_arm, check_parameters, locked, read_arm, read_config, run_arm
+from ptycho_nb.runs.arms import (
+    METRICS,
+    Arm,
+    ArmError,
+    arm_name,
+    check_arm,
+    check_parameters,
+    locked,
+    read_arm,
+    read_config,
+    run_arm,
+)
 from ptycho_nb.solvers.result import load_reconstructions
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies_nbs"
@@ -23,7 +37,7 @@ PROGRAM = Path(sys.executable).with_name("ptycho-nb")
 SMALL = {"nphotons": 1e4, "n_train": 48, "n_test": 64, "nepochs": 4}
 # What each study is run with here; `make test-long` runs it with its defaults, a quick profile. The tests below run
 # dose.ipynb, and test_browser_jupyterlab.py runs explore.ipynb.
-BRIEF = {"n_train": 32, "nepochs": 1}
+BRIEF = {"n_train": 32, "n_test": 64, "nepochs": 1}
 GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1},
          "how_few": {"methods": "no_network", "n_test": 60}, "sim_lines": {}, "pretrain": {"n_scans": 4, "steps": 4},
          "measured": {"n_patterns": 60, "second_mode": 0.0},
@@ -53,24 +67,25 @@ def test_parameters_are_plain_and_no_function_is_defined(notebook):
     assert not any(line.startswith(("def ", "class ")) for source in sources for line in source.splitlines())
 
 
-def up_to_start_arm(notebook: Path, given: dict) -> dict:
-    """Run a study notebook up to its call of `start_arm`, with parameters as papermill inserts them; its names."""
+def run_here(notebook: Path, given: dict, until: Callable[[str], bool] = lambda statement: False) -> None:
+    """Run the cells of a study in this process, with parameters as papermill inserts them, until a statement."""
     first, *cells = [cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
     assert first.metadata.tags == ["parameters"]
     names: dict = {}
     exec(first.source, names)
     names.update(given)
-    for statement in (statement for cell in cells for statement in ast.parse(cell.source).body):
-        exec(compile(ast.Module([statement], []), notebook.name, "exec"), names)
-        if isinstance(statement, ast.Assign) and "start_arm(output_dir, parameters" in ast.unparse(statement):
-            return names
-    raise AssertionError("the notebook starts no arm")
+    for cell in cells:
+        for statement in ast.parse(cell.source).body:
+            exec(compile(ast.Module([statement], []), notebook.name, "exec"), names)
+            if until(ast.unparse(statement)):
+                return
+        plt.close("all")  # as in a notebook
 
 
 @pytest.mark.parametrize("notebook", sorted(STUDIES.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_an_arm_is_known_by_every_parameter(notebook, tmp_path):
     given = {"seed": 7} if "seed" in check_parameters(notebook, {}) else {"object_seed": 7}
-    up_to_start_arm(notebook, given | {"output_dir": str(tmp_path)})
+    run_here(notebook, given | {"output_dir": str(tmp_path)}, lambda line: "= start_arm(output_dir, parameters" in line)
     expected = check_parameters(notebook, {}) | given | {"output_dir": str(tmp_path)}
     assert read_config(tmp_path)["parameters"] == expected
     write_json(tmp_path / METRICS, {})
@@ -152,12 +167,41 @@ def test_a_wrong_value_names_the_parameter_and_leaves_no_done_json(tmp_path):
     assert not (tmp_path / "arm" / "done.json").exists()
 
 
+def _finished_here(notebook: Path, folder: Path, given: dict) -> Arm:
+    """An arm without a process of its own: most of the time that a small one takes is spent on loading libraries."""
+    run_here(notebook, given | {"output_dir": str(folder)})
+    return read_arm(folder)
+
+
+def _arms_beforehand(study: dict, folder: Path) -> list[Path]:
+    """The arms that `dose_comparison` asks for, in small, which its sweep then finds done."""
+    names = "n_train", "n_test", "nepochs", "gridsize", "estimate_scope", "probe", "object_kind", "seed", "precision"
+    shared, folders = {name: study[name] for name in names}, []
+    for dose, loss in itertools.product((study["high_dose"], study["low_dose"]), ("nll", "mae")):
+        varied = {"nphotons": dose, "loss": loss}
+        folders.append(_finished_here(DOSE, folder / arm_name(varied), shared | varied).folder)
+    return folders
+
+
 def _marks(name: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.xdist_group(name)] + [pytest.mark.long] * (name in LONG)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in GIVEN])
-def test_a_study_runs_to_its_end(name, tmp_path):
+def test_a_study_runs_to_its_end(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(STUDIES)
+    notebook, given, arms = STUDIES / f"{name}.ipynb", GIVEN[name], []
+    if name == "dose_comparison":
+        arms = _arms_beforehand(check_parameters(notebook, {}) | given, tmp_path / "arms")
+    before = [(arm / "done.json").stat().st_mtime_ns for arm in arms]
+    arm = _finished_here(notebook, tmp_path, given)
+    assert arm.done and arm.metrics
+    assert [(arm / "done.json").stat().st_mtime_ns for arm in arms] == before, "no arm is run twice"
+
+
+@pytest.mark.long  # a process, a kernel and TensorFlow's start for each; dose.ipynb is always run like this
+@pytest.mark.parametrize("name", [name for name in GIVEN if name not in LONG])
+def test_papermill_alone_runs_a_study_to_its_end(name, tmp_path):
     arm = by_papermill_alone(STUDIES / f"{name}.ipynb", tmp_path, **GIVEN[name])
     assert arm.done and arm.metrics
 
