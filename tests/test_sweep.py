@@ -300,7 +300,8 @@ def test_arms_run_on_the_workers_of_a_scheduler(scheduler, tmp_path):
     assert not (tmp_path / "other" / "dose=1").exists()
 
 
-def test_a_scheduler_that_does_not_answer_is_named(tmp_path):
+def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ptycho_nb.studies.sweep, "_ANSWER_S", 1)
     with pytest.raises(InputError, match=r"scheduler tcp://127.0.0.1:9.*dask scheduler"):
         sweep(make_study(tmp_path), tmp_path / "out", grid=GRID, scheduler="tcp://127.0.0.1:9")
 

@@ -258,6 +258,9 @@ def _limits_there(client: Any, folder: Path) -> dict[str, dict[str, str]]:
             for address, place in places.items()}
 
 
+_ANSWER_S = 10  # how long a scheduler may take to answer
+
+
 @contextmanager
 def _workers_of(scheduler: str, folder: Path) -> Iterator[tuple[Any, Callable]]:
     "A client of a running scheduler, and what tells the limits of each of its workers by its address."
@@ -267,7 +270,7 @@ def _workers_of(scheduler: str, folder: Path) -> Iterator[tuple[Any, Callable]]:
     with ExitStack() as stack:
         stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what is lost is said here, in one sentence
         try:
-            client = stack.enter_context(Client(scheduler, timeout=10, set_as_default=False))
+            client = stack.enter_context(Client(scheduler, timeout=_ANSWER_S, set_as_default=False))
         except (OSError, TimeoutError, TypeError, ValueError) as error:  # TypeError: tls:// without keys
             remedy = "Start one with: dask scheduler"
             raise InputError(f"scheduler {scheduler}", error, "the address of a running one", remedy) from error
