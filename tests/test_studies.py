@@ -34,7 +34,7 @@ from ptycho_nb.solvers.result import load_reconstructions
 STUDIES = Path(__file__).resolve().parent.parent / "studies_nbs"
 DOSE = STUDIES / "dose.ipynb"
 PROGRAM = Path(sys.executable).with_name("ptycho-nb")
-SMALL = {"nphotons": 1e4, "n_train": 48, "n_test": 64, "nepochs": 4}
+SMALL = {"nphotons": 1e4, "n_train": 64, "n_test": 64, "gridsize": 1, "nepochs": 4}
 # What each study is run with here; `make test-long` runs it with its defaults, a quick profile. The tests below run
 # dose.ipynb, and test_browser_jupyterlab.py runs explore.ipynb.
 BRIEF = {"n_train": 32, "n_test": 64, "nepochs": 1}
@@ -120,7 +120,7 @@ def test_papermill_alone_leaves_a_whole_arm(by_papermill):
     metrics, simulation = by_papermill.metrics, by_papermill.config["simulation"]
     assert {"network", "no_network", "refined", "data_fit"} <= metrics.keys()
     assert set(metrics["data_fit"]["network"]) == {"nll_per_pixel", "r_factor", "relative_squared_error"}
-    assert simulation["nphotons"] == 1e4 and simulation["n_train"] == 48
+    assert simulation["nphotons"] == 1e4 and simulation["n_train"] == 64
     stated = {"output_dir": str(folder), **SMALL}
     assert by_papermill.config["parameters"] == check_parameters(DOSE, {}) | stated
     assert set(load_reconstructions(folder / "reconstruction.npz")) >= {"network", "no_network", "refined"}
