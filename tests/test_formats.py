@@ -308,6 +308,16 @@ def test_what_cannot_be_written_says_why(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_format_has_no_place_for_is_said(tmp_path, caplog):
+    full = dataclasses.replace(load_data(pair(tmp_path), geometry=BEAMLINE), detector=Detector(GOOD, end=100.0))
+    for name in ("a.cxi", "b.h5", "c.npz"):
+        with caplog.at_level(logging.WARNING):
+            caplog.clear()
+            again = load_data(save_data(tmp_path / name, full))
+        kept = again.detector is not None and again.detector.end == 100.0
+        assert kept != any("counts at which a pixel is full" in line for line in caplog.messages), name
+
+
 def test_counts_below_zero_are_readout_noise_where_it_is_given(tmp_path):
     read = COUNTS + np.random.default_rng(5).normal(0, 2, COUNTS.shape)
     with h5py.File(tmp_path / "scan.h5", "w") as file:

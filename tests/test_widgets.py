@@ -134,7 +134,7 @@ def test_bounds_hold_in_constructors(scan):
         DoseExplorer(pattern=1.5)
     assert DoseExplorer(pattern=2.0).state.pattern == 2  # papermill sends floats
     with pytest.raises(InputError, match="N"):
-        DoseExplorer(N=50)
+        DoseExplorer(N=51)
     with pytest.raises(InputError, match="Did you mean 'lines'"):
         DoseExplorer(object_kind="line")
 

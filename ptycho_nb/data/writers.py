@@ -48,7 +48,8 @@ def _say_what_is_left_out(data: RawData, path: Path, format: str) -> None:
     "A line in the log about what a format has no place for."
     parts = {"the object": data.object, "the light on each pattern": data.light, "the positions before refinement":
              None if np.array_equal(data.positions_start_px, data.positions_px) else data.positions_start_px,
-             "the number of the scan": data.scan_index if np.any(data.scan_index) else None}
+             "the number of the scan": data.scan_index if np.any(data.scan_index) else None,
+             "the counts at which a pixel is full": None if data.detector is None or np.isinf(data.detector.end) else True}
     lost = [name for name, part in parts.items() if part is not None]
     if lost:
         _logger.warning("%s: %s has no place for %s", path, format, ", ".join(lost))
