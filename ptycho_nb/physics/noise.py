@@ -78,15 +78,19 @@ def rate_floor(
     return min(FLOOR_SHARE * mean_counts, FLOOR_PHOTONS)
 
 
+_NUMBERS_AT_ONCE = 2**16  # that stay in a processor's cache
+
+
 @compiled
-def _compare_counts(predicted, measured, floor, counts, ratio):
-    excess = 0.0
-    for k in range(len(predicted)):
-        rate = float(predicted[k]) * float(predicted[k]) + floor
-        counts[k] = float(measured[k]) * float(measured[k])
-        ratio[k] = counts[k] / rate if counts[k] > 0 else 1.0
-        excess += rate - counts[k]
-    return excess
+def _compare_counts(predicted, measured, floor, counts, ratio, excess):
+    for j in range(len(predicted)):
+        total = 0.0
+        for k in range(predicted.shape[1]):
+            rate = float(predicted[j, k]) * float(predicted[j, k]) + floor
+            counts[j, k] = float(measured[j, k]) * float(measured[j, k])
+            ratio[j, k] = counts[j, k] / rate if counts[j, k] > 0 else 1.0
+            total += rate - counts[j, k]
+        excess[j] = total
 
 
 def poisson_deviance(
@@ -110,10 +114,13 @@ def pattern_deviances(
         if np.isfinite(detector.end):
             measured = np.where(detector.ended(measured, predicted), predicted, measured)
     floor = rate_floor(sum(float(np.vdot(pattern, pattern)) for pattern in measured) / measured.size)
-    deviances = np.empty(len(measured))
-    for k, (rate, seen) in enumerate(zip(predicted, measured, strict=True)):
-        counts, ratio = np.empty((2, seen.size))
-        excess = _compare_counts(np.ravel(rate), np.ravel(seen), floor, counts, ratio)
-        counts *= np.log(ratio, out=ratio)  # NumPy's logarithm does several numbers at a time
-        deviances[k] = (excess + counts.sum()) / seen.size
-    return deviances
+    deviances, size = np.empty(len(measured)), measured[0].size
+    at_once = max(1, _NUMBERS_AT_ONCE // size)
+    counts, ratio = np.empty((2, at_once, size))
+    for first in range(0, len(measured), at_once):
+        rates, seen = (part[first : first + at_once].reshape(-1, size) for part in (predicted, measured))
+        some = slice(len(seen))
+        _compare_counts(rates, seen, floor, counts, ratio, deviances[first : first + at_once])
+        counts[some] *= np.log(ratio[some], out=ratio[some])  # NumPy's logarithm does several numbers at a time
+        deviances[first : first + at_once] += counts[some].sum(axis=1)
+    return deviances / size
