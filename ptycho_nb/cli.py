@@ -246,7 +246,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail as well
         return 128 + 13  # as the shell calls an end by SIGPIPE
     except (Exception, KeyboardInterrupt) as error:
-        sentence, code = failure(error)
+        sentence, code = failure(error, *words[:1])
         if debug:
             traceback.print_exception(error)
         print(f"ptycho-nb: {sentence}", file=sys.stderr)

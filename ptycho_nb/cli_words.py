@@ -116,12 +116,18 @@ def _os_error_text(error: OSError) -> str:
     return f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}"
 
 
+_CONTINUE = ("run-arm", "sweep", "train")  # what they have finished stays: arms, and of a training whole epochs
+
+
 def failure(
     error: BaseException,
+    command: str = "",  # which was run
 ) -> tuple[str, int]:
     "A sentence about an error, and the exit code."
     if isinstance(error, KeyboardInterrupt):
-        return "stopped; the same command continues where it stopped", 130
+        if command in _CONTINUE:
+            return "stopped; the same command continues where it stopped", 130
+        return "stopped; the same command begins anew, with --again where it has written files already", 130
     if isinstance(error, InputError):
         return str(error), 2
     if isinstance(error, ArmError):

@@ -1,4 +1,5 @@
 """The command line as a shell sees it: exit codes, one-line errors, and a whole experiment."""
+import argparse
 import dataclasses
 import json
 import os
@@ -215,3 +216,13 @@ def test_a_geometry_that_is_not_far_field_is_named(small_scan, tmp_path, capsys)
     path = dataclasses.replace(scan, positions_px=20 * scan.positions_px).save(tmp_path / "near.npz")
     assert main(["validate", str(path), *BEAMLINE]) == 3
     assert "Not the far field" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "said"), [("sweep", "continues where it stopped"), ("how-few", "begins anew")])
+def test_a_stop_says_how_to_go_on(command, said, monkeypatch, capsys):
+    def stopped(_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ptycho_nb.cli._parsed", lambda _words: argparse.Namespace(run=stopped, settings=[]))
+    assert main([command]) == 130
+    assert said in capsys.readouterr().err
