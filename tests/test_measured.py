@@ -10,7 +10,7 @@ from ptycho_nb.physics.detector import Detector
 from ptycho_nb.physics.forward import Layout, scan_amplitudes
 from ptycho_nb.physics.noise import observe_poisson
 from ptycho_nb.solvers import part
-from ptycho_nb.solvers.climb import with_blurred_light
+from ptycho_nb.solvers.climb import _spread, with_blurred_light
 from ptycho_nb.solvers.estimate import as_estimated
 from ptycho_nb.solvers.ladder import Climb
 from ptycho_nb.solvers.likelihood import scan_gradient
@@ -285,3 +285,24 @@ def test_a_stage_that_moves_while_it_is_counted(exact):
     before = ssim(climb.result, exact)
     assert climb.decide(with_blurred_light(climb, data)) and "moves by 6 px along x:" in climb.rungs[-1].what
     assert len(climb.result.modes) > 1 and ssim(climb.result, exact) > before + 0.1
+
+
+def test_what_the_middle_has_chosen_has_to_hold_for_all(exact):
+    data = measured(exact, exact.diff3d.astype(float) ** 2)
+    held, numbers = pt.hold_out(data), np.arange(40, 120)
+    climb, given = Climb(data, held, iterations=12, seed=0), data.subset(numbers)
+    middle = Climb(given, part.held_in_part(held, numbers), iterations=12, seed=0, whole=data)
+    middle.see("given", "as given", given, middle.fit(given, refine_probe=False), 0.0)
+    middle.see("probe", "refined", given, middle.result, 0.0)
+    middle.result = replace(middle.result, probe=middle.result.probe.conj())  # defocused to the other side
+    middle.rungs[-1] = replace(middle.rungs[-1], kept=True)
+    _spread(climb, middle, given)
+    assert [rung.name for rung in climb.rungs if rung.kept] == ["given", "given"] and not climb.probe_refined
+    assert ssim(climb.result, exact) > ssim(pt.estimate(data, "fixed", held=held, iterations=12), exact) - 1e-6
+
+
+def test_a_named_rung_of_which_nothing_is_found_is_said(exact):
+    data = measured(exact, exact.diff3d.astype(float) ** 2)
+    result, _ = quiet(data, model=pt.Measurement(positions="affine", light=True), iterations=8)
+    missing = {rung["name"] for rung in result.info["rungs"] if "nothing of it is found" in rung["what"]}
+    assert missing == {"affine", "light"} and not missing & kept(result)

@@ -12,12 +12,11 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.scan import RawData
-from ..physics.detector import Detector
 from ..physics.noise import pattern_deviances
 from . import rungs
 from .aberrations import ABERRATIONS, aberrated, pupil_edge, search_aberrations
 from .fit import prepare
-from .ladder import FEW, SOUND, SURE, Climb, Rung, Trial, judge
+from .ladder import FEW, SOUND, SURE, WITH_PROBE, Climb, Rung, Trial, judge
 from .part import held_in_part, middle_of_scan, with_model_of_part
 from .position_rungs import common_moves, free_moves
 from .result import Reconstruction, predict_amplitudes
@@ -33,38 +32,36 @@ _SETTLES = 0.4  # gain of a rung that is kept before positions are moved
 _LITTLE, _MUCH = 1e-3, 0.05  # share of all photons that a background could hold: tried if the fit is wrong, and always
 
 # %% auto #0
-__all__ = ['PIXEL_TRIALS', 'with_saturation', 'without_bad_pixels', 'with_background', 'with_light', 'with_another_mode',
-           'with_blurred_light', 'polish', 'try_priors', 'every_rung']
+__all__ = ['pixel_trials', 'with_background', 'with_light', 'with_another_mode', 'with_blurred_light', 'polish', 'try_priors',
+           'every_rung']
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #f6efcbf5
-def with_saturation(
+def pixel_trials(
     climb: Climb,
-) -> Trial | None:  # None: every count is one
+) -> Iterator[Trial]:  # each to be decided before the next is asked for
+    "What pixels of the detector may do: stop counting at some number, or count nothing, too much, or always the same."
+    found = rungs.suspicious_pixels(climb.whole if climb.is_part else climb.data)
+    if found["saturated"].any() and np.isinf(climb.detector.end) and climb.held.share == 1:
+        yield _with_saturation(climb, found["saturated"])
+    if np.isfinite(climb.detector.end):
+        del found["saturated"]
+    if any(pixels.any() for pixels in found.values()):
+        yield _without_pixels(climb, found)
+
+
+def _with_saturation(climb: Climb, ended: np.ndarray) -> Trial:
     "Pixels that stop counting say that there were so many photons, or more."
-    began, all_counts = time.perf_counter(), climb.whole if climb.is_part else climb.data
-    own = Detector.perfect(climb.data.N) if climb.data.detector is None else climb.data.detector
-    ended = rungs.suspicious_pixels(all_counts)["saturated"]
-    if not ended.any() or np.isfinite(own.end) or climb.held.share < 1:
-        return None
-    end = max(float(np.square(pattern[ended], dtype=float).max()) for pattern in all_counts.diff3d)
-    data = replace(climb.data, detector=replace(own, end=end))
+    began, every = time.perf_counter(), climb.whole if climb.is_part else climb.data
+    end = max(float(np.square(pattern[ended], dtype=float).max()) for pattern in every.diff3d)
+    data = replace(climb.data, detector=replace(climb.detector, end=end))
     what = f"{np.count_nonzero(ended)} pixels stop counting at {end:.6g}"
     return climb.weigh("saturation", what, data, climb.fit(data, refine_probe=False), began)
 
 
-def without_bad_pixels(
-    climb: Climb,
-) -> Trial | None:  # None: none is found
-    "The scan without the pixels of the detector that count nothing, too much, or always the same."
-    began, all_counts = time.perf_counter(), climb.whole if climb.is_part else climb.data
-    found = rungs.suspicious_pixels(all_counts)
-    if climb.data.detector is not None and np.isfinite(climb.data.detector.end):
-        del found["saturated"]
-    bad = np.any(list(found.values()), axis=0)
-    if not bad.any():
-        return None
-    own = Detector.perfect(climb.data.N) if climb.data.detector is None else climb.data.detector
-    data = replace(climb.data, detector=replace(own, good=own.good & ~bad))
+def _without_pixels(climb: Climb, found: dict[str, np.ndarray]) -> Trial:
+    "Pixels that say nothing are left out."
+    began, bad = time.perf_counter(), np.any(list(found.values()), axis=0)
+    data = replace(climb.data, detector=replace(climb.detector, good=climb.detector.good & ~bad))
     counts = ", ".join(f"{np.count_nonzero(pixels)} {name}" for name, pixels in found.items() if pixels.any())
     what = f"pixels of the detector left out: {counts}"
     if climb.probe_refined:
@@ -74,20 +71,18 @@ def without_bad_pixels(
     return climb.weigh("pixels", what, data, result, began)
 
 
-PIXEL_TRIALS = (with_saturation, without_bad_pixels)  # in this order
-
-
-def _detector_rung(climb: Climb) -> None:
-    for propose in PIXEL_TRIALS:
-        if (trial := propose(climb)) is not None:
-            climb.decide(trial)
+def _detector_rungs(climb: Climb) -> None:
+    for trial in pixel_trials(climb):
+        climb.decide(trial)
 
 
 def _detector_again(climb: Climb) -> None:
     "Beside a greater fault that has been mended meanwhile, bad pixels may not have shown."
-    names, kept = ([rung.name for rung in climb.rungs if rung.kept or not only] for only in (False, True))
-    if "pixels" in names and "pixels" not in kept and any(rung.kept for rung in climb.rungs[names.index("pixels") :]):
-        _detector_rung(climb)
+    first = next((k for k, rung in enumerate(climb.rungs) if rung.name == "pixels"), None)
+    if first is None or any(rung.kept for rung in climb.rungs if rung.name == "pixels"):
+        return
+    if any(rung.kept for rung in climb.rungs[first:]):
+        _detector_rungs(climb)
 
 
 def _probe_rungs(climb: Climb) -> None:
@@ -165,7 +160,7 @@ def _rounds(climb: Climb) -> None:
             began, what = time.perf_counter(), "the probe as given, with this background"
             data = replace(climb.data, detector=climb.result.detector)
             climb.see("probe", what, data, climb.fit(data, refine_probe=False), began)
-    if len(climb.result.modes) > 1 and climb.result.detector is not None and climb.result.detector.background.any():
+    if len(climb.result.modes) > 1 and climb.has_background:
         _without_background(climb)
 
 
@@ -192,8 +187,8 @@ def with_background(
     to_the_end: bool = False,  # do not give up where it seems to bring nothing
 ) -> Trial | None:  # None: the darkest ring is dark, or there is one already
     "The scan with photons beside those that the sample scatters, found for every ring of the detector."
-    began, found = time.perf_counter(), climb.result.detector
-    data = None if found is not None and found.background.any() else rungs.with_background(climb.data)
+    began = time.perf_counter()
+    data = None if climb.has_background else rungs.with_background(climb.data)
     mean = climb.data.nphotons_mean / climb.data.N**2
     if data is None or float(data.detector.background.mean()) < least * mean:
         return None
@@ -234,11 +229,13 @@ def with_another_mode(
 ) -> Trial:
     "The scan with one more mode of the probe."
     began, data = time.perf_counter(), rungs.with_another_mode(climb.refined)
-    has_background = climb.result.detector is not None and bool(climb.result.detector.background.any())
-    result = climb.fit_on(data, to_the_end, find_background=has_background)
-    shares = np.sum(np.abs(result.modes) ** 2, axis=(1, 2)) / np.sum(np.abs(result.modes) ** 2)
-    what = f"{len(shares)} modes of the probe with {', '.join(f'{share:.1%}' for share in shares)} of the light"
-    return climb.weigh("modes", what, data, result, began)
+    result = climb.fit_on(data, to_the_end, find_background=climb.has_background)
+    return climb.weigh("modes", f"{len(result.modes)} {_shares(result)}", data, result, began)
+
+
+def _shares(result: Reconstruction) -> str:
+    power = np.sum(np.abs(result.modes) ** 2, axis=(1, 2))
+    return f"modes of the probe with {', '.join(f'{share:.1%}' for share in power / power.sum())} of the light"
 
 
 def with_blurred_light(
@@ -257,12 +254,9 @@ def with_blurred_light(
     roughly = sorted((fitted(blur, 5) for blur in rungs.BLURS), key=lambda trial: trial[0])
     _, (kind, size), result = min((fitted(blur, 15) for _, blur, _ in roughly[:3]), key=lambda trial: trial[0])
     data = replace(own, probe=result.probe, weaker_modes=result.weaker_modes)
-    has_background = own.detector is not None and bool(own.detector.background.any())
-    found = climb.fit(data, start=result, refine_probe=True, find_background=has_background)
+    found = climb.fit(data, start=result, refine_probe=True, find_background=climb.has_background)
     blur = f"a detector that blurs by {size:g} px" if kind == "detector" else f"a stage that moves by {size:g} px along {kind}"
-    shares = np.sum(np.abs(found.modes) ** 2, axis=(1, 2)) / np.sum(np.abs(found.modes) ** 2)
-    what = f"{blur}: modes of the probe with {', '.join(f'{share:.1%}' for share in shares)} of the light"
-    return climb.weigh("blur", what, data, found, began)
+    return climb.weigh("blur", f"{blur}: {_shares(found)}", data, found, began)
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #973b39e9
 def polish(
@@ -280,8 +274,8 @@ def try_priors(
     climb: Climb,
 ) -> None:
     "Other ways to smooth the object than a Gaussian, at some steps of the solver, and a little likelihood after that."
-    smoothed, chosen = climb.result.info["chosen"]["smoothing_px"] > 0, max(climb.result.info["chosen"]["iteration"], 4)
-    if not smoothed and climb.goodness > SOUND:
+    chosen = max(climb.result.info["chosen"]["iteration"], 4)
+    if climb.goodness > _TURNED:  # it is not noise that is wrong
         return
     began, data, told = time.perf_counter(), climb.refined, 1.0
     if data.detector is not None and data.detector.background.any():  # photons of the background tell nothing, and add noise
@@ -331,7 +325,7 @@ def _model_rungs(climb: Climb) -> Iterator[str]:
     began = time.perf_counter()
     climb.see("given", "probe, positions and detector as given", climb.data, climb.fit(climb.data, refine_probe=False), began)
     yield "pixels"
-    _detector_rung(climb)
+    _detector_rungs(climb)
     if climb.goodness > _TURNED:
         yield "orientation"
         _orientation_rung(climb, refine_probe=False)
@@ -349,18 +343,20 @@ def _model_rungs(climb: Climb) -> Iterator[str]:
 
 def _spread(climb: Climb, part: Climb, given: RawData) -> None:
     "Fit all patterns with what some have chosen, and try what only all of them can tell."
-    began, found = time.perf_counter(), part.result
-    data = with_model_of_part(climb.data, given, part.data)
+    data, found, in_part = with_model_of_part(climb.data, given, part.data), part.result, part.rungs
+    if part.probe_refined:  # a few judges may have kept what all of them do not want: here it has to be better once more
+        began, what = time.perf_counter(), "all patterns, with the probe that was the first in the middle"
+        climb.see("given", what, data, climb.fit(data, refine_probe=False), began)
+    began = time.perf_counter()
     warm = replace(data, probe=found.probe, weaker_modes=found.weaker_modes, detector=found.detector)
-    has_background = found.detector is not None and bool(found.detector.background.any())
-    result = climb.fit(warm, start=found, refine_probe=part.probe_refined, find_background=has_background,
-                       iterations=climb.further)
-    climb.see("whole", "all patterns, with the model that those in the middle have chosen", data, result, began)
-    kept = {rung.name for rung in part.rungs if rung.kept}
+    result = climb.fit(warm, start=found, refine_probe=part.probe_refined, find_background=part.has_background)
+    if not climb.see("whole", "all patterns, with the model that those in the middle have chosen", data, result, began):
+        in_part = [replace(rung, kept=rung.kept and rung.name not in WITH_PROBE) for rung in in_part]
+    kept = {rung.name for rung in in_part if rung.kept}
     if "light" in kept and (trial := with_light(climb)) is not None:
         climb.decide(trial)
     if climb.goodness > _TURNED or "affine" in kept:  # less than that, moves one by one mend as well
         climb.decide(*common_moves(climb, ("affine", "drift") if "affine" in kept else ("drift",)))
     if climb.goodness > SOUND and "moves" in kept:
         climb.decide(*free_moves(climb))
-    climb.rungs = [replace(rung, what=f"{rung.what}, in {given.n_patterns} patterns") for rung in part.rungs] + climb.rungs
+    climb.rungs = [replace(rung, what=f"{rung.what}, in {given.n_patterns} patterns") for rung in in_part] + climb.rungs

@@ -18,7 +18,7 @@ from .held_out import HeldOut, trimmed_mean
 from .result import Reconstruction
 
 # %% auto #0
-__all__ = ['SURE', 'SOUND', 'LEAST_GAIN', 'FEW', 'Rung', 'judge', 'Trial', 'Climb']
+__all__ = ['SURE', 'SOUND', 'LEAST_GAIN', 'WITH_PROBE', 'FEW', 'Rung', 'judge', 'Trial', 'Climb']
 
 # %% ../../nbs/3_solvers/78_ladder.ipynb #521dfeb2
 SURE = 2.0  # standard errors by which held-out counts have to prefer a change
@@ -58,6 +58,7 @@ SOUND = 1.15  # goodness above which it is worth to look for a fault
 # background that is not there gains up to 0.027 by giving it back (a scan of 1e3 photons a pattern).
 LEAST_GAIN = {"light": 0.02, "background": 0.03, "modes": 0.04, "blur": 0.04, "affine": 0.05, "drift": 0.05, "moves": 0.05}
 _MOST_TIMES = 3  # that the same is tried
+WITH_PROBE = ("probe", "modes", "blur", "background")  # what is found together with the probe
 _FURTHER = 0.4  # of the iterations, for a fit that starts from a result
 FEW = 14  # iterations after which such a fit should be better than the result
 
@@ -136,6 +137,16 @@ class Climb:
         return max(int(_FURTHER * self.iterations), 1)
 
     @property
+    def detector(self) -> Detector:
+        "That of the scan; perfect where nothing is known of it."
+        return Detector.perfect(self.data.N) if self.data.detector is None else self.data.detector
+
+    @property
+    def has_background(self) -> bool:
+        "Whether the best result adds photons that no sample scattered."
+        return self.result.detector is not None and bool(self.result.detector.background.any())
+
+    @property
     def is_part(self) -> bool:
         "Whether there are more patterns than these."
         return self.whole is not None
@@ -143,7 +154,7 @@ class Climb:
     @property
     def probe_refined(self) -> bool:
         "Whether something was kept that found the probe anew."
-        return any(rung.kept and rung.name in ("probe", "modes", "blur", "background") for rung in self.rungs)
+        return any(rung.kept and rung.name in WITH_PROBE for rung in self.rungs)
 
     @property
     def goodness(self) -> float:

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ..config import InputError, check_choice
-from .climb import PIXEL_TRIALS, polish, try_priors, with_another_mode, with_background, with_light
-from .ladder import Climb, Trial
+from .climb import pixel_trials, polish, try_priors, with_another_mode, with_background, with_light
+from .ladder import Climb, Rung, Trial
 from .position_rungs import common_moves, free_moves
 
 _PROBES, _BACKGROUNDS, _POSITIONS = ("given", "refined"), ("none", "radial"), ("given", "affine", "drift", "free")
@@ -83,30 +83,26 @@ def named_rungs(
     climb.see("given", "probe, positions and detector as given", climb.data, climb.fit(climb.data, refine_probe=False), began)
     if model.pixels:
         yield "pixels"
-        for propose in PIXEL_TRIALS:
-            _keep(climb, propose(climb))
+        _keep(climb, "pixels", pixel_trials(climb))
     if model.probe == "refined":
         yield "probe"
         began, result = time.perf_counter(), climb.fit(climb.data, refine_probe=True)
-        _keep(climb, climb.weigh("probe", "probe refined with the object", climb.data, result, began))
+        _keep(climb, "probe", [climb.weigh("probe", "probe refined with the object", climb.data, result, began)])
     if model.background == "radial":
         yield "background"
-        _keep(climb, with_background(climb, to_the_end=True))
+        _keep(climb, "background", [with_background(climb, to_the_end=True)])
     for _ in range(len(climb.result.modes), model.modes):
         yield "modes"
-        _keep(climb, with_another_mode(climb, to_the_end=True))
+        _keep(climb, "modes", [with_another_mode(climb, to_the_end=True)])
     if model.light:
         yield "light"
-        _keep(climb, with_light(climb))
-    if model.positions in ("affine", "drift"):
+        _keep(climb, "light", [with_light(climb)])
+    if model.positions != "given":
         yield "positions"
-        for name in ("affine", "drift")[: 1 + (model.positions == "drift")]:
-            for trial in common_moves(climb, (name,)):
-                _keep(climb, trial)
-    elif model.positions == "free":
-        yield "positions"
-        for trial in free_moves(climb):
-            _keep(climb, trial)
+        if model.positions == "free":
+            _keep(climb, "moves", free_moves(climb))
+        for name in {"affine": ("affine",), "drift": ("affine", "drift")}.get(model.positions, ()):
+            _keep(climb, name, common_moves(climb, (name,)))
     yield "likelihood"
     polish(climb)
     if model.prior:
@@ -114,6 +110,11 @@ def named_rungs(
         try_priors(climb)
 
 
-def _keep(climb: Climb, trial: Trial | None) -> None:
-    if trial is not None:  # None: there is nothing to find
-        climb.decide(replace(trial, rung=replace(trial.rung, kept=True)))
+def _keep(climb: Climb, name: str, trials: Iterable[Trial | None]) -> None:
+    "Keep what was fitted; where there was nothing to fit, the table of rungs says that."
+    found = False
+    for trial in trials:
+        if trial is not None:
+            found = climb.decide(replace(trial, rung=replace(trial.rung, kept=True)))
+    if not found:
+        climb.rungs.append(Rung(name, f"{name}: nothing of it is found in these counts", 0.0, 0.0, False, 0.0))

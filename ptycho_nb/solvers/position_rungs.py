@@ -45,7 +45,8 @@ def common_moves(
     names: tuple[str, ...] = ("affine", "drift"),
 ) -> list[Trial]:  # those that are worth a full fit
     "The scan with all positions scaled, turned and sheared, and with positions that drift."
-    if climb.held.share < 1 or climb.data.n_patterns < 20:  # patterns that stand alone do not tell where they lie
+    names = tuple(name for name in names if climb.is_worth_trying(name))
+    if not names or climb.held.share < 1 or climb.data.n_patterns < 20:  # patterns that stand alone do not tell where they lie
         return []
     trials, before_px = [], climb.data.positions_px
     sources = [climb.refined, climb.data] if climb.result.info["probe_refined"] else [climb.data]
@@ -55,10 +56,9 @@ def common_moves(
     least = climb.held.deviance(firsts[0])
     sound = [pair for pair in zip(fits, firsts, strict=True) if climb.held.deviance(pair[1]) < _HOPELESS * least][::-1]
     for name in names:
-        if climb.is_worth_trying(name):
-            basis = {"affine": plane_basis, "drift": _plane_and_drift}[name](before_px)
-            found = (_together(climb, name, basis, *pair) for pair in sound)
-            trials += [trial for trial in found if trial is not None][:1]
+        basis = {"affine": plane_basis, "drift": _plane_and_drift}[name](before_px)
+        found = (_together(climb, name, basis, *pair) for pair in sound)
+        trials += [trial for trial in found if trial is not None][:1]
     return trials
 
 

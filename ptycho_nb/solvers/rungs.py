@@ -167,8 +167,7 @@ def blurred_modes(
     else:
         steps = np.multiply.outer(np.linspace(-0.5, 0.5, 9) * size, _ALONG[kind])
         frequency = fft.fftfreq(N)
-        ramps = (np.exp(-2j * np.pi * frequency * step[:, None]) for step in steps.T)
-        down, right = ramps
+        down, right = (np.exp(-2j * np.pi * frequency * step[:, None]) for step in steps.T)
         every = fft.ifft2(fft.fft2(probe) * down[:, :, None] * right[:, None])
     modes = orthogonal_modes(every.reshape(-1, N, N).astype(np.complex64))[:_MOST_BLURRED]
     power = np.sum(np.abs(modes) ** 2, axis=(1, 2))
