@@ -345,8 +345,10 @@ def _spread(climb: Climb, part: Climb, given: RawData) -> None:
     "Fit all patterns with what some have chosen, and try what only all of them can tell."
     data, found, in_part = with_model_of_part(climb.data, given, part.data), part.result, part.rungs
     if part.probe_refined:  # a few judges may have kept what all of them do not want: here it has to be better once more
-        began, what = time.perf_counter(), "all patterns, with the probe that was the first in the middle"
-        climb.see("given", what, data, climb.fit(data, refine_probe=False), began)
+        began, focused = time.perf_counter(), any(rung.kept and rung.name in ("focus", "aberrations") for rung in in_part)
+        simple = data if focused else replace(data, probe=climb.data.probe, weaker_modes=climb.data.weaker_modes)
+        what = f"all patterns, with the probe as {'refocused' if focused else 'given'}"
+        climb.see("given", what, simple, climb.fit(simple, refine_probe=False), began)
     began = time.perf_counter()
     warm = replace(data, probe=found.probe, weaker_modes=found.weaker_modes, detector=found.detector)
     result = climb.fit(warm, start=found, refine_probe=part.probe_refined, find_background=part.has_background)
