@@ -19,7 +19,7 @@ from .cli_words import Commands, deal_settings, defaults_text, failure, paramete
 from .config import InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig
 from .quiet import load_quietly
 from .runs import notebooks
-from .runs.arms import WEIGHTS, run_arm
+from .runs.arms import WEIGHTS, literal, run_arm
 
 # %% auto #0
 __all__ = ['main']
@@ -153,6 +153,15 @@ def _how_few(arguments: argparse.Namespace) -> None:
         print(f"- {note}")
     print(f"report: {os.path.relpath(folder / 'how_few.md')}")
 
+
+def _photon_grid(arguments: argparse.Namespace) -> None:
+    from ptycho_nb.studies.photon_grid import DOSES, SUMS, GridConfig, grid_lines, photon_grid
+
+    doses = DOSES if arguments.doses is None else [literal(word) for word in arguments.doses.split(",")]
+    done = photon_grid(arguments.out, doses, GridConfig(n_patterns=arguments.patterns, seed=arguments.seed))
+    print(*grid_lines(arguments.out, done), sep="\n")
+    print(f"verify: cd {os.path.relpath(arguments.out)} && sha256sum -c {SUMS}")
+
 # %% ../nbs/10_cli/10_cli.ipynb #7ab4cd29
 def _add_studies(commands: Commands, parameters: str) -> list[argparse.ArgumentParser]:
     "The commands that run study notebooks; those that take settings are returned."
@@ -175,6 +184,27 @@ def _add_studies(commands: Commands, parameters: str) -> list[argparse.ArgumentP
     sweep.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default: as it has room for)")
     sweep.add_argument("--scheduler", metavar="ADDRESS", help="instead: a running dask scheduler, tcp://host:port")
     return [run_arm, sweep]
+
+# %% ../nbs/10_cli/10_cli.ipynb #7d490952
+def _add_doses(commands: Commands, scan: tuple[str, str]) -> None:
+    "The commands about photons."
+    few = commands.add("how-few", _how_few, "how few photons of a scan would have been enough",
+                       "how-few scan.npz --out photons --resolution-px 4", scan)
+    few.add_argument("--out", required=True, metavar="DIR", help="where the report goes")
+    few.add_argument("--resolution-px", type=float, metavar="PX", help="half-period wanted (default: 1.25 times what is reached)")
+    few.add_argument("--frc50", type=float, metavar="F", help="instead: the same as a fraction of Nyquist, 1/PX")
+    few.add_argument("--methods", default="no_network,amortised", metavar="NAMES", help="with commas (default: %(default)s)")
+    few.add_argument("--part", metavar="NAME", help="amplitude or phase (default: what is resolved better)")
+    few.add_argument("--probe", metavar="HOW", help="refined at each dose, or held (default: refined for measured scans)")
+    few.add_argument("--deals", type=int, default=1, metavar="N", help="how often the photons are dealt out (default: 1)")
+    few.add_argument("--seed", type=int, default=0, metavar="N", help="of the deals (default: 0)")
+    grid = commands.add("photon-grid", _photon_grid, "make one simulated scan at seven doses, with checksums",
+                        "photon-grid --out grid --doses 1e4,1e6 --patterns 1000",
+                        more="What is there already and as it should be is kept; about 50 kB a pattern and dose are written.")
+    grid.add_argument("--out", required=True, metavar="DIR", help="where the data sets go")
+    grid.add_argument("--doses", metavar="D1,D2", help="photons per pattern (default: 1e3 to 1e9)")
+    grid.add_argument("--patterns", type=int, default=5000, metavar="N", help="of each data set (default: 5000)")
+    grid.add_argument("--seed", type=int, default=0, metavar="N", help="of sample, positions and photons (default: 0)")
 
 # %% ../nbs/10_cli/10_cli.ipynb #03102d50
 def _parser(
@@ -208,16 +238,7 @@ def _parser(
     diagnose = commands.add("diagnose", _diagnose, "examine a scan or an arm", "diagnose scan.npz --out scan_report",
                             ("path", "a scan, or the folder of an arm"))
     diagnose.add_argument("--out", required=True, metavar="DIR", help="where the report goes")
-    few = commands.add("how-few", _how_few, "how few photons of a scan would have been enough",
-                       "how-few scan.npz --out photons --resolution-px 4", scan)
-    few.add_argument("--out", required=True, metavar="DIR", help="where the report goes")
-    few.add_argument("--resolution-px", type=float, metavar="PX", help="half-period wanted (default: 1.25 times what is reached)")
-    few.add_argument("--frc50", type=float, metavar="F", help="instead: the same as a fraction of Nyquist, 1/PX")
-    few.add_argument("--methods", default="no_network,amortised", metavar="NAMES", help="with commas (default: %(default)s)")
-    few.add_argument("--part", metavar="NAME", help="amplitude or phase (default: what is resolved better)")
-    few.add_argument("--probe", metavar="HOW", help="refined at each dose, or held (default: refined for measured scans)")
-    few.add_argument("--deals", type=int, default=1, metavar="N", help="how often the photons are dealt out (default: 1)")
-    few.add_argument("--seed", type=int, default=0, metavar="N", help="of the deals (default: 0)")
+    _add_doses(commands, scan)
     add_files(commands)
     return parser
 

@@ -98,7 +98,7 @@ def reading_of(
 def info(
     arguments: argparse.Namespace,  # `path`, and how to read it
 ) -> None:
-    "Print the summary of a scan, the metrics of an arm or the state of a sweep."
+    "Print the summary of a scan, the metrics of an arm or the state of a sweep or a photon grid."
     from ptycho_nb.data.formats import load_data
 
     path, how = Path(arguments.path), reading_of(arguments)
@@ -106,15 +106,20 @@ def info(
     if not path.is_dir():
         print(json.dumps(load_data(path, **how).summary(), indent=1, default=str))
     elif (path / MANIFEST).exists():
-        _print_sweep(path)
+        _print_manifest(path)
     elif scans and not (path / CONFIG).exists():
         raise InputError(str(path), "a folder of scans", "a scan, or the folder of an arm", f"Name one: {', '.join(scans)}")
     else:
         print_arm(arguments.path)
 
 
-def _print_sweep(folder: Path) -> None:
-    "The state of each arm of a sweep, and how many are in which."
+def _print_manifest(folder: Path) -> None:
+    "The data sets of a photon grid; or the state of each arm of a sweep, and how many are in which."
+    if "grid" in read_json(folder / MANIFEST, dict):
+        from ptycho_nb.studies.photon_grid import grid_lines
+
+        print(*grid_lines(folder), sep="\n")
+        return
     arms = read_json(folder / MANIFEST, {"arms": [{"name": str, "state": str, "error?": str}]})["arms"]
     for arm in arms:
         print(f"{arm['name']}: {arm['state']}{': ' + arm['error'] if 'error' in arm else ''}")
