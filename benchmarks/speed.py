@@ -23,7 +23,7 @@ from table import Table, measured
 from ptycho_nb.config import ModelConfig, SimulationConfig, TrainingConfig
 from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.network.bundle import load_bundle, save_bundle
-from ptycho_nb.network.groups import group_data, group_indices
+from ptycho_nb.network.groups import group_data
 from ptycho_nb.network.inference import reconstruct
 from ptycho_nb.network.inputs import EstimateSettings, GroupEstimates, estimate_features, group_layout, window_px
 from ptycho_nb.network.model import PtychoModel
@@ -31,6 +31,7 @@ from ptycho_nb.network.optics import as_complex, diffraction_amplitude
 from ptycho_nb.network.patches import extract_patches, stitch
 from ptycho_nb.network.pretrained import amortised, load_pretrained
 from ptycho_nb.physics.forward import Layout
+from ptycho_nb.physics.neighbours import group_indices
 from ptycho_nb.physics.noise import intensity_scale
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.held_out import hold_out

@@ -8,7 +8,8 @@ import pytest
 
 from ptycho_nb.config import InputError, ModelConfig, TrainingConfig
 from ptycho_nb.data.scan import RawData
-from ptycho_nb.network.groups import group_data, group_indices, held_out_targets, nearest_neighbours
+from ptycho_nb.network.groups import group_data, held_out_targets
+from ptycho_nb.physics.neighbours import group_indices, nearest_neighbours
 from ptycho_nb.physics.probes import disk_probe
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from ..config import InputError
 from ..data.scan import RawData
 from ..physics.forward import Layout, scan_amplitudes
+from ..physics.neighbours import group_indices
 from ..physics.noise import closed_form_intensity_scale
 from ..physics.probes import circular_mask, normalise_probe
 from ..physics.scans import nearest_pixel
@@ -177,12 +178,10 @@ def grouping_report(
     positions_px: np.ndarray,  # float64 (M, 2), px
     gridsize: int,
     n_groups: int | None = None,  # requested; None: one for each pattern
-    neighbor_count: int | None = None,  # K, see `ptycho_nb.network.groups.group_indices`
+    neighbor_count: int | None = None,  # K, see `ptycho_nb.physics.neighbours.group_indices`
     seed: int = 0,
 ) -> GroupingReport:
     "What grouping makes of some positions."
-    from ptycho_nb.network.groups import group_indices
-
     asked = {"gridsize": gridsize, "n_patterns": len(positions_px), "neighbor_count": neighbor_count,
              "requested": len(positions_px) if n_groups is None else n_groups}
     try:

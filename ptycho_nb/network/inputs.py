@@ -19,13 +19,14 @@ from scipy.spatial import cKDTree
 from ..config import Config, setting
 from ..machine import cores
 from ..physics.forward import Layout, scan_amplitudes
+from ..physics.neighbours import group_indices
 from ..physics.noise import deal_photons, poisson_deviance
 from ..physics.scans import stand_alone
 from ..solvers.fit import SMOOTHING_PX, smooth_correction
 from ..solvers.held_out import HELD_OUT
 from ..solvers.likelihood import illumination
 from ..solvers.steps import Problem, Solver, solve
-from .groups import PtychoDataContainer, group_indices
+from .groups import PtychoDataContainer
 from .patches import stitch
 
 CHANNELS = 7  # see `_features`
