@@ -125,6 +125,13 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"report: {os.path.relpath(report(arguments.folder, out=arguments.out))}")
 
 
+def _snapshot(arguments: argparse.Namespace) -> None:
+    from ptycho_nb.studies.snapshot import write_snapshot
+
+    page = write_snapshot(arguments.folder, arguments.out)
+    print(f"{os.path.relpath(page)}, {os.path.relpath(page.with_suffix('.json'))}")
+
+
 def _diagnose(arguments: argparse.Namespace) -> int:
     load_quietly("keras")
     from ptycho_nb.diagnosis.report import diagnose
@@ -235,6 +242,9 @@ def _parser(
     report = commands.add("report", _report, "tables and figures of a sweep", "report runs/mine",
                           ("folder", "the folder of a sweep"))
     report.add_argument("--out", metavar="DIR", help="where the report goes (default: FOLDER/report)")
+    page = commands.add("snapshot", _snapshot, "write what an arm was on one page: settings, data, dose, scores, checksums",
+                        "snapshot runs/dose", ("folder", "the folder of an arm"))
+    page.add_argument("--out", metavar="DIR", help="where summary.md and summary.json go (default: FOLDER)")
     diagnose = commands.add("diagnose", _diagnose, "examine a scan or an arm", "diagnose scan.npz --out scan_report",
                             ("path", "a scan, or the folder of an arm"))
     diagnose.add_argument("--out", required=True, metavar="DIR", help="where the report goes")

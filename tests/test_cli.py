@@ -16,7 +16,7 @@ from ptycho_nb import __version__
 from ptycho_nb.cli import _parser, main
 
 COMMANDS = ("simulate", "train", "reconstruct", "studies", "run-arm", "sweep", "report", "diagnose", "info",
-            "validate", "convert", "how-few", "photon-grid")
+            "validate", "convert", "how-few", "photon-grid", "snapshot")
 SMALL = ["-p", "n_train", "40", "-p", "n_test", "40", "-p", "object_size_px", "256"]
 
 

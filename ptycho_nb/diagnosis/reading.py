@@ -18,7 +18,7 @@ from ..config import InputError, ModelConfig
 from ..data.formats import load_data
 from ..data.scan import RawData, read_npz
 from ..files import check_shape, read_json, read_members, reading
-from ..runs.arm_scan import ArmScan, scan_of_arm
+from ..runs.arm_scan import ArmScan, scan_of_arm, scan_path_of_arm
 from ..runs.arms import CONFIG, HISTORY, RECONSTRUCTION, WEIGHTS, read_config
 from ..solvers.result import Reconstruction, load_reconstructions
 from .findings import Finding
@@ -149,7 +149,7 @@ class Subject:
 # %% ../../nbs/7_diagnosis/70_reading.ipynb #b4bcbeaa
 def _scans(folder: Path, config: Mapping[str, Any]) -> tuple[ArmScan | None, list[Finding]]:
     "The scans that an arm may have used, as far as they can be had again; and what was wrong with them."
-    path = config.get("parameters", {}).get("data_path")
+    path = scan_path_of_arm(folder)
     try:
         data, findings = read_data(path) if path else (None, [])
     except InputError as error:

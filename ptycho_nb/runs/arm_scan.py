@@ -24,7 +24,7 @@ from ..solvers.result import Reconstruction
 from .arms import CONFIG, Arm, read_config
 
 # %% auto #0
-__all__ = ['simulation_of_arm', 'truth_of_arm', 'ArmScan', 'scan_of_arm']
+__all__ = ['simulation_of_arm', 'truth_of_arm', 'ArmScan', 'scan_path_of_arm', 'scan_of_arm']
 
 # %% ../../nbs/6_runs/30_arm_scan.ipynb #219463b3
 def _config_of(arm: Arm | str | Path) -> Mapping[str, Any]:
@@ -75,10 +75,19 @@ class ArmScan:
         return None if self.seed is None else validation_indices(self.scans[name].n_patterns, self.share, self.seed)
 
 
+def scan_path_of_arm(
+    arm: Arm | str | Path,  # an arm or its folder
+) -> Path | None:  # None: it simulated its scan
+    "The file of the scan that an arm loaded."
+    config, folder = _config_of(arm), Path(getattr(arm, "folder", arm))
+    stated = config.get("parameters", {}).get("data_path") or (config.get("data") or {}).get("file")
+    return folder / stated if stated else None
+
+
 def _stated_scans(arm: Arm | str | Path, config: Mapping[str, Any], data: RawData | str | Path | None) -> dict[str, RawData]:
     "The scans by name."
     parameters, simulation = config.get("parameters", {}), simulation_of_arm(arm)
-    data = parameters.get("data_path") if data is None else data
+    data = scan_path_of_arm(arm) if data is None else data
     if not data and simulation is None:
         raise InputError(str(getattr(arm, "folder", arm)), f"neither a simulation nor data_path in {CONFIG}", "one of them",
                          "Give the scan as data.")
