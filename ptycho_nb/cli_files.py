@@ -38,8 +38,12 @@ def add_reading(
     said.add_argument("--bin", type=int, default=1, metavar="K", help="pixels of the detector that become one, along each axis")
     said.add_argument("--pad", type=int, metavar="PX", help="side of the patterns with masked pixels around them, even")
     said.add_argument("--mask", metavar="FILE", help="NPY or NPZ (key mask): good pixels are true, or not 0")
-    said.add_argument("--positions", metavar="FILE", help="a table with a column for y and one for x")
-    said.add_argument("--unit", metavar="NAME", help="of the positions: px, m, mm, um, nm")
+    said.add_argument("--positions", metavar="FILE", help="a table with a column for y and one for x, or the results of another "
+                      "program (HDF5, MAT)")
+    said.add_argument("--step", metavar="Y,X", help="of a raster: distance between neighbours; one number if they are the same")
+    said.add_argument("--raster", metavar="ROWS,COLUMNS", help="how many points it has, if the file does not say")
+    said.add_argument("--unit", metavar="NAME", help="of positions and step: px, m, mm, um, nm, A")
+    said.add_argument("--readout-noise", type=float, metavar="PHOTONS", help="standard deviation, of an integrating detector")
     said.add_argument("--keys", action="append", metavar="NAME=PATH", help="where an HDF5 file has data, x, y, … (repeatable)")
     for name, text in _GEOMETRY.items():
         unit = {"kev": "keV", "um": "µm"}.get(name.rsplit("_", 1)[1], name.rsplit("_", 1)[1])
@@ -68,6 +72,17 @@ def _centre_of(word: str) -> str | tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
+def _pair_of(option: str, word: str, kind: type = float) -> tuple:
+    "Two numbers with a comma between them, or one that counts twice."
+    try:
+        numbers = [kind(part) for part in word.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or not all(number > 0 for number in numbers):
+        raise InputError(option, repr(word), "one or two positive numbers with a comma between", f"For example: {option} 64,32")
+    return numbers[0], numbers[-1]
+
+
 def _keys_of(words: Sequence[str]) -> dict[str, str]:
     "The places of data sets; several may stand in one word, with commas."
     keys = {}
@@ -91,6 +106,9 @@ def reading_of(
     how = {"crop": arguments.crop, "pad": arguments.pad, "positions": arguments.positions, "unit": arguments.unit,
            "geometry": geometry, "mask": None if arguments.mask is None else _mask_of(arguments.mask),
            "centre": None if arguments.centre is None else _centre_of(arguments.centre),
+           "step": None if arguments.step is None else _pair_of("--step", arguments.step),
+           "raster": None if arguments.raster is None else _pair_of("--raster", arguments.raster, int),
+           "readout_noise": arguments.readout_noise,
            "keys": _keys_of(arguments.keys) if arguments.keys else None, "bin": None if arguments.bin == 1 else arguments.bin}
     return {name: value for name, value in how.items() if value is not None}
 

@@ -160,6 +160,39 @@ def make_hdf5(folder: Path, name: str):
     return save_data(folder / name, replace(scan, object=None, geometry=geometry))
 
 
+def make_layout(folder: Path, name: str):
+    """A scan of four patterns as other programs lay it out."""
+    import h5py
+    import scipy.io
+
+    scan, _ = simulate_halves(SimulationConfig(N=32, object_size_px=128, n_train=4, n_test=1))
+    counts, there_m = np.round(scan.diff3d**2).astype(np.uint16), 5e-8 * scan.positions_px
+    ptylab = {"ptychogram": counts, "encoder": there_m, "wavelength": 1.4e-10, "zo": 1.9, "dxd": 75e-6}
+    if name == "scan.mat":
+        scipy.io.savemat(folder / name, ptylab | {"ptychogram": counts.transpose(1, 2, 0)})
+        return folder / name
+    if name == "scan.raw":
+        np.ones((4, 130, 128), "<f4").tofile(folder / name)
+        return folder / name
+    layouts = {
+        "ptylab.h5": ptylab,
+        "scan.ptyd": {"meta/energy": 8.8, "meta/distance": 1.9, "meta/psize": 75e-6, "chunks/0/data": counts,
+                      "chunks/0/positions": there_m, "chunks/0/weights": np.ones(counts.shape)},
+        "scan_dp.hdf5": {"dp": counts, "ppX": there_m[:, 1], "ppY": there_m[:, 0]},
+        "scan.emd": {"root/cube/data": counts.reshape(2, 2, 32, 32),
+                     "root/metadatabundle/calibration/R_pixel_size": 2.5,
+                     "root/metadatabundle/calibration/R_pixel_units": "A",
+                     "root/metadatabundle/calibration/Q_pixel_size": 0.05,
+                     "root/metadatabundle/calibration/Q_pixel_units": "A^-1"}}
+    with h5py.File(folder / name, "w") as file:
+        file.update(layouts[name])
+    return folder / name
+
+
+def load_with_pixel(path: Path):
+    return load_data(path, step=4.0 if path.suffix == ".raw" else None, geometry=Geometry(object_pixel_m=2e-10))
+
+
 def make_probe(folder: Path):
     return write_arrays(folder / "probe.npz", probe=np.ones((64, 64), np.complex64))
 
@@ -250,6 +283,10 @@ READERS = {
     "scan": (make_scan, of_zip, load_data),
     "cxi": (lambda folder: make_hdf5(folder, "scan.cxi"), of_bytes, load_data),
     "product": (lambda folder: make_hdf5(folder, "scan.h5"), of_bytes, load_data),
+    **{name: (lambda folder, name=name: make_layout(folder, name), of_bytes, load_data)
+       for name in ("ptylab.h5", "scan.ptyd", "scan.emd", "scan.mat")},
+    **{name: (lambda folder, name=name: make_layout(folder, name), of_bytes, load_with_pixel)
+       for name in ("scan_dp.hdf5", "scan.raw")},
     "probe": (make_probe, of_zip, load_probe),
     "array": (make_array, of_npy, load_probe),
     "reconstruction": (make_reconstruction, of_zip, load_reconstructions),

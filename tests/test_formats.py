@@ -6,6 +6,7 @@ import h5py
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import scipy.io
 from hypothesis import HealthCheck, given, settings
 
 import ptycho_nb as pt
@@ -103,7 +104,94 @@ def test_each_layout_comes_back(name, tmp_path):
 
 
 def test_every_format_of_the_table_is_tested():
-    assert set(FORMATS) == {"tike", "ptycho_nb", *LAYOUTS}
+    assert set(FORMATS) == {"tike", "ptycho_nb", "py4DSTEM", "EMPAD", *LAYOUTS}  # the two of electrons further down
+
+
+@pytest.mark.parametrize("version", ["5", "7.3"])
+def test_ptylab_in_matlab_has_its_patterns_last(version, tmp_path):
+    parts = {"ptychogram": COUNTS.transpose(1, 2, 0), "encoder": THERE_M, "dxd": 75e-6, "zo": 1.9,
+             "wavelength": BEAMLINE.wavelength_m}
+    if version == "5":
+        scipy.io.savemat(tmp_path / "scan.mat", parts)
+    else:
+        with h5py.File(tmp_path / "scan.mat", "w", userblock_size=512) as file:
+            file.update({name: np.atleast_2d(value).T for name, value in parts.items()})
+    data = load_data(tmp_path / "scan.mat")
+    assert_positions(data)
+    assert data.pixel_size_m == pytest.approx(PIXEL_M, rel=1e-9)
+    np.testing.assert_allclose(data.diff3d**2, COUNTS, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["scan_para.mat", "Niter100.mat"])
+def test_results_of_fold_slice_beside_the_patterns(name, tmp_path):
+    """Found by its usual name, or given."""
+    pair(tmp_path)
+    (tmp_path / "scan_para.hdf5").unlink()
+    modes = np.stack([SCAN.probe, 0.1 * SCAN.probe], axis=-1)[..., None]
+    scipy.io.savemat(tmp_path / name, {
+        "outputs": {"probe_positions": SCAN.positions_px[:, ::-1] - 77.5}, "probe": modes.astype(np.complex64),
+        "p": {"dx_spec": [PIXEL_M, PIXEL_M], "lambda": BEAMLINE.wavelength_m}})
+    data = load_data(tmp_path / "scan_dp.hdf5", positions=None if "para" in name else tmp_path / name)
+    assert_positions(data)
+    assert data.pixel_size_m == pytest.approx(PIXEL_M) and data.geometry.particle == "photon"
+    np.testing.assert_allclose(data.weaker_modes, 0.1 * SCAN.probe[None], rtol=1e-5)
+
+
+def cube(folder, unit="mrad", pixel=0.4, step_unit="A"):
+    """A raster of 3 x 7 patterns in the tree of py4DSTEM, calibrated."""
+    calibration = {"R_pixel_size": 2.5, "R_pixel_units": step_unit, "Q_pixel_size": pixel, "Q_pixel_units": unit}
+    with h5py.File(folder / "scan.h5", "w") as file:
+        file["datacube_root/datacube/data"] = COUNTS.reshape(3, 7, 64, 64)
+        for name, value in calibration.items():
+            file[f"datacube_root/metadatabundle/calibration/{name}"] = value
+    return folder / "scan.h5"
+
+
+def assert_raster(data, step_px):
+    """A raster of 3 x 7 points, row by row."""
+    np.testing.assert_allclose(np.diff(data.positions_px[:7, 1]), step_px)
+    np.testing.assert_allclose(data.positions_px[::7, 0] - data.positions_px[0, 0], step_px * np.arange(3), atol=1e-9)
+
+
+def test_a_cube_of_py4dstem_has_its_step_and_its_pixel(tmp_path):
+    data = load_data(cube(tmp_path, "A^-1", 1 / (64 * 0.5)))
+    assert data.pixel_size_m == pytest.approx(0.5e-10)
+    assert_raster(data, 5)
+    np.testing.assert_allclose(data.diff3d**2, COUNTS, atol=1e-2)
+
+
+def test_a_cube_in_angles_needs_the_energy(tmp_path):
+    with pytest.raises(InputError, match=r"geometry.*no size of a pixel"):
+        load_data(cube(tmp_path))
+    data = load_data(cube(tmp_path), geometry=pt.Geometry(energy_ev=300e3, particle="electron"))
+    assert data.pixel_size_m == pytest.approx(1.9687e-12 / (64 * 0.4e-3), rel=1e-4)
+
+
+def test_a_raster_that_nobody_calibrated_is_told_its_step(tmp_path):
+    path = cube(tmp_path, "pixels", 1.0, "pixels")
+    with pytest.raises(InputError, match=r"positions.*none"):
+        load_data(path)
+    data = load_data(path, step=4.0, geometry=pt.Geometry(object_pixel_m=2e-10, particle="electron"))  # in Å
+    assert_raster(data, 2)
+    np.save(tmp_path / "scan.npy", COUNTS)
+    assert_raster(load_data(tmp_path / "scan.npy", step=(3, 3), raster=(3, 7), unit="px"), 3)
+    with pytest.raises(InputError, match="21 patterns for a square"):
+        load_data(tmp_path / "scan.npy", step=3.0, unit="px")
+    with pytest.raises(InputError, match=r"raster.*without a step"):
+        load_data(tmp_path / "scan.npy", raster=(3, 7))
+    with pytest.raises(InputError, match=r"step.*one of the two"):
+        load_data(tmp_path / "scan.npy", step=3.0, positions=THERE_M)
+
+
+def test_an_empad_loses_its_footer(tmp_path):
+    frames = np.zeros((21, 130, 128), "<f4")
+    frames[:, 32:96, 32:96], frames[:, 128:] = COUNTS, 1e20
+    frames.tofile(tmp_path / "scan.raw")
+    data = load_data(tmp_path / "scan.raw", step=4.0, raster=(3, 7), geometry=pt.Geometry(object_pixel_m=2e-10))
+    assert_raster(data, 2)
+    np.testing.assert_allclose(data.diff3d[:, 32:96, 32:96] ** 2, COUNTS, atol=1e-2)
+    with pytest.raises(InputError, match=r"positions.*none"):
+        load_data(tmp_path / "scan.raw")
 
 
 def test_ours_keeps_units_and_mask_of_theirs(tmp_path):

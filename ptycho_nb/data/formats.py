@@ -19,8 +19,10 @@ from ..files import read_npy, reading
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
 from .assembly import Recording, assemble
+from .electron_formats import as_raster, raster_positions, read_empad
 from .hdf5 import open_tree
-from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, recognise
+from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, recognise
+from .matlab import open_matlab
 from .scan import RawData, read_npz
 from .windows import bin_patterns, take_window, with_readout_noise
 from .writers import patterns_beside, write_cxi, write_product
@@ -80,8 +82,8 @@ def read_tike(
 class Format:
     "How the files of one program are recognised and read."
 
-    container: str  # 'npz' or 'hdf5'
-    recognises: Callable[[Any], bool]  # of the arrays of an NPZ by name, or of a `Tree`
+    container: str  # 'npz', 'hdf5' (MATLAB's as well), or 'raw'
+    recognises: Callable[[Any], bool]  # of the arrays of an NPZ by name, of a `Tree`, or of a path
     read: Callable[[Any, str], Recording | RawData]  # of the same and the name of the file
     write: Callable[[Path, RawData], Path] | None = None  # whole or not at all
 
@@ -91,7 +93,7 @@ def _is_tike(arrays: Mapping[str, np.ndarray]) -> bool:
 
 
 def _hdf5(name: str, known: Hdf5Format) -> Format:
-    return Format("hdf5", lambda tree: all(wanted in tree for wanted in known.names), lambda tree, source: known.read(tree),
+    return Format("hdf5", known.recognises, lambda tree, source: known.read(tree),
                   {"CXI": write_cxi, "product": write_product}.get(name))
 
 
@@ -103,6 +105,7 @@ FORMATS = {
     "tike": Format("npz", _is_tike, _from_tike),
     "ptycho_nb": Format("npz", lambda arrays: True, RawData.from_arrays, _save),  # and it says what others lack
     **{name: _hdf5(name, known) for name, known in HDF5_FORMATS.items()},
+    "EMPAD": Format("raw", lambda path: path.suffix == ".raw", lambda path, source: read_empad(path)),
 }
 
 # %% ../../nbs/2_data/20_formats.ipynb #eaea4117
@@ -125,16 +128,35 @@ def _geometry_with(of_file: Geometry | None, given: Geometry | None) -> Geometry
     return of_file.updated(given) if of_file is not None and given is not None else given or of_file
 
 
+_OF_RESULTS = (".mat", ".h5", ".hdf5", ".hdf")
+
+
+def _positions_told(recording: Recording, known: Mapping[str, Any]) -> tuple[Recording, np.ndarray | None]:
+    "The recording, with all that the other half of a pair says, and the positions that somebody gives."
+    positions, step, raster = known["positions"], known["step"], known["raster"]
+    if step is None and raster is not None:
+        raise InputError(f"{recording.source}, raster", f"{raster} without a step", "the distance of its points as well",
+                         "Give step=…, in the unit that unit=… says.")
+    if step is not None and positions is not None:
+        raise InputError(f"{recording.source}, step", "a step and positions", "one of the two", "Leave one of them out.")
+    if step is not None:
+        return recording, raster_positions(*as_raster(recording.counts, raster, recording.source), step)
+    if isinstance(positions, str | Path) and Path(positions).suffix in _OF_RESULTS:
+        with reading(positions, "a product, or the results of a reconstruction, with the positions of this scan"):
+            return replace(recording, **fields_of_rest(Path(positions))), None
+    return recording, read_table(positions) if isinstance(positions, str | Path) else positions
+
+
 def _with_what_is_known(recording: Recording, known: Mapping[str, Any]) -> Recording:
-    positions = known["positions"]
-    positions = read_table(positions) if isinstance(positions, str | Path) else positions
+    recording, positions = _positions_told(recording, known)
     changes = {"positions": positions, "unit": known["unit"], "geometry": _geometry_with(recording.geometry, known["geometry"]),
                "good": known["mask"], "readout_noise": known["readout_noise"]}
     return replace(recording, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _read_hdf5(path: Path, keys: Mapping[str, str] | None, known: Mapping[str, Any]) -> RawData:
-    with open_tree(path) as tree, reading(path, "an undamaged scan in HDF5"):
+    opened = open_matlab if path.suffix == ".mat" else open_tree
+    with opened(path) as tree, reading(path, "an undamaged scan"):
         recording = HDF5_FORMATS[recognise(tree)].read(tree) if keys is None else by_keys(tree, keys)
         return assemble(_with_what_is_known(recording, known))
 
@@ -148,7 +170,7 @@ def _read_npz(path: Path, known: Mapping[str, Any]) -> RawData:
     if known["mask"] is not None:
         own = Detector.perfect(data.N) if data.detector is None else data.detector
         data = replace(data, detector=replace(own, good=known["mask"]))
-    if known["positions"] is not None or known["unit"] not in (None, "px"):
+    if any(known[name] is not None for name in ("positions", "step", "raster")) or known["unit"] not in (None, "px"):
         recording = Recording("NPZ", str(path), data.diff3d, data.positions_px, "m", data.geometry, is_amplitude=True)
         positions_px = assemble(_with_what_is_known(recording, {**known, "mask": None, "readout_noise": None})).positions_px
         data = replace(data, positions_px=positions_px, positions_start_px=None, object=None, ground_truth_patches=None)
@@ -166,6 +188,8 @@ def load_data(
     geometry: Geometry | None = None,
     positions: str | Path | np.ndarray | None = None,
     unit: str | None = None,
+    step: float | tuple[float, float] | None = None,
+    raster: tuple[int, int] | None = None,
     keys: Mapping[str, str] | None = None,
     readout_noise: float | None = None,
 ) -> RawData:
@@ -177,7 +201,8 @@ def load_data(
     ----------
     path : str or Path
         NPZ of this package or of tike, plain or inside a bzip2; HDF5 as CXI, of ptypy, PtychoShelves, pty-chi, ptychodus,
-        PtyLab or NSLS-II HXN, or any other with `keys`; NPY with `positions`.
+        PtyLab, NSLS-II HXN or py4DSTEM, or any other with `keys`; MAT of PtyLab, or any other with `keys`; RAW of an EMPAD
+        with `step`; NPY with `positions` or `step`.
     mask : ndarray of bool, shape of a pattern, optional
         True where a pixel of the detector is good. None: what the file says.
     crop : int, optional
@@ -191,12 +216,17 @@ def load_data(
     geometry : Geometry, optional
         Wavelength, distance and pixels. None, or what of them is None: what the file says.
     positions : str, Path, or ndarray of float64, shape (M, 2), optional
-        Positions (y, x), or a text file with a column for y and one for x. None: what the file says.
+        Positions (y, x), a text file with a column for y and one for x, or a product or results of fold_slice (HDF5, MAT)
+        with probe and geometry. None: what the file says.
     unit : str, optional
         Of the positions: 'px', 'm', 'mm', 'um', 'nm'. None: that of the format.
+    step : float or tuple of float (y, x), optional
+        Of a raster, row by row: the distance between neighbours, in `unit`. None: what the file says.
+    raster : tuple of int (rows, columns), optional
+        How many points it has. None: as the patterns lie in the file, or a square.
     keys : mapping of str to str, optional
-        For HDF5 of no known format: the paths of 'data', 'x', 'y', and where they exist 'mask' (0 is good), 'dark', 'probe',
-        'energy', 'wavelength', 'distance', 'pixel'.
+        For HDF5 or MAT of no known format: the paths of 'data', 'x', 'y', and where they exist 'mask' (0 is good), 'dark',
+        'probe', 'energy', 'wavelength', 'distance', 'pixel'.
     readout_noise : float, optional
         Of an integrating detector: standard deviation, in photons as the counts. None: it counts photons.
 
@@ -220,16 +250,18 @@ def load_data(
     ((5, 64, 64), (5, 48, 48))
     """
     path, known = Path(path), {"mask": mask, "geometry": geometry, "positions": positions, "unit": unit,
-                               "readout_noise": readout_noise}
+                               "step": step, "raster": raster, "readout_noise": readout_noise}
     with reading(path, "a scan"), open(path, "rb") as file:
         first = file.read(8)
         if first[:6] == b"\x93NUMPY":
             file.seek(0)
             counts = read_npy(file, path.stat().st_size, str(path))
-    if first == b"\x89HDF\r\n\x1a\n":
+    if first == b"\x89HDF\r\n\x1a\n" or path.suffix == ".mat":
         data = _read_hdf5(path, keys, known)
     elif first[:6] == b"\x93NUMPY":
         data = assemble(_with_what_is_known(Recording("NumPy", str(path), counts, None), known))
+    elif FORMATS["EMPAD"].recognises(path):
+        data = assemble(_with_what_is_known(FORMATS["EMPAD"].read(path, str(path)), known))
     else:
         data = _read_npz(path, known)
     if crop is not None or centre is not None:
