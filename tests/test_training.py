@@ -20,6 +20,7 @@ from ptycho_nb.network.groups import PtychoDataContainer
 from ptycho_nb.network.inference import reconstruct
 from ptycho_nb.network.training import train as train_network
 from ptycho_nb.physics.scans import validation_indices
+from ptycho_nb.quiet import Stopped
 
 SIMULATION = SimulationConfig(nphotons=1e4, object_size_px=256, n_train=120, n_test=40, seed=3)
 MODEL = ModelConfig(gridsize=1, n_filters=8)
@@ -93,6 +94,27 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(scans, trained, tm
     assert trained_here == [3]
     assert losses(result.history) == losses(trained.history) and same_weights(result.model, trained.model)
     assert [path.name for path in folder.iterdir()] == ["history.json"]
+
+
+def pressing_stop(row: dict) -> None:
+    """What somebody does who has seen enough after the second epoch."""
+    if row["epoch"] == 2:
+        raise KeyboardInterrupt
+
+
+def test_stopped_by_hand_it_returns_the_best_weights(scans, trained, caplog):
+    model, history = train_network(scans[0], MODEL, TRAINING, callback=pressing_stop)
+    assert losses(history) == losses(trained.history)[:3]
+    assert history["header"]["ended"] == "stopped by hand after 2 of 3 epochs" and "after 2 of 3 epochs" in caplog.text
+    assert model.intensity_scale == pytest.approx(history["epochs"][history["header"]["kept_epoch"]]["intensity_scale"])
+
+
+def test_stopped_by_hand_an_arm_does_not_take_it_for_a_whole_training(scans, trained, tmp_path):
+    with pytest.raises(Stopped, match=r"2 of 3 epochs are kept in .*goes on from there") as stop:
+        train_network(scans[0], MODEL, TRAINING, output_dir=tmp_path, callback=pressing_stop)
+    assert stop.value._render_traceback_() == [f"Stopped: {stop.value}"]
+    model, history = train_network(scans[0], MODEL, TRAINING, output_dir=tmp_path)
+    assert losses(history) == losses(trained.history) and same_weights(model, trained.model)
 
 
 def test_training_lowers_the_loss_at_1e4_photons(trained):

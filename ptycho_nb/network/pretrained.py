@@ -24,6 +24,7 @@ from ..data.scan import RawData
 from ..files import check_shape, read_arrays, reading, write_arrays
 from ..machine import progress_bar
 from ..physics.noise import deal_photons
+from ..quiet import stopping
 from ..solvers.estimate import as_estimated, estimate
 from ..solvers.fit import prepare
 from ..solvers.goodness import goodness
@@ -176,6 +177,7 @@ def _merged(views: list[SolverView], corrections: list[np.ndarray], fraction: fl
     return replace(views[0].base, object=np.average(objects, axis=0, weights=weights), coverage=coverages.mean(axis=0))
 
 # %% ../../nbs/4_network/70_pretrained.ipynb #b37c4cbd
+@stopping("nothing is kept; start it again.")
 def amortised(
     data: RawData,
     pretrained: Pretrained | None = None,

@@ -24,6 +24,7 @@ from ..data.scan import RawData
 from ..files import check_shape, read_arrays, reading, replacing, write_json
 from ..machine import viewer
 from ..physics.scans import validation_indices
+from ..quiet import Stopped
 from .courses import Course, TrainingPlan, plan_training
 from .generators import fastest_precision
 from .groups import warn_of_faults
@@ -249,10 +250,22 @@ class _Training:
                     break
                 bar.set_postfix(val_loss=self.run_epoch(epoch, bar)["val_loss"], refresh=False)
 
-    def finish(self, seconds: float, cpu_seconds: float) -> dict[str, Any]:
+    def run_until_stopped(self, show_bar: bool) -> str:
+        "The epochs that are left; returns what to say of a training that somebody stopped, empty if nobody did."
+        try:
+            self.run(show_bar)
+        except KeyboardInterrupt:
+            done = f"{self.state.rows[-1]['epoch']} of {self.config.nepochs} epochs"
+            if self.folder is not None:  # whatever comes next would take it for a whole training
+                raise Stopped(f"{done} are kept in {self.folder}; the same call goes on from there.") from None
+            _logger.warning("stopped after %s; the model has the weights of epoch %d", done, self.state.best_epoch)
+            return f"stopped by hand after {done}"
+        return ""
+
+    def finish(self, stopped: str, seconds: float, cpu_seconds: float) -> dict[str, Any]:
         "Give the model its best weights; returns the history, which is written in place of the checkpoint."
         self.state.model.set_weights(self.state.best_weights)
-        ended = self.state.reason_to_stop(self.config.patience) or "all epochs done"
+        ended = stopped or self.state.reason_to_stop(self.config.patience) or "all epochs done"
         if self.state.best_epoch == 0:
             ended += "; no epoch was better than the untrained model, whose weights were kept"
         self.header.update(ended=ended, seconds=seconds, cpu_seconds=cpu_seconds)
@@ -343,8 +356,8 @@ def train(
     -------
     TrainingResult
         `model`, with the weights that predict the validation patterns best, and `history`, which holds a ``header`` and
-        ``epochs``: a row for each epoch, number 0 the untrained model. A loss that is not a number ends the training;
-        the best weights so far are returned.
+        ``epochs``: a row for each epoch, number 0 the untrained model. A loss that is not a number ends the training, as
+        does stopping it by hand where there is no `output_dir`; the best weights so far are returned.
 
     Raises
     ------
@@ -386,5 +399,5 @@ def train(
         run.state.restore(stored)
     else:
         run.finish_epoch(0, None, 0, time.perf_counter())
-    run.run(show_bar=bool(progress) and not callable(progress) and viewer())
-    return TrainingResult(network, run.finish(time.perf_counter() - began, time.process_time() - cpu_began))
+    stopped = run.run_until_stopped(bool(progress) and not callable(progress) and viewer())
+    return TrainingResult(network, run.finish(stopped, time.perf_counter() - began, time.process_time() - cpu_began))

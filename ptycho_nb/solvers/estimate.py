@@ -14,6 +14,7 @@ import numpy as np
 from ..config import InputError, check_choice
 from ..data.scan import RawData
 from ..machine import progress_bar
+from ..quiet import stopping
 from .climb import every_rung
 from .fit import SMOOTHING_PX, check_positions, fit_scan, probe_moved
 from .goodness import goodness
@@ -33,6 +34,7 @@ __all__ = ['MODELS', 'estimate', 'as_estimated']
 MODELS = ("auto", "fixed", "joint")
 
 
+@stopping("nothing of this estimate is kept; start it again, with model='fixed' or a part of the scan if it takes too long.")
 def estimate(
     data: RawData,
     model: str | Measurement | None = None,

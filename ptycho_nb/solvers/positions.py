@@ -20,6 +20,7 @@ from ..machine import cores, progress_bar
 from ..physics.detector import Detector
 from ..physics.forward import Layout, checkerboard, scan_amplitudes, shift_probes
 from ..physics.noise import pattern_deviances
+from ..quiet import stopping
 from .fit import SMOOTHING_PX, Fit, check_positions, fit_scan, prepare, smooth_correction
 from .held_out import HeldOut, hold_out
 from .likelihood import likelihood_factor
@@ -144,6 +145,7 @@ class _FitInPlace(Fit):
         self.best_places = self.places.now  # moving makes a new array
 
 # %% ../../nbs/3_solvers/60_positions.ipynb #12b2292f
+@stopping("nothing is kept; start it again.")
 def refine_positions(
     data: RawData,
     *,

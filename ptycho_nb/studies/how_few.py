@@ -22,6 +22,7 @@ from ..config import InputError, check_choice
 from ..data.scan import RawData
 from ..files import replacing, write_arrays, write_json
 from ..machine import progress_bar
+from ..quiet import stopping
 from ..solvers.estimate import estimate
 from ..solvers.goodness import DOUBTFUL, WRONG, Goodness, goodness
 from ..solvers.held_out import hold_out
@@ -298,6 +299,7 @@ def _images(full: Reconstruction, pairs: Sequence[Pair], methods: Sequence[str])
     return images
 
 # %% ../../nbs/8_studies/75_how_few.ipynb #e0279155
+@stopping("nothing is kept; start it again, with fewer doses or deals if it takes too long.")
 def how_few(
     data: RawData,
     *,
