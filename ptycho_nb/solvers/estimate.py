@@ -157,7 +157,7 @@ def _climbed(data: RawData, model: str | Measurement, held: HeldOut, iterations:
     if not found.is_sound:
         sentences.append(found.verdict)
     if sentences:
-        warnings.warn(f"{data.source}: {'. '.join(sentences)}.", stacklevel=3)
+        warnings.warn(f"{data.source}: {'. '.join(sentences)}.", stacklevel=4)
     info = climb.result.info | {
         "model": asdict(model) if isinstance(model, Measurement) else model,
         "rungs": [asdict(rung) for rung in climb.rungs], "goodness": asdict(found), "verdict": found.verdict,

@@ -12,21 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..analysis.metrics import METRIC_LABELS
 from ..analysis.plots import save_figure
 from ..config import InputError
 from ..files import as_markdown, inside, read_json, replacing
 from ..runs.arms import CONFIG, MANIFEST, arm_name, read_arm
-from .answers import answer_sentence, best_rows
+from .answers import answer_sentence, scores_table
 from .dose_images import certainty_table, dark_pixel_table, draw_dose_study, limit_by_dose
-from .dose_statistics import discuss, method_label, ordered_methods, plain_dose, spread
+from .dose_statistics import discuss, method_label, plain_dose
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
 __all__ = ['results_table', 'settings_of', 'method_scores', 'training_sentences', 'why_sentences', 'certainty_sentences',
-           'limit_sentences', 'discussion', 'scores_table', 'report']
+           'limits_of', 'limit_sentences', 'discussion', 'report']
 
 # %% ../../nbs/8_studies/50_reports.ipynb #7058325a
 def _natural(name: str) -> list:
@@ -261,17 +260,23 @@ def certainty_sentences(
             f"({row.error:.2g}; {row.with_error:.2f})." for row in rows.itertuples()]
 
 
-def limit_sentences(
+def limits_of(
     arms: pd.DataFrame,  # the arms of one setting, all done
     folder: str | Path,  # the folder that holds theirs
+) -> dict[float, float]:  # FRC50 by dose; empty if the truth is not known
+    "What the photons allow at each dose."
+    try:
+        return limit_by_dose(arms, folder) if "nphotons" in arms else {}
+    except InputError:  # the arms do not say how their scans were made
+        return {}
+
+
+def limit_sentences(
+    arms: pd.DataFrame,  # the arms of one setting, all done
+    limits: Mapping[float, float],  # FRC50 by dose, of `limits_of`
 ) -> list[str]:  # one for each dose; empty if the truth is not known
     "How near the best method comes to what the photons allow."
-    scores = method_scores(arms).dropna(subset=["nphotons", "frc50"])
-    try:
-        limits = limit_by_dose(arms, folder) if len(scores) and "nphotons" in arms else {}
-    except InputError:  # the arms do not say how their scans were made
-        return []
-    sentences = []
+    scores, sentences = method_scores(arms).dropna(subset=["nphotons", "frc50"]), []
     for nphotons, limit in sorted(limits.items(), reverse=True):
         here = scores[scores["nphotons"] == nphotons].groupby(["method", "loss"])["frc50"].mean()
         if len(here) and limit > 0:
@@ -287,43 +292,11 @@ def discussion(
 ) -> dict[str, list[str]]:  # sentences by heading; headings without a sentence are left out
     "Everything that is said about a dose study."
     sections = discuss(method_scores(arms).dropna(subset=["nphotons"])) | {
-        "How much is left to gain?": limit_sentences(arms, folder),
+        "How much is left to gain?": limit_sentences(arms, limits_of(arms, folder)),
         "Why would the losses differ?": why_sentences(arms, folder),
         "How certain is a pixel?": certainty_sentences(arms, folder),
         "Did the networks train?": training_sentences(arms)}
     return {heading: sentences for heading, sentences in sections.items() if sentences}
-
-# %% ../../nbs/8_studies/50_reports.ipynb #4c782c03
-_COLUMNS = {  # as many digits as a spread over seeds leaves
-    "ssim": ".3f", "psnr": ".1f", "ms_ssim": ".3f", "frc50": ".3f", "phase_mae": ".4f", "nll_per_pixel": ".4f", "seconds": ".0f"}
-
-
-def _cell(row: Any, form: str, best: float) -> str:
-    "Mean and standard deviation; bold where the mean is as good as the best to the digits shown."
-    if np.isnan(row["mean"]):
-        return ""
-    text = f"{row['mean']:{form}}" + ("" if np.isnan(row["std"]) else f" ± {row['std']:{form}}")
-    return f"**{text}**" if f"{row['mean']:{form}}" == f"{best:{form}}" else text
-
-
-def scores_table(
-    scores: pd.DataFrame,  # what `method_scores` returns
-) -> str:  # Markdown
-    "Mean and standard deviation over the seeds of every method at every dose, highest dose first, the best in bold."
-    scores = scores.fillna({"nphotons": 0.0})  # of a study without doses
-    shown = [name for name in _COLUMNS if scores[name].notna().any()]
-    summaries = {name: spread(scores, name).set_index(["method", "loss", "nphotons"]) for name in shown}
-    best = {name: best_rows(scores, name).set_index("nphotons")["mean"] for name in shown if name != "seconds"}
-    counts = scores.groupby(["method", "loss", "nphotons"]).size()
-    lines = [["photons", "method", "seeds", *(METRIC_LABELS[name].heading for name in shown)]]
-    for nphotons in sorted(scores["nphotons"].unique(), reverse=True):
-        here = scores[scores["nphotons"] == nphotons]
-        for key in ordered_methods(list(zip(here["method"], here["loss"], strict=True))):
-            cells = [_cell(rows.loc[(*key, nphotons)], _COLUMNS[name], best[name].get(nphotons) if name in best else np.nan)
-                     if (*key, nphotons) in rows.index else "" for name, rows in summaries.items()]
-            lines.append([plain_dose(nphotons) if nphotons else "", method_label(*key), str(counts[(*key, nphotons)]), *cells])
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(map(as_markdown, line))} |" for line in lines)
 
 # %% ../../nbs/8_studies/50_reports.ipynb #bf63c2c6
 def _state_lines(table: pd.DataFrame) -> list[str]:
@@ -416,9 +389,11 @@ def _summary_lines(table: pd.DataFrame, folder: Path, figures: Path) -> list[str
     for setting, arms in settings.items():
         scores = method_scores(arms)
         lines += ["", f"## {setting.replace('_', ', ')}" if setting else "## Results", "", *_setting_lines(arms), ""]
-        lines += [scores_table(scores), "", "Mean ± standard deviation over the seeds, the best in bold; SSIM, PSNR and FRC50 "
+        lines += [scores_table(scores, limits_of(arms, folder)), "",
+                  "Mean ± standard deviation over the seeds, the best in bold; SSIM, PSNR and FRC50 "
                   "of the amplitude after the gauge fix, NLL/px on patterns that no method has fitted; seconds from the "
-                  "scan to the image, the training of the network included.", ""] if len(scores) else []
+                  "scan to the image, the training of the network included. *Photon limit*: what the photons allow without "
+                  "knowledge of the sample.", ""] if len(scores) else []
         for heading, sentences in discussion(arms, folder).items():
             lines += [f"**{heading}**", "", *(f"- {sentence}" for sentence in sentences), ""]
         lines += _figure_lines(arms, folder, figures, f"_{setting}" if setting else "")
