@@ -233,7 +233,9 @@ def _amplitudes(objects, lights, canvas, corners, planes, roots, amplitude):
         mirror_images(planes[0], planes[1])
         for k in range(first, min(first + at_once, len(canvas))):
             for y in range(N):
-                amplitude[k, y] = planes[1][y, (k - first) * N : (k - first + 1) * N]
+                row, size = amplitude[k, y], planes[1][y, (k - first) * N : (k - first + 1) * N]
+                for x in range(N):  # `row[:] = size` takes seconds to compile: it can say which shapes do not fit
+                    row[x] = size[x]
 
 
 def scan_amplitudes(

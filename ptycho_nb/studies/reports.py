@@ -410,6 +410,7 @@ def _figure_lines(arms: pd.DataFrame, folder: Path, figures: Path, suffix: str) 
             absent.append(f"- `{name}` is left out: {figure}.")
             continue
         path = save_figure(figure, figures / f"{name}{suffix}.png", dpi=300)
+        figure.set_layout_engine(None)  # the same in both files, and it takes as long as all the drawing
         save_figure(figure, path.with_suffix(".pdf"))
         lines += [f"![{name.replace('_', ' ')}](figures/{path.name})", ""]
     return lines + absent
