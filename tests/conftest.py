@@ -11,7 +11,7 @@ MAY_BE_SKIPPED = (f"the measured scan {STAR} is not here",)  # a file that someb
 
 # Two workers (`pytest -n 2 --dist loadgroup`) take one group after the other, each a file unless a test names its own
 # (`xdist_group`). Those that take longest start first, so that both workers end at about the same time.
-LONGEST_FIRST = ("sweep", "studies", "measured", "training", "dose_comparison", "jax_backend", "bench", "widgets",
+LONGEST_FIRST = ("sweep", "studies", "measured", "training", "jax_backend", "bench", "widgets",
                  "browser_jupyterlab", "sizes", "diagnostics", "pretrained", "reports", "browsers", "baselines",
                  "sim_lines", "docs", "surface", "health", "diagnose", "reconstruct", "tutorial",
                  "pretrain")

@@ -346,6 +346,7 @@ def test_the_measured_star(measured_star, tmp_path):
     assert report["sections"]["axes"]["best"] == "as given"
 
 
+@pytest.mark.long
 def test_the_middle_of_the_measured_star(measured_star, tmp_path):
     whole = load_data(measured_star)
     distance_px = np.linalg.norm(whole.positions_px - np.median(whole.positions_px, axis=0), axis=1)

@@ -43,7 +43,7 @@ GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_se
          "measured": {"n_patterns": 60, "second_mode": 0.0},
          "photon_grid": {"n_patterns": 120, "n_train": 16, "nepochs": 1, "doses": "1e4,1e5", "methods": "no_network"},
          "reconstruct": {"n_groups": 48, "nepochs": 1}, "tutorial": {}}
-LONG = {"dose_curve"}  # a sweep of the same arms as dose_comparison, with more of them
+LONG = {"dose_curve", "dose_comparison"}  # sweeps of dose.ipynb; sweeps and reports have tests of their own
 TIMINGS = {"seconds", "cpu_seconds"}
 
 
