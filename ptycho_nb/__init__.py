@@ -15,7 +15,7 @@ network                  generators, training, inference, the pretrained network
 analysis                 metrics and pictures
 runs                     one experiment, one folder
 diagnosis                what is wrong with a scan or a result, in words
-studies                  many experiments, their statistics and reports; how few photons are enough
+studies                  many experiments, their statistics and reports; how few photons are enough; plans
 explorers                widgets for JupyterLab
 """
 __version__ = "0.1.0"
@@ -39,6 +39,7 @@ _HOME = {  # where each public name lives; it is imported when it is first used
     "plot_comparison": "analysis.plots",
     "diagnose": "diagnosis.report",
     "how_few": "studies.how_few",
+    "plan": "studies.plan",
     "sweep": "studies.sweep",
     "report": "studies.reports",
     "RawData": "data.scan",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import __version__
 from .cli_files import add_files, print_arm
+from .cli_plan import add_plan
 from .cli_words import Commands, deal_settings, defaults_text, failure, parameters_text, read_grid, settings_of
 from .config import InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig
 from .quiet import load_quietly
@@ -249,6 +250,7 @@ def _parser(
                             ("path", "a scan, or the folder of an arm"))
     diagnose.add_argument("--out", required=True, metavar="DIR", help="where the report goes")
     _add_doses(commands, scan)
+    add_plan(commands)
     add_files(commands)
     return parser
 

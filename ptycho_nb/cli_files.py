@@ -21,11 +21,31 @@ from .files import read_arrays, read_json, read_npy, reading
 from .runs.arms import CONFIG, MANIFEST, read_arm
 
 # %% auto #0
-__all__ = ['add_reading', 'reading_of', 'info', 'print_arm', 'validate', 'convert', 'add_files']
+__all__ = ['add_geometry', 'geometry_of', 'add_reading', 'reading_of', 'info', 'print_arm', 'validate', 'convert', 'add_files']
 
 # %% ../nbs/10_cli/07_files.ipynb #0bddbda2
 _GEOMETRY = {"energy_kev": "of a photon, or acceleration voltage of an electron in kV", "distance_m": "from sample to detector",
              "detector_pixel_um": "side of a pixel of the detector", "pixel_size_nm": "side of a pixel on the sample alone"}
+
+
+def add_geometry(
+    group: Any,  # of a parser's arguments
+) -> None:
+    "Add the words that say how large a pixel is."
+    for name, text in _GEOMETRY.items():
+        unit = {"kev": "keV", "um": "µm"}.get(name.rsplit("_", 1)[1], name.rsplit("_", 1)[1])
+        group.add_argument(f"--{name.replace('_', '-')}", type=float, metavar=unit, help=text)
+    group.add_argument("--electrons", action="store_true", help="electrons are diffracted, not photons")
+
+
+def geometry_of(
+    arguments: argparse.Namespace,  # parsed by a parser that `add_geometry` has seen
+) -> Any:  # a Geometry, or None where nothing is said
+    "The geometry from the words of a command."
+    from ptycho_nb.physics.geometry import Geometry
+
+    lengths = {name: getattr(arguments, name) for name in _GEOMETRY}
+    return Geometry.from_parameters(lengths | {"particle": "electron" if arguments.electrons else "photon"})
 
 
 def add_reading(
@@ -45,10 +65,7 @@ def add_reading(
     said.add_argument("--unit", metavar="NAME", help="of positions and step: px, m, mm, um, nm, A")
     said.add_argument("--readout-noise", type=float, metavar="PHOTONS", help="standard deviation, of an integrating detector")
     said.add_argument("--keys", action="append", metavar="NAME=PATH", help="where an HDF5 file has data, x, y, … (repeatable)")
-    for name, text in _GEOMETRY.items():
-        unit = {"kev": "keV", "um": "µm"}.get(name.rsplit("_", 1)[1], name.rsplit("_", 1)[1])
-        said.add_argument(f"--{name.replace('_', '-')}", type=float, metavar=unit, help=text)
-    said.add_argument("--electrons", action="store_true", help="electrons are diffracted, not photons")
+    add_geometry(said)
 
 
 def _mask_of(path: str) -> np.ndarray:
@@ -99,12 +116,8 @@ def reading_of(
     arguments: argparse.Namespace,  # parsed by a parser that `add_reading` has seen
 ) -> dict[str, Any]:  # arguments of `load_data`; only those that were given
     "How to read a file, from the words of a command."
-    from ptycho_nb.physics.geometry import Geometry
-
-    lengths = {name: getattr(arguments, name) for name in _GEOMETRY}
-    geometry = Geometry.from_parameters(lengths | {"particle": "electron" if arguments.electrons else "photon"})
     how = {"crop": arguments.crop, "pad": arguments.pad, "positions": arguments.positions, "unit": arguments.unit,
-           "geometry": geometry, "mask": None if arguments.mask is None else _mask_of(arguments.mask),
+           "geometry": geometry_of(arguments), "mask": None if arguments.mask is None else _mask_of(arguments.mask),
            "centre": None if arguments.centre is None else _centre_of(arguments.centre),
            "step": None if arguments.step is None else _pair_of("--step", arguments.step),
            "raster": None if arguments.raster is None else _pair_of("--raster", arguments.raster, int),

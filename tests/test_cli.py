@@ -16,7 +16,7 @@ from ptycho_nb import __version__
 from ptycho_nb.cli import _parser, main
 
 COMMANDS = ("simulate", "train", "reconstruct", "studies", "run-arm", "sweep", "report", "diagnose", "info",
-            "validate", "convert", "how-few", "photon-grid", "snapshot")
+            "validate", "convert", "how-few", "photon-grid", "snapshot", "plan")
 SMALL = ["-p", "n_train", "40", "-p", "n_test", "40", "-p", "object_size_px", "256"]
 
 
@@ -51,6 +51,9 @@ def test_help_is_quick_and_names_every_command():
         (["validate", "absent.cxi", "--keys", "data"], ["--keys", "NAME=PATH"]),
         (["validate", "absent.cxi", "--mask", "absent.npy"], ["absent.npy"]),
         (["validate", "absent.cxi", "--energy-kev", "-8.8"], ["energy_ev", "> 0"]),
+        (["plan", "--resolution", "20", "--phase-rad", "0.1", "--step", "wide"], ["--step", "'wide'", "nm"]),
+        (["plan", "--resolution", "20nm", "--phase-rad", "0.1"], ["resolution_m", "geometry"]),
+        (["plan", "--resolution", "4px", "--phase-rad", "0.1", "--probe", "dsk"], ["'dsk'", "'disk'"]),
         (["convert", "absent.cxi", "out.mat"], ["out.mat", ".cxi"]),
         (["convert", "absent.cxi", "out.npz"], ["absent.cxi"]),
     ],

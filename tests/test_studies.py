@@ -40,7 +40,7 @@ SMALL = {"nphotons": 1e4, "n_train": 64, "n_test": 64, "gridsize": 1, "nepochs":
 BRIEF = {"n_train": 32, "n_test": 64, "nepochs": 1}
 GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1},
          "how_few": {"methods": "no_network", "n_test": 60}, "sim_lines": {}, "pretrain": {"n_scans": 4, "steps": 4},
-         "measured": {"n_patterns": 60, "second_mode": 0.0},
+         "measured": {"n_patterns": 60, "second_mode": 0.0}, "plan": {},
          "photon_grid": {"n_patterns": 120, "n_train": 16, "nepochs": 1, "doses": "1e4,1e5", "methods": "no_network"},
          "reconstruct": {"n_groups": 48, "nepochs": 1}, "tutorial": {}}
 LONG = {"dose_curve", "dose_comparison"}  # sweeps of dose.ipynb; sweeps and reports have tests of their own

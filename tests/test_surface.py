@@ -14,7 +14,8 @@ import ptycho_nb as pt
 from ptycho_nb.config import InputError
 
 NAMES = sorted(set(pt.__all__) - {"__version__"})
-WITH_A_SOURCE = {"estimate", "refine_positions", "amortised", "train", "reconstruct", "compare", "data_fit", "how_few"}
+WITH_A_SOURCE = {"estimate", "refine_positions", "amortised", "train", "reconstruct", "compare", "data_fit", "how_few",
+                 "plan"}
 
 
 def documentation(name: str) -> ClassDoc | FunctionDoc:
@@ -74,7 +75,7 @@ def test_each_name_is_the_object_of_its_module():
 
 
 def test_every_wing_is_in_the_docstring_of_the_package():
-    commands = {"__main__", "cli", "cli_files", "cli_words"}
+    commands = {"__main__", "cli", "cli_files", "cli_plan", "cli_words"}
     wings = {item.name for item in pkgutil.iter_modules(pt.__path__)} - {"_modidx"} - commands
     listed = {word.strip(" ,") for line in pt.__doc__.splitlines() for word in line.split("  ")[0].split(",")}
     assert wings <= listed

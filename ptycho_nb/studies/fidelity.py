@@ -18,7 +18,7 @@ from ..solvers.result import Reconstruction, covered_region, crop, predict_ampli
 from .thinning import Pair
 
 # %% auto #0
-__all__ = ['PARTS', 'BEYOND', 'part_of', 'fidelities', 'extended_snr', 'at_dose', 'dose_limits']
+__all__ = ['PARTS', 'BEYOND', 'part_of', 'fidelities', 'extended_snr', 'at_dose', 'signal_power', 'dose_limits']
 
 # %% ../../nbs/8_studies/73_fidelity.ipynb #2610b3c7
 PARTS = ("amplitude", "phase")
@@ -127,7 +127,10 @@ def at_dose(
     return found
 
 
-def _signal(images: Sequence[np.ndarray], smoothing_px: float) -> np.ndarray | None:
+def signal_power(
+    images: Sequence[np.ndarray],  # two of them, of independent photons: real (h, w)
+    smoothing_px: float,  # with which both were smoothed
+) -> np.ndarray | None:  # (rings,), in the units of `object_power`; None: too few rings say anything
     "Power of the object in each ring: what two images have in common, continued where that is too little."
     rings, (frequency, power) = ring_products(*images), object_power(images[0])
     correlation = rings["cross"] / np.sqrt(rings["first"] * rings["second"] + 1e-30)
@@ -154,7 +157,7 @@ def dose_limits(
     some = np.linspace(0, data.n_patterns - 1, min(64, data.n_patterns)).astype(int)
     rate = np.square(predict_amplitudes(full, some), dtype=np.float64)
     smoothing_px = full.info.get("chosen", {}).get("smoothing_px", 0.0)
-    signal = _signal([part_of(image, part) for image in (pair.first, pair.second)], smoothing_px)
+    signal = signal_power([part_of(image, part) for image in (pair.first, pair.second)], smoothing_px)
     if signal is None:
         return dict.fromkeys(shares, np.nan)
     found = {}

@@ -1,0 +1,256 @@
+"""Does a plan come true? `python benchmarks/planner.py run fit|test FILE [--seconds S]`, then `... table FILE`.
+
+run: scans of the calibration set, or of the test set, which shares no family of objects and no probe with it. Each
+case is simulated at five doses around what is planned, reconstructed without a network, and scored against its object.
+What is in FILE (a JSON value a line) is kept: a run that was stopped goes on.
+table: photons that were planned by those that were needed, and how often the intervals hold, by the plans that the
+library makes now. They know the spectrum of *another* sample of the same family, or a contrast alone.
+"""
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import gaussian_filter
+
+from ptycho_nb.analysis.limits import frc_resolution
+from ptycho_nb.analysis.metrics import frc
+from ptycho_nb.config import SimulationConfig
+from ptycho_nb.data.simulation import generate_simulated_data
+from ptycho_nb.physics.objects import make_object
+from ptycho_nb.physics.probes import defocused_probe, disk_probe, normalise_probe, probe_diameter_px
+from ptycho_nb.physics.scans import make_positions
+from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.gauge import aligned_pair
+from ptycho_nb.solvers.result import covered_region
+from ptycho_nb.studies.fidelity import part_of
+from ptycho_nb.studies.plan import plan
+from ptycho_nb.studies.plan_result import Plan
+from ptycho_nb.studies.spectra import random_mosaic
+
+N = 64
+SIDE = 96  # px of the field, at most; fewer patterns than 300 in any case
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the planned photons
+
+
+def focused_probe(radius_px: float = 5.0) -> np.ndarray:
+    "An aperture in focus: a bright spot with rings."
+    y, x = np.indices((N, N)) - N // 2
+    pupil = np.hypot(y, x) < 0.61 * N / radius_px
+    return normalise_probe(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(pupil))))[0]
+
+
+def gaussian_probe(deviation_px: float) -> np.ndarray:
+    "A Gaussian spot of flat phase."
+    y, x = np.indices((N, N)) - N // 2
+    return normalise_probe(np.exp(-(x**2 + y**2) / (2 * deviation_px**2)).astype(np.complex64))[0]
+
+
+def speckled_probe(seed: int = 3) -> np.ndarray:
+    "A diffuser's light: speckle of 4 px inside a soft disk of 24 px."
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((N, N)) + 1j * rng.standard_normal((N, N))
+    field = gaussian_filter(noise.real, 2) + 1j * gaussian_filter(noise.imag, 2)
+    return normalise_probe((field * np.abs(disk_probe(N, 12.0))).astype(np.complex64))[0]
+
+
+def text(size_px: int, rng: np.random.Generator) -> np.ndarray:
+    "Lines of letters, of several sizes."
+    image = Image.new("L", (size_px, size_px))
+    draw, y = ImageDraw.Draw(image), 2
+    while y < size_px:
+        height = int(rng.integers(9, 22))
+        word = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz ")) for _ in range(60))
+        draw.text((-int(rng.integers(0, 9)), y), word, fill=255, font=ImageFont.load_default(size=height))
+        y += height + 3
+    return gaussian_filter(np.asarray(image, float) / 255, 0.5)
+
+
+def disks(size_px: int, rng: np.random.Generator) -> np.ndarray:
+    "Disks of one size that lie on each other, as dead leaves do, each of its own grey."
+    y, x = np.indices((size_px, size_px))
+    image, radius_px = np.zeros((size_px, size_px)), rng.uniform(4, 9)
+    for _ in range(int(3 * (size_px / radius_px) ** 2)):
+        centre = rng.uniform(0, size_px, 2)
+        low, high = (np.clip(centre + shift, 0, size_px).astype(int) for shift in (-radius_px, radius_px + 2))
+        part = (slice(low[0], high[0]), slice(low[1], high[1]))
+        image[part][np.hypot(y[part] - centre[0], x[part] - centre[1]) < radius_px] = rng.random()
+    return gaussian_filter(image, 0.5)
+
+
+def mosaic(size_px: int, rng: np.random.Generator) -> np.ndarray:
+    "Cells of either of two materials, softened."
+    return gaussian_filter(random_mosaic(size_px, rng.uniform(5, 15), rng).astype(float), 0.5)
+
+
+def grains(size_px: int, rng: np.random.Generator) -> np.ndarray:
+    "A random field through a threshold, softened."
+    smooth = gaussian_filter(rng.standard_normal((size_px, size_px)), rng.uniform(1.5, 4), mode="wrap")
+    return gaussian_filter((smooth > 0).astype(float), 0.6)
+
+
+def sample(case: dict, other: bool = False) -> np.ndarray:
+    """The complex transmission of a sample, or of another region of it, SIDE + N + 8 px wide.
+
+    A star has no other region that is like it: another star. The phase spans 1.6 rad times the contrast.
+    """
+    family, contrast, size_px = case["family"], case["contrast"], SIDE + N + 8
+    seed, whole_px = case["seed"], 2 * size_px
+    if family == "siemens_star":
+        seed, whole_px = seed + 5000 * other, size_px
+    if family in MADE:
+        amplitude, phase = (MADE[family](whole_px, rng) for rng in np.random.default_rng(seed).spawn(2))
+        amplitude, phase = 0.5 + 0.5 * amplitude, 1.6 * phase - 0.8
+    else:
+        made = make_object(family, whole_px, seed, phase=True)
+        amplitude, phase = np.abs(made), np.angle(made)
+    whole = ((1 - contrast * (1 - amplitude)) * np.exp(1j * contrast * phase)).astype(np.complex64)
+    return whole[-size_px:, -size_px:] if other else whole[:size_px, :size_px]
+
+
+MADE = {"text": text, "grains": grains, "disks": disks, "mosaic": mosaic}
+SETS = {  # families, probes, overlaps, contrasts, seed
+    "fit": (("shapes", "diagonals", "random_field", "grains", "disks", "mosaic"),
+            {"defocused 14 px, 2 waves": defocused_probe(N), "disk 14 px": disk_probe(N),
+             "defocused 10 px, 1 wave": defocused_probe(N, 10.0, 1.0), "Gaussian 7 px": gaussian_probe(7.0),
+             "defocused 16 px, 3.5 waves": defocused_probe(N, 16.0, 3.5)},
+            (0.8, 0.7, 0.6, 0.45), (1.0, 0.3), 100),
+    "test": (("lines", "siemens_star", "points", "text"),
+             {"defocused 12 px, 2.5 waves": defocused_probe(N, 12.0, 2.5), "focused 5 px": focused_probe(),
+              "speckled 12 px": speckled_probe(), "disk 10 px": disk_probe(N, 10.0)},
+             (0.8, 0.7, 0.6, 0.45), (0.7, 0.2), 200)}
+
+
+def cases(which: str) -> list[dict]:
+    "The cases of a set: every family with every probe and overlap, part, contrast and target drawn for each."
+    families, probes, overlaps, contrasts, seed = SETS[which]
+    rng, found = np.random.default_rng(seed), []
+    for family, probe, overlap in itertools.product(families, probes, overlaps):
+        found.append({"family": family, "probe": probe, "overlap": overlap, "seed": seed + len(found),
+                      "contrast": float(rng.choice(contrasts)), "part": str(rng.choice(["amplitude", "phase"])),
+                      "target": round(float(rng.uniform(0.25, 0.8)), 2)})
+    order = rng.permutation(len(found))
+    return [found[k] for k in order]
+
+
+def middle(image: np.ndarray) -> np.ndarray:
+    "The part of a sample that a scan covers."
+    return image[N // 2 + 4 : -N // 2 - 4, N // 2 + 4 : -N // 2 - 4]
+
+
+def looks(case: dict, image: np.ndarray) -> dict:
+    "What somebody would say of a sample who knows a contrast alone: its extent, and how wide the features are."
+    part = part_of(image, case["part"])
+    low, high = np.quantile(part, (0.02, 0.98))
+    bright = part > (low + high) / 2
+    feature_px = part.size / max(np.sum(bright[:, 1:] != bright[:, :-1]), 1)
+    contrast = {"phase_rad": high - low} if case["part"] == "phase" else {"absorption": 1 - (low / high) ** 2}
+    return {"feature_px": float(feature_px), **{name: float(value) for name, value in contrast.items()}}
+
+
+def reached(case: dict, image: np.ndarray, probe: np.ndarray, step_px: float, photons: float) -> float:
+    "FRC50 of the part against the object, after a scan with so many photons a pattern."
+    side = min(SIDE, 15 * step_px)
+    low, high = image.shape[0] / 2 - side / 2, image.shape[0] / 2 + side / 2
+    n = max(9, round((side / step_px) ** 2))
+    positions = make_positions("jittered", n, (low, high, low, high), case["seed"])
+    config = SimulationConfig(N=N, nphotons=photons, seed=case["seed"], n_train=1, n_test=1)
+    scan = generate_simulated_data(config, image, probe, positions)
+    result = estimate(scan, model="fixed", progress=False)
+    aligned, truth, _ = aligned_pair(result, image, covered_region(result))
+    return frc_resolution(frc(part_of(aligned, case["part"]), part_of(truth, case["part"])), draws=1).value
+
+
+def needed(photons: list[float], frc50: list[float], target: float) -> float:
+    "The photons at which the target is reached, between those tried; infinite or 0 where it lies outside."
+    rising = np.maximum.accumulate(frc50)
+    if rising[0] >= target or rising[-1] < target:
+        return 0.0 if rising[0] >= target else np.inf
+    k = int(np.argmax(rising >= target))
+    part = (target - rising[k - 1]) / (rising[k] - rising[k - 1])
+    return float(photons[k - 1] * (photons[k] / photons[k - 1]) ** part)
+
+
+def plans(which: str, case: dict, **asked: float) -> tuple[Plan, Plan]:
+    "What the library plans from another sample of the family, and from its contrast."
+    other = middle(sample(case, other=True))
+    common = {"probe": SETS[which][1][case["probe"]], "step_px": case["step_px"], "part": case["part"]} | asked
+    return plan(sample=other, **common), plan(**looks(case, other), **common)
+
+
+def measure(which: str, case: dict) -> dict:
+    "Plan a case from another sample of its family, and see."
+    probe, image = SETS[which][1][case["probe"]], sample(case)
+    case = case | {"set": which, "step_px": (1 - case["overlap"]) * probe_diameter_px(probe)}
+    planned = plans(which, case, frc50=case["target"])[0].photons_per_pattern.value
+    seen = [[factor * planned, reached(case, image, probe, case["step_px"], factor * planned)] for factor in FACTORS]
+    return case | {"seen": seen, "needed": needed(*map(list, zip(*seen, strict=True)), case["target"])}
+
+
+def run(which: str, path: Path, seconds: float) -> None:
+    "Measure what is not in the file yet, until the time is over."
+    began, key = time.perf_counter(), ("family", "probe", "overlap")
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = {tuple(row[name] for name in key) for row in done}
+    for case in cases(which):
+        if tuple(case[name] for name in key) in known:
+            continue
+        if time.perf_counter() - began > seconds:
+            print("not finished: run it again")
+            return
+        start = time.perf_counter()
+        row = measure(which, case)
+        row["seconds"] = time.perf_counter() - start
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{row['family']:14} {row['probe']:24} {row['overlap']:.2f} {row['part']:9} FRC50 {row['target']:.2f} "
+              f"planned {row['seen'][2][0]:.2g} needed {row['needed']:.2g}, {row['seconds']:.0f} s", flush=True)
+    print("finished")
+
+
+def table(path: Path) -> None:
+    "How well the plans of the library hold for what was measured."
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    shown = {name: [] for name in ("sample", "contrast")}
+    for row in rows:
+        made = plans(row["set"], row, frc50=row["target"])
+        for (name, found), item in zip(shown.items(), made, strict=True):
+            photons, back = item.photons_per_pattern, []
+            for given, frc50 in row["seen"]:
+                expected = plans(row["set"], row, photons=given)[name == "contrast"].frc50
+                if 0.1 < frc50 < 0.97:
+                    back.append((frc50 - expected.value, expected.low <= frc50 <= expected.high))
+            found.append((photons.value / row["needed"] if row["needed"] else np.inf,
+                          photons.low <= row["needed"] <= photons.high, back))
+        ratio, inside, _ = shown["sample"][-1]
+        print(f"{row['family']:14} {row['probe']:24} {row['overlap']:.2f} {row['part']:9} {row['contrast']:.1f} FRC50 "
+              f"{row['target']:.2f} needed {row['needed']:8.2g} planned x {ratio:5.2f} {'' if inside else 'outside':7} "
+              f"by contrast x {shown['contrast'][-1][0]:5.2f}")
+    for name, found in shown.items():
+        ratio = np.array([item[0] for item in found])
+        spread = np.quantile(1 / np.maximum(ratio, 1e-9), (0.05, 0.5, 0.95))
+        errors = np.array([pair for item in found for pair in item[2]])
+        close = [f"{np.mean(abs(np.log(ratio)) < np.log(factor)):.0%} within {factor}" for factor in (1.5, 2)]
+        print(f"by {name}: {len(found)} cases, {', '.join(close)}, {np.mean([item[1] for item in found]):.0%} inside; "
+              f"needed by planned, 5, 50, 95 %: {np.round(spread, 2).tolist()}; FRC50 of {len(errors)} scans: "
+              f"rms {np.sqrt(np.mean(errors[:, 0] ** 2)):.3f}, mean {errors[:, 0].mean():+.3f}, "
+              f"{errors[:, 1].mean():.0%} inside")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("words", nargs="+", help="run: fit or test, and the file; table: the file")
+    parser.add_argument("--seconds", type=float, default=270)
+    arguments = parser.parse_args()
+    if arguments.what == "run":
+        run(arguments.words[0], Path(arguments.words[1]), arguments.seconds)
+    else:
+        table(Path(arguments.words[0]))
+
+
+if __name__ == "__main__":
+    main()
