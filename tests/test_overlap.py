@@ -1,9 +1,27 @@
-"""Dose and overlap: views of one scan and how much overlap they have."""
+"""Dose and overlap: views of one scan, the scans of the study and their validator, arms of equal fluence."""
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from ptycho_nb.config import InputError
-from ptycho_nb.physics.scans import make_positions
+from ptycho_nb.config import InputError, ModelConfig
+from ptycho_nb.data.scan import RawData
+from ptycho_nb.files import read_arrays, read_json, write_arrays
+from ptycho_nb.network.groups import group_data
+from ptycho_nb.physics.scans import make_positions, nearest_pixel
+from ptycho_nb.studies.equal_fluence import (
+    FluenceArm,
+    fluence_arms,
+    fluence_summary,
+    fluence_table,
+    run_arms,
+    simulate_arm,
+)
+from ptycho_nb.studies.overlap_data import MANIFEST, SKIPPED, build_data, validate_data, view_violations
 from ptycho_nb.studies.overlap_views import (
     OverlapDesign,
     OverlapView,
@@ -84,3 +102,141 @@ def test_the_design_is_that_of_the_study():
     assert (design.simulation_seed, design.grouping_seed, design.subsampling_seed) == (42, 123, 456)
     assert [design.spacing_px(f) for f in (design.dense, design.sparse)] == pytest.approx([38.4, 102.4])
     assert OverlapDesign.from_json(QUICK.to_json()) == QUICK
+
+
+SMALL = OverlapDesign.quick(object_size_px=320, n_patterns=80, min_groups=3, first_dose=1e3, last_dose=1e4, n_doses=2)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("overlap") / "scans"
+    build_data(folder, SMALL)
+    return folder
+
+
+def test_the_scans_of_the_study_are_valid_and_made_once(scans):
+    assert validate_data(scans) == []
+    before = {path: path.stat().st_mtime_ns for path in scans.rglob("*")}
+    manifest = build_data(scans, SMALL)
+    assert {path: path.stat().st_mtime_ns for path in scans.rglob("*")} == before
+    wanted = {"seed_to_members", "image_to_neighbours", "centre_to_centres", "spacing"}
+    assert wanted <= set(manifest["overlap"]["test"]["sparse"])
+    assert read_json(scans / SKIPPED, dict)["skipped_count"] == 0
+    with pytest.raises(InputError, match="n_patterns differ"):
+        build_data(scans, replace(SMALL, n_patterns=90))
+
+
+def test_a_build_that_was_stopped_is_no_study_and_is_made_again(scans, tmp_path):
+    stopped = tmp_path / "stopped"
+    build_data(stopped, SMALL)
+    (stopped / MANIFEST).unlink()
+    (stopped / "nphotons=1e4" / "test.npz").write_bytes(b"half of a file")
+    with pytest.raises(InputError):
+        validate_data(stopped)
+    assert build_data(stopped, SMALL)["files"] == read_json(scans / MANIFEST, dict)["files"]
+    assert validate_data(stopped) == []
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda a: {k: v for k, v in a.items() if k != "ycoords"}, "key ycoords is missing"),
+    (lambda a: a | {"diff3d": a["diff3d"].astype(np.float64)}, "diff3d is float64, not float32"),
+    (lambda a: a | {"diff3d": np.square(a["diff3d"])}, "it holds intensities, not amplitudes"),
+    (lambda a: a | {"diff3d": 1.1 * a["diff3d"]}, "its squares are not whole"),
+    (lambda a: a | {"diff3d": a["diff3d"][:-1]}, "diff3d has the shape"),
+    (lambda a: a | {"xcoords": a["xcoords"] + 1}, "other positions than at the lowest dose"),
+    (lambda a: a | {"ycoords": a["ycoords"] - 80}, "other positions than at the lowest dose"),
+])
+def test_each_violation_has_its_sentence(spoil, said, scans, tmp_path):
+    folder = tmp_path / "spoilt"
+    build_data(folder, SMALL)
+    path = folder / "nphotons=1e4" / "test.npz"
+    write_arrays(path, **{k: np.asarray(v, np.float32) if k == "diff3d" and v.dtype == np.float32 else v
+                          for k, v in spoil(read_arrays(path)).items()})
+    found = validate_data(folder)
+    assert any("its checksum differs" in text for text in found)
+    assert any(said in text and "nphotons=1e4/test.npz" in text for text in found), found
+
+
+def test_a_view_that_lies_about_its_groups_is_found(scans):
+    places = RawData.load(scans / "nphotons=1e3" / "train.npz").positions_px
+    groups = read_arrays(scans / "views.npz")["train_dense"]
+    assert view_violations(groups, places, 19.2, SMALL) == []
+    assert "less than its spacing of 51.2 px" in view_violations(groups, places, 51.2, SMALL)[0]
+    twice = groups.copy()
+    twice[0, 1] = twice[0, 0]
+    assert "a group holds a pattern twice" in view_violations(twice, places, 0.0, SMALL)
+    assert "fewer than 3" in view_violations(groups[:2], places, 0.0, SMALL)[0]
+    assert "of 80" in view_violations(groups + 40, places, 0.0, SMALL)[0]
+
+
+def test_nothing_leaks_from_the_test_half(scans):
+    train, test = (RawData.load(scans / "nphotons=1e4" / f"{half}.npz") for half in ("train", "test"))
+    painted = np.zeros((2, 320, 320), bool)
+    for which, scan in enumerate((train, test)):
+        for y, x in nearest_pixel(scan.positions_px) - 32:
+            painted[which, y : y + 64, x : x + 64] = True
+    assert not np.any(painted[0] & painted[1]) and painted.any(axis=(1, 2)).all()
+
+    rng = np.random.default_rng(0)
+    lower = slice(np.flatnonzero(painted[1].any(axis=1))[0], None)
+    shuffled = train.object.copy()
+    shuffled[lower] = rng.permutation(shuffled[lower].ravel()).reshape(shuffled[lower].shape)
+    assert not np.array_equal(shuffled, train.object)
+    batches = []
+    for truth in (train.object, shuffled):
+        groups = group_data(replace(train, object=truth), ModelConfig(N=64, gridsize=2), seed=1)
+        labels = np.stack([truth[y : y + 64, x : x + 64] for y, x in nearest_pixel(train.positions_px) - 32])
+        batches.append({**groups.batch(np.arange(len(groups))), "labels": labels})
+    assert all(np.array_equal(batches[0][name], batches[1][name]) for name in batches[0])
+
+
+ARMS = fluence_arms((0.0, 0.4, 0.7), range(3), (50.0,), side_px=80)
+
+
+def test_every_arm_gets_the_same_light():
+    for overlap in (0.0, 0.5, 0.9):
+        arm = FluenceArm(overlap=overlap, side_px=96)
+        scan, region = simulate_arm(arm)
+        assert scan.n_patterns * scan.nphotons_mean / 96**2 == pytest.approx(arm.fluence, rel=0.01)
+        assert region == simulate_arm(replace(arm, overlap=0.2))[1]
+    for wrong in ({"overlap": 1.0}, {"fluence": 0.0}, {"side_px": 10}):
+        with pytest.raises(InputError):
+            FluenceArm(**wrong)
+    with pytest.raises(InputError, match="two probes"):
+        simulate_arm(FluenceArm(N=128, side_px=64))
+    with pytest.raises(InputError, match="base object"):
+        simulate_arm(FluenceArm(), np.ones((100, 100)))
+
+
+def without_seconds(value):
+    if isinstance(value, dict):
+        return {key: without_seconds(item) for key, item in value.items() if key not in ("seconds", "cpu_seconds")}
+    return value
+
+
+def test_killed_and_started_again_nothing_is_done_twice(tmp_path, request):
+    work = ("import sys; from ptycho_nb.studies.equal_fluence import fluence_arms, run_arms\n"
+            "run_arms(fluence_arms((0.0, 0.4, 0.7), range(3), (50.0,), side_px=80), sys.argv[1], ['no_network'])")
+    process = subprocess.Popen([sys.executable, "-c", work, str(tmp_path / "killed")])
+    request.addfinalizer(process.kill)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("killed/*.json"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/[!.]*.json")}
+    assert 2 <= len(before) < len(ARMS), "killed on its way"
+    rows = run_arms(ARMS, tmp_path / "killed", ["no_network"])
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "no arm is run twice"
+    whole = run_arms(ARMS, tmp_path / "whole", ["no_network"])
+    assert [without_seconds(row) for row in rows] == [without_seconds(row) for row in whole]
+    killed, uninterrupted = ({path.name for path in tmp_path.glob(f"{name}/*.json")} for name in ("killed", "whole"))
+    assert killed == uninterrupted
+    with pytest.raises(InputError, match="another study"):
+        run_arms(ARMS, tmp_path / "whole", ["no_network", "amortised"])
+
+    summary = fluence_summary(fluence_table(rows))
+    assert set(summary["seeds"]) == {3} and summary.query("overlap == 0.7")["loss"].abs().max() == 0
+    with pytest.raises(InputError, match="the reference 0"):
+        fluence_summary(fluence_table(rows), reference=0.5)
