@@ -12,7 +12,7 @@ N ?= 10000
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dose dose-full star study-dose study-dose-curve photon-grid photon-grid-full pretrained test test-long fuzz bench bench-quick publish bench-workers docs gallery export readme clean
+.PHONY: help venv dose dose-full star study-dose study-dose-curve study-overlap photon-grid photon-grid-full pretrained test test-long fuzz bench bench-quick publish bench-workers docs gallery export readme clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ study-dose: $(READY)  ## two doses, two losses, side by side (about 10 minutes);
 
 study-dose-curve: $(READY)  ## eight doses, two losses, three seeds (about 40 minutes with PRECISION=bfloat16); goes on where it was stopped
 	@$(BIN)/ptycho-nb run-arm studies_nbs/dose_curve.ipynb runs/study-dose-curve -p profile full -p precision $(PRECISION)
+
+study-overlap: $(READY)  ## the same light in few or in many patterns (some minutes); goes on where it was stopped
+	@$(BIN)/ptycho-nb run-arm studies_nbs/dose_overlap.ipynb runs/study-overlap -p profile quick
 
 photon-grid: $(READY)  ## the photon grid in small, a baseline on it and every method beside the limit (some minutes)
 	@$(BIN)/ptycho-nb run-arm studies_nbs/photon_grid.ipynb runs/photon-grid --again -p profile quick
