@@ -220,7 +220,7 @@ def test_killed_and_started_again_nothing_is_done_twice(tmp_path, request):
     process = subprocess.Popen([sys.executable, "-c", work, str(tmp_path / "killed")])
     request.addfinalizer(process.kill)
     deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("killed/*.json"))) < 2:
+    while len(list(tmp_path.glob("killed/[!.]*.json"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -231,7 +231,7 @@ def test_killed_and_started_again_nothing_is_done_twice(tmp_path, request):
     assert {path: path.stat().st_mtime_ns for path in before} == before, "no arm is run twice"
     whole = run_arms(ARMS, tmp_path / "whole", ["no_network"])
     assert [without_seconds(row) for row in rows] == [without_seconds(row) for row in whole]
-    killed, uninterrupted = ({path.name for path in tmp_path.glob(f"{name}/*.json")} for name in ("killed", "whole"))
+    killed, uninterrupted = ({path.name for path in tmp_path.glob(f"{name}/[!.]*.json")} for name in ("killed", "whole"))
     assert killed == uninterrupted
     with pytest.raises(InputError, match="another study"):
         run_arms(ARMS, tmp_path / "whole", ["no_network", "amortised"])
