@@ -48,10 +48,10 @@ study-dose-curve: $(READY)  ## eight doses, two losses, three seeds (about 40 mi
 study-overlap: $(READY)  ## the same light in few or in many patterns (some minutes); goes on where it was stopped
 	@$(BIN)/ptycho-nb run-arm studies_nbs/dose_overlap.ipynb runs/study-overlap -p profile quick
 
-photon-grid: $(READY)  ## the photon grid in small, a baseline on it and every method beside the limit (some minutes)
+photon-grid: $(READY)  ## the photon grid in small, a baseline on it and every method beside the limit (a minute)
 	@$(BIN)/ptycho-nb run-arm studies_nbs/photon_grid.ipynb runs/photon-grid --again -p profile quick
 
-photon-grid-full: $(READY)  ## the whole grid (1.7 GB) and the baseline of 50 epochs
+photon-grid-full: $(READY)  ## the whole grid (1.7 GB) and the baseline of 50 epochs (5 minutes of one core)
 	@$(BIN)/ptycho-nb run-arm studies_nbs/photon_grid.ipynb runs/photon-grid-full -p profile full -p precision $(PRECISION)
 
 pretrained: $(READY)  ## train the network that comes with the package anew (about half an hour)
