@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import __version__
 from .cli_files import add_files, print_arm
+from .cli_overlap import add_overlap
 from .cli_plan import add_plan
 from .cli_words import Commands, deal_settings, defaults_text, failure, parameters_text, read_grid, settings_of
 from .config import InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig
@@ -252,6 +253,7 @@ def _parser(
     _add_doses(commands, scan)
     add_plan(commands)
     add_files(commands)
+    add_overlap(commands)
     return parser
 
 

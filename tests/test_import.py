@@ -10,8 +10,8 @@ import ptycho_nb
 
 HEAVY = {"tensorflow", "keras", "jax", "torch", "matplotlib", "papermill"}
 FRAMEWORKS = HEAVY - {"matplotlib"}
-WITHOUT_ANY = ("config", "quiet", "files", "machine", "pictures", "cli", "cli_files", "cli_plan", "cli_words",
-               "physics", "data", "solvers", "runs")
+WITHOUT_ANY = ("config", "quiet", "files", "machine", "pictures", "cli", "cli_files", "cli_overlap", "cli_plan",
+               "cli_words", "physics", "data", "solvers", "runs")
 
 
 def modules_of(*places: str) -> list[str]:

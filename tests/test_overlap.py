@@ -6,8 +6,10 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from ptycho_nb.cli import main
 from ptycho_nb.config import InputError, ModelConfig
 from ptycho_nb.data.scan import RawData
 from ptycho_nb.files import read_arrays, read_json, write_arrays
@@ -240,3 +242,42 @@ def test_killed_and_started_again_nothing_is_done_twice(tmp_path, request):
     assert set(summary["seeds"]) == {3} and summary.query("overlap == 0.7")["loss"].abs().max() == 0
     with pytest.raises(InputError, match="the reference 0"):
         fluence_summary(fluence_table(rows), reference=0.5)
+
+
+def test_the_steps_from_the_shell(tmp_path, capsys):
+    study = str(tmp_path / "study")
+    small = [word for name, value in (("object_size_px", 320), ("n_patterns", 80), ("min_groups", 3))
+             for word in ("-p", name, str(value))]
+    assert main(["overlap", "build", study, *small]) == 0
+    training = ["overlap", "train", study, "--view", "sparse", "-p", "nepochs", "1"]
+    assert main(training) == 0
+    job = tmp_path / "study" / "jobs" / "nphotons=1e4_method=network_sparse"
+    before = {path.name: path.stat().st_mtime_ns for path in job.iterdir()}
+    assert main(training) == 0 and {path.name: path.stat().st_mtime_ns for path in job.iterdir()} == before
+    assert read_json(job / "job.json", dict)["targets"] == "input"
+    assert main([*training[:-1], "2"]) == 2 and "a training with other settings" in capsys.readouterr().err
+    assert main(["overlap", "check-loss", "--reference", str(job), "--candidate", str(job)]) == 0
+    assert main(["overlap", "check-loss", "--reference", str(job), "--candidate", study]) == 1
+
+    assert main(["overlap", "reconstruct", study, "--methods", "no_network,networks"]) == 0
+    said = capsys.readouterr().out
+    assert "no_network, network_sparse, refined_sparse" in said and "supervised absent: not trained yet" in said
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("study/nphotons=1e4/made/*")}
+    assert main(["overlap", "reconstruct", study, "--methods", "no_network,networks"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert main(["overlap", "compare", study]) == 0
+    manifest = read_json(tmp_path / "study" / "comparison_manifest.json", dict)
+    assert (manifest["n_success"], manifest["n_failed"], len(manifest["weights_sha256"])) == (3, 0, 1)
+    table = pd.read_csv(tmp_path / "study" / "comparison_metrics.csv")
+    assert len(table) == 6 and table["ms_ssim"].between(0, 1).all() and table["seconds"].gt(0).all()
+    assert len(pd.read_csv(tmp_path / "study" / "nphotons=1e4" / "frc_curves.csv")) > 6 * 20
+
+    (job / "wts.h5.zip").write_bytes(b"something else")
+    capsys.readouterr()
+    assert main(training) == 2 and "another checksum" in capsys.readouterr().err
+    for words, wrong in ((["train", study, "--dose", "7"], "dose: found 7"), (["build"], "no folder"),
+                         (["compare", str(tmp_path)], "no run_manifest.json"),
+                         (["build", study, "-p", "sprase", "0.1"], "Did you mean 'sparse'")):
+        assert main(["overlap", *words]) == 2 and wrong in capsys.readouterr().err
+    assert main(["overlap", "train", study, "--dry-run"]) == 0
+    assert capsys.readouterr().out.split()[-1] == "nphotons=1e4_method=supervised"

@@ -25,7 +25,7 @@ from ..solvers.result import Reconstruction, covered_region, load_reconstruction
 from .overlap_views import VIEWS, OverlapDesign, OverlapView, SkippedView, design_view, overlap_report
 
 # %% auto #0
-__all__ = ['HALVES', 'MANIFEST', 'SKIPPED', 'extended', 'base_object', 'study_probe', 'study_views', 'build_data',
+__all__ = ['HALVES', 'MANIFEST', 'SKIPPED', 'extended', 'base_object', 'study_probe', 'study_views', 'dose_folder', 'build_data',
            'scan_violations', 'split_violations', 'view_violations', 'validate_data']
 
 # %% ../../nbs/8_studies/85_overlap_data.ipynb #d2c45ce6
@@ -99,7 +99,11 @@ def study_views(
     return places, views, skipped
 
 
-def _dose_folder(folder: Path, dose: float) -> Path:
+def dose_folder(
+    folder: Path,  # of a study
+    dose: float,  # photons per pattern
+) -> Path:
+    "Where the scans of a dose lie."
     return folder / arm_name({"nphotons": dose})
 
 
@@ -132,8 +136,8 @@ def build_data(
     places, views, skipped = study_views(design)
     paths = []
     for dose, half, scan in _simulated(design, places, base, probe):
-        _dose_folder(folder, dose).mkdir(exist_ok=True)
-        paths.append(scan.save(_dose_folder(folder, dose) / f"{half}.npz"))
+        dose_folder(folder, dose).mkdir(exist_ok=True)
+        paths.append(scan.save(dose_folder(folder, dose) / f"{half}.npz"))
     groups = {f"{half}_{name}": view.groups for half, of_half in views.items() for name, view in of_half.items()}
     paths.append(folder / "views.npz")
     write_arrays(paths[-1], **groups)
@@ -231,7 +235,7 @@ def validate_data(
     places: dict[str, np.ndarray] = {}
     for dose in design.doses:
         for half in HALVES:
-            path = _dose_folder(folder, dose) / f"{half}.npz"
+            path = dose_folder(folder, dose) / f"{half}.npz"
             arrays = read_arrays(path)
             said = scan_violations(arrays, dose, design.N)
             if {"xcoords", "ycoords"} <= set(arrays):

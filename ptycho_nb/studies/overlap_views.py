@@ -61,7 +61,7 @@ class OverlapDesign(Config):
         "One dose on a smaller object, for a run of minutes; settings that are given replace those of this profile."
         small = {"N": 64, "first_dose": 1e4, "last_dose": 1e4, "n_doses": 1, "object_size_px": 640, "n_patterns": 400,
                  "min_groups": 20, "lsqml_epochs": 20}
-        return cls(**small | changes)
+        return cls.from_dict(small | changes)
 
     @property
     def doses(self) -> tuple[float, ...]:
