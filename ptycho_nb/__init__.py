@@ -32,7 +32,7 @@ _HOME = {  # where each public name lives; it is imported when it is first used
     "hold_out": "solvers.held_out",
     "amortised": "network.pretrained",
     "train": "network.training",
-    "reconstruct": "network.inference",
+    "reconstruct": "network.candidates",
     "compare": "analysis.metrics",
     "data_fit": "analysis.metrics",
     "plot_object": "analysis.plots",

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import __version__
-from .cli_files import add_files, print_arm
+from .cli_files import add_files, add_reading, print_arm, reading_of
 from .cli_overlap import add_overlap
 from .cli_plan import add_plan
 from .cli_words import Commands, deal_settings, defaults_text, failure, parameters_text, read_grid, settings_of
@@ -67,7 +67,10 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from ptycho_nb.data.formats import load_data
 
     (config,) = deal_settings(arguments.settings, InferenceConfig)
-    data = load_data(arguments.scan)
+    if arguments.settings and arguments.network is None:
+        raise InputError("-p", f"{', '.join(arguments.settings)} without a network", "--network DIR",
+                         "These settings say how a trained network is applied.")
+    data = load_data(arguments.scan, **reading_of(arguments))
     if arguments.refine_positions:
         from ptycho_nb.solvers.positions import moves_in_words, refine_positions
 
@@ -76,14 +79,20 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         print(moves_in_words(refined), flush=True)
 
     load_quietly("keras")
-    from ptycho_nb.network.inference import reconstruct
+    from ptycho_nb.analysis.plots import plot_object, save_figure
+    from ptycho_nb.network.candidates import candidates_text, reconstruct
     from ptycho_nb.solvers.result import save_reconstructions
 
-    result = reconstruct(data, Path(arguments.network) / WEIGHTS, config)
+    if arguments.network is None:
+        result = reconstruct(data)
+        print(*candidates_text(result), result.info["verdict"], sep="\n")
+    else:
+        result = reconstruct(data, Path(arguments.network) / WEIGHTS, config)
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_reconstructions(output, network=result)
+    save_reconstructions(output, **{result.method: result})
+    save_figure(plot_object(result), output.with_suffix(".png"))
     height, width = result.object.shape
-    print(f"{output}: object of {height} x {width} px in {result.seconds:.1f} s")
+    print(f"{output}, {output.with_suffix('.png')}: object of {height} x {width} px in {result.seconds:.1f} s")
 
 # %% ../nbs/10_cli/10_cli.ipynb #e005a024
 def _run_arm(arguments: argparse.Namespace) -> None:
@@ -225,15 +234,16 @@ def _parser(
     parser.add_argument("--debug", action="store_true", help="say in full what failed; may stand anywhere")
     commands = Commands(parser)
     scan = ("scan", "a scan, in any format that the library reads")
-    network = ("network", "the folder of a trained network, or of an arm")
     folder = ("folder", "where the result goes")
     simulate = commands.add("simulate", _simulate, "simulate a scan for training and one for testing",
                             "simulate scans -p nphotons 1e4 -p n_test 500", folder, more=defaults_text(SimulationConfig))
     train = commands.add("train", _train, "train a network on a scan", "train scans/train.npz network -p nepochs 4", scan,
                          folder, more=defaults_text(ModelConfig, TrainingConfig))
-    reconstruct = commands.add("reconstruct", _reconstruct, "reconstruct a scan with a trained network",
-                               "reconstruct network scans/test.npz object.npz", network, scan,
-                               ("output", "the NPZ file to write"), more=defaults_text(InferenceConfig))
+    reconstruct = commands.add("reconstruct", _reconstruct, "reconstruct a scan, as well as its own counts allow",
+                               "reconstruct scan.cxi object.npz", scan,
+                               ("output", "the NPZ file to write, and a picture beside it"), more=defaults_text(InferenceConfig))
+    reconstruct.add_argument("--network", metavar="DIR", help="the folder of a trained network, or of an arm: use only this")
+    add_reading(reconstruct)
     reconstruct.add_argument("--refine-positions", action="store_true",
                              help="find the positions first; keep them where unseen patterns prefer them")
     simulate.add_argument("--again", action="store_true", help="replace scans that are already there")

@@ -14,6 +14,7 @@ import pytest
 import ptycho_nb as pt
 from ptycho_nb import __version__
 from ptycho_nb.cli import _parser, main
+from ptycho_nb.solvers.result import load_reconstructions
 
 COMMANDS = ("simulate", "train", "reconstruct", "studies", "run-arm", "sweep", "report", "diagnose", "info",
             "validate", "convert", "how-few", "photon-grid", "snapshot", "plan")
@@ -39,8 +40,9 @@ def test_help_is_quick_and_names_every_command():
         (["simulate", "out", "-p", "n_train", "many"], ["n_train", "'many'", "an integer"]),
         (["simulate", "out", "-p", "probe_kind", "disc"], ["'disc'", "'disk'"]),
         (["train", "absent.npz", "out"], ["absent.npz"]),
-        (["reconstruct", "absent", "absent.npz", "out.npz"], ["absent"]),
-        (["reconstruct", "absent", "absent.npz", "out.txt"], ["out.txt", "'.npz'"]),
+        (["reconstruct", "absent.npz", "out.npz"], ["absent.npz"]),
+        (["reconstruct", "absent.npz", "out.txt"], ["out.txt", "'.npz'"]),
+        (["reconstruct", "absent.npz", "out.npz", "-p", "n_groups", "9"], ["n_groups", "--network"]),
         (["run-arm", "absent.ipynb", "out"], ["absent.ipynb"]),
         (["run-arm", "doze", "out"], ["'doze'", "Did you mean 'dose'?"]),
         (["run-arm", "doze", "--help"], ["'doze'", "Did you mean 'dose'?"]),
@@ -113,13 +115,18 @@ def test_simulate_train_reconstruct_info(tmp_path, monkeypatch, capsys):
 
     settings = ["-p", "gridsize", "1", "-p", "nepochs", "1", "-p", "n_filters", "4"]
     assert main(["train", "scans/train.npz", "network", *settings]) == 0
-    assert main(["reconstruct", "network", "scans/test.npz", "object.npz", "--refine-positions"]) == 0
+    assert main(["reconstruct", "scans/test.npz", "object.npz", "--network", "network", "--refine-positions"]) == 0
     with np.load("object.npz", allow_pickle=False) as arrays:
         assert {"object", "coverage", "origin_px", "positions_px", "probe"} <= set(arrays)
         assert np.isfinite(arrays["object"]).all() and arrays["coverage"].max() > 0
     said = capsys.readouterr().out
     assert "object.npz" in said and "positions " in said
     assert {path.name for path in Path("network").iterdir()} >= {"wts.h5.zip", "history.json"}
+
+    assert main(["reconstruct", "scans/test.npz", "best.npz", "--crop", "32"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("chosen") == 1 and "what photon noise allows" in said and Path("best.png").stat().st_size > 5000
+    assert load_reconstructions("best.npz")["best"].N == 32
 
 
 def test_a_failing_study_is_exit_code_one(tmp_path, monkeypatch, capsys):

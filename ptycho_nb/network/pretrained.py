@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'excess_error', 'SolverView', 'solver_view', 'build_corrector', 'correct', 'Pretrained', 'save_pretrained',
-           'load_pretrained', 'amortised', 'amplitude_deviation']
+           'load_pretrained', 'merged', 'corrected_views', 'amortised', 'amplitude_deviation']
 
 # %% ../../nbs/4_network/70_pretrained.ipynb #aadaf90b
 import json
@@ -169,12 +169,51 @@ def load_pretrained(
     return Pretrained(network, about)
 
 # %% ../../nbs/4_network/70_pretrained.ipynb #ee0680db
-def _merged(views: list[SolverView], corrections: list[np.ndarray], fraction: float) -> Reconstruction:
+def merged(
+    views: list[SolverView],
+    objects: list[np.ndarray],  # of each split
+) -> Reconstruction:
+    "The mean of the objects of all splits, by their coverage."
     coverages = np.stack([view.base.coverage for view in views])
     weights = coverages + 1e-6 * coverages.max()  # where nobody saw light, all are right alike
-    objects = [view.base.object + np.float32(fraction) * correction
-               for view, correction in zip(views, corrections, strict=True)]
     return replace(views[0].base, object=np.average(objects, axis=0, weights=weights), coverage=coverages.mean(axis=0))
+
+# %% ../../nbs/4_network/70_pretrained.ipynb #6cc1ba7a
+def corrected_views(
+    data: RawData,
+    pretrained: Pretrained | None = None,  # None: the network that comes with the package
+    *,
+    held: HeldOut | None = None,  # makes a single split
+    refine_probe: bool | None = None,  # as `amortised` takes it
+    splits: int = 4,  # how many times other counts are held out
+    orientations: int = 8,  # of the canvas, shared out among the splits
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[RawData, list[SolverView], list[np.ndarray]]:  # the scan as it is modelled; of each split: view, correction
+    "The likelihood solver with other counts held out in turn, and what the network would add to each of its objects."
+    if splits < 1:
+        raise InputError("splits", splits, "at least 1", "Leave it out for four.")
+    if not 1 <= orientations <= 8:
+        raise InputError("orientations", orientations, "1 to 8", "Leave it out for all eight.")
+    if held is not None and not len(held.patterns):
+        raise InputError("validation", "no patterns", "at least one", "The expected error is read off them.")
+    pretrained = load_pretrained() if pretrained is None else pretrained
+    useless = np.array([], int)
+    if not data.is_simulated if refine_probe is None else refine_probe:
+        first = hold_out(data, seed=seed) if held is None else held
+        measured = estimate(data, "joint" if refine_probe else "auto", held=first, seed=seed, progress=progress)
+        useless = np.array(measured.info.get("left_out", []), int)
+        data = as_estimated(data, measured)
+    turns = range(orientations)
+    judges = [hold_out(data, seed=seed + k) for k in range(splits)] if held is None else [held]
+    judges = [judge.without(useless) for judge in judges]
+    views, corrections = [], []
+    for k, judge in enumerate(progress_bar(judges, len(judges), "split", progress)):
+        views.append(solver_view(data, judge))
+        corrected = correct(views[k], pretrained.network, turns[k :: len(judges)] or turns[:1])
+        corrections.append(corrected - views[k].base.object)
+    return data, views, corrections
+
 
 # %% ../../nbs/4_network/70_pretrained.ipynb #b37c4cbd
 @stopping("nothing is kept; start it again.")
@@ -239,36 +278,19 @@ def amortised(
     ('amortised', 1)
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    if splits < 1:
-        raise InputError("splits", splits, "at least 1", "Leave it out for four.")
-    if not 1 <= orientations <= 8:
-        raise InputError("orientations", orientations, "1 to 8", "Leave it out for all eight.")
-    if held is not None and not len(held.patterns):
-        raise InputError("validation", "no patterns", "at least one", "The expected error is read off them.")
     pretrained = load_pretrained() if pretrained is None else pretrained
-    useless = np.array([], int)
-    if not data.is_simulated if refine_probe is None else refine_probe:
-        first = hold_out(data, seed=seed) if held is None else held
-        measured = estimate(data, "joint" if refine_probe else "auto", held=first, seed=seed, progress=progress)
-        useless = np.array(measured.info.get("left_out", []), int)
-        data = as_estimated(data, measured)
-    turns = range(orientations)
-    judges = [hold_out(data, seed=seed + k) for k in range(splits)] if held is None else [held]
-    judges = [judge.without(useless) for judge in judges]
-    views, corrections = [], []
-    for k, judge in enumerate(progress_bar(judges, len(judges), "split", progress)):
-        views.append(solver_view(data, judge))
-        corrected = correct(views[k], pretrained.network, turns[k :: len(judges)] or turns[:1])
-        corrections.append(corrected - views[k].base.object)
+    _, views, corrections = corrected_views(data, pretrained, held=held, refine_probe=refine_probe, splits=splits,
+                                            orientations=orientations, seed=seed, progress=progress)
     nll = {fraction: float(np.mean([
         view.held.deviance(replace(view.base, object=view.base.object + np.float32(fraction) * correction))
         for view, correction in zip(views, corrections, strict=True)])) for fraction in (0.0, 0.5, 1.0)}
     fraction = min(nll, key=nll.get)
+    objects = [view.base.object + np.float32(fraction) * correction for view, correction in zip(views, corrections, strict=True)]
     info = {"fraction": fraction, "validation_nll_per_pixel": {str(key): value for key, value in nll.items()},
-            "error_beyond_noise": float(np.mean([view.error for view in views])), "splits": len(judges),
+            "error_beyond_noise": float(np.mean([view.error for view in views])), "splits": len(views),
             "validation_patterns": len(views[0].held.patterns), "validation_photons": views[0].held.share,
             "network": pretrained.about}
-    return replace(_merged(views, corrections, fraction), method="amortised", info=info,
+    return replace(merged(views, objects), method="amortised", info=info,
                    seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
 
 # %% ../../nbs/4_network/70_pretrained.ipynb #54340022
