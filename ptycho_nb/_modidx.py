@@ -2514,6 +2514,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                 'ptycho_nb/studies/photon_grid.py'),
                                                'ptycho_nb.studies.photon_grid._checked_doses': ( '8_studies/photon_grid.html#_checked_doses',
                                                                                                  'ptycho_nb/studies/photon_grid.py'),
+                                               'ptycho_nb.studies.photon_grid._is_dose': ( '8_studies/photon_grid.html#_is_dose',
+                                                                                           'ptycho_nb/studies/photon_grid.py'),
                                                'ptycho_nb.studies.photon_grid._manifest_to_continue': ( '8_studies/photon_grid.html#_manifest_to_continue',
                                                                                                         'ptycho_nb/studies/photon_grid.py'),
                                                'ptycho_nb.studies.photon_grid._small_arrays': ( '8_studies/photon_grid.html#_small_arrays',

@@ -116,7 +116,7 @@ def _os_error_text(error: OSError) -> str:
     return f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}"
 
 
-_CONTINUE = ("run-arm", "sweep", "train", "overlap")  # what they have finished stays: arms, and of a training whole epochs
+_CONTINUE = ("run-arm", "sweep", "train", "overlap", "photon-grid")  # what they have finished stays: arms, epochs, files
 
 
 def failure(

@@ -30,6 +30,7 @@ from ptycho_nb.physics.probes import load_probe
 from ptycho_nb.runs.arms import finish_arm, read_arm, start_arm
 from ptycho_nb.runs.progress import ArmState, table_html
 from ptycho_nb.solvers.result import Reconstruction, load_reconstructions, save_reconstructions
+from ptycho_nb.studies.photon_grid import GridConfig, grid_lines, photon_grid
 from ptycho_nb.studies.sweep import read_arms_table
 
 ODD = [None, True, -1, 0, 2**63, 1e308, -1e-300, "", "\0", "../../outside", [], {}, [[]], {"": None}, "9" * 50,
@@ -217,6 +218,11 @@ def make_an_arm(folder: Path, name: str):
     return folder / name
 
 
+def make_grid(folder: Path):
+    photon_grid(folder, (1e3, 1e5), GridConfig(n_patterns=3))
+    return folder / "manifest.json"
+
+
 def make_table(folder: Path):
     (folder / "arms.csv").write_text("nphotons,loss,seed\n1e9,nll,1\n1e4,mae,2\n")
     return folder / "arms.csv"
@@ -295,6 +301,7 @@ READERS = {
     "progress": (lambda folder: make_an_arm(folder, "history.json"), as_text(of_json), look_on),
     "json": (lambda folder: make_an_arm(folder, "config.json"), of_bytes, read_json),
     "table": (make_table, of_bytes, read_arms_table),
+    "grid": (make_grid, as_text(of_json), lambda path: grid_lines(path.parent)),
 }
 WITH_NETWORKS = {"bundle": (make_bundle, of_zip, load_bundle_believed), "weights": (make_weights, of_zip, load_weights)}
 

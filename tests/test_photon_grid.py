@@ -137,3 +137,14 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match=r"manifest\.json"):
         photon_grid(tmp_path, (1e3,), GridConfig(n_patterns=40))
     assert (tmp_path / "photons_1e3.npz").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("lie", [{"file": "../other.npz"}, {"nphotons": 0.0}, {"by_chance": 0.0}, {"nphotons": 1e6}])
+def test_a_manifest_that_lies_is_refused(grid, tmp_path, lie, capsys):
+    manifest = read_json(grid / "manifest.json")
+    manifest["data_sets"][0] |= lie
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for words in (["info", str(tmp_path)], [*WORDS, str(tmp_path)]):
+        assert main(words) == 2
+        assert "manifest.json" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]

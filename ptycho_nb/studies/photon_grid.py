@@ -227,6 +227,10 @@ _SET_SHAPE = {"file": str, "nphotons": float, "photons_measured": float, "by_cha
 _MANIFEST_SHAPE = {"grid": dict, "seeds": dict, "data_sets": [_SET_SHAPE]}
 
 
+def _is_dose(value: Any) -> bool:
+    return isinstance(value, int | float) and 1 <= value <= 1e12
+
+
 def data_set_name(
     nphotons: float,  # mean detected photons per pattern
 ) -> str:  # for instance 'photons_1e5.npz'
@@ -237,8 +241,13 @@ def data_set_name(
 def read_grid(
     folder: str | Path,
 ) -> dict[str, Any]:  # 'grid', 'seeds' and 'data_sets', each with 'file', 'nphotons', 'photons_measured', 'sha256' and more
-    "The manifest of a photon grid; `InputError` if it is none."
-    return read_json(Path(folder) / MANIFEST, _MANIFEST_SHAPE)
+    "The manifest of a photon grid; `InputError` if it is none, or names other files than those of its doses."
+    manifest = read_json(Path(folder) / MANIFEST, _MANIFEST_SHAPE)
+    for item in manifest["data_sets"]:
+        if not (_is_dose(item["nphotons"]) and item["by_chance"] > 0 and item["file"] == data_set_name(item["nphotons"])):
+            raise InputError(str(Path(folder) / MANIFEST), f"a data set {item['file']!r} of {item['nphotons']} photons",
+                             "files that are named by their dose", "Make the grid again in another folder.")
+    return manifest
 
 
 def damaged_sets(
@@ -255,7 +264,7 @@ def damaged_sets(
 def _checked_doses(doses: Sequence[float]) -> list[float]:
     "The doses ascending, each once; `InputError` for one that is none."
     for nphotons in doses:
-        if not isinstance(nphotons, int | float) or not 1 <= nphotons <= 1e12:
+        if not _is_dose(nphotons):
             raise InputError("doses", repr(nphotons), "photons per pattern between 1 and 1e12", "For example: 1e3,1e5")
     if not len(doses):
         raise InputError("doses", "none", "at least one", "For example: 1e3,1e5")

@@ -20,7 +20,7 @@ from ..machine import versions
 from ..physics.noise import closed_form_intensity_scale
 from ..physics.probes import normalise_probe, probe_diameter_px, probe_fwhm_px
 from ..runs.arm_scan import scan_of_arm, scan_path_of_arm
-from ..runs.arms import DONE, MANIFEST, NOTEBOOK, RECONSTRUCTION, Arm, check_parameters, read_arm
+from ..runs.arms import DONE, NOTEBOOK, RECONSTRUCTION, Arm, check_parameters, read_arm
 from ..solvers.result import Reconstruction, load_reconstructions
 from .photon_grid import damaged_sets, read_grid
 
@@ -114,13 +114,13 @@ def _recorded(arm: Arm, data: RawData | None) -> float | None:
 
 
 def _grid_rows(folder: Path) -> list[dict[str, Any]]:
-    "The data sets of a photon grid inside an arm, if it has one."
-    if not (folder / MANIFEST).exists():
+    "The data sets of the photon grid that a scan lies in; none if it lies in none."
+    try:
+        sets, wrong = read_grid(folder)["data_sets"], damaged_sets(folder)
+    except InputError:  # a scan may lie anywhere, beside the manifest of something else too
         return []
-    wrong = damaged_sets(folder)
     keys = ("file", "nphotons", "photons_measured", "by_chance", "sha256")
-    return [{key: item[key] for key in keys} | {"state": wrong.get(item["file"], "as it should be")}
-            for item in read_grid(folder)["data_sets"]]
+    return [{key: item[key] for key in keys} | {"state": wrong.get(item["file"], "as it should be")} for item in sets]
 
 
 def _probe_facts(data: RawData | None, results: Mapping[str, Reconstruction]) -> dict[str, Any]:
