@@ -170,6 +170,7 @@ def reconstruct(
     *,
     held: HeldOut | None = None,
     pretrained: Pretrained | None = None,
+    refine_probe: bool | None = None,
     splits: int = 4,
     seed: int = 0,
     progress: bool = True,
@@ -197,6 +198,9 @@ def reconstruct(
         Without a model: counts that are never fitted, of ``hold_out(data, ...)``; they make a single split.
     pretrained : Pretrained, optional
         Without a model: the network to use. Default: the one that comes with the package.
+    refine_probe : bool, optional
+        Without a model: refine the probe first, and nothing else; False takes the scan as it is. Default: for measured data the
+        whole model of the measurement that `estimate` finds; for simulated data, whose probe is exact, nothing.
     splits : int
         Without a model: how many times other counts are held out; their images are averaged.
     seed : int
@@ -233,7 +237,8 @@ def reconstruct(
     if model is not None:
         return apply_model(data, model, config, exclude, rescale)
     wall, cpu = time.perf_counter(), time.process_time()
-    modelled, views, corrections = corrected_views(data, pretrained, held=held, splits=splits, seed=seed, progress=progress)
+    modelled, views, corrections = corrected_views(data, pretrained, held=held, refine_probe=refine_probe, splits=splits,
+                                                   seed=seed, progress=progress)
     objects, table = _judged(modelled, views, corrections)
     first = replace(views[0].base, object=objects[0])
     found = goodness(first, views[0].held)
