@@ -242,7 +242,10 @@ def _score_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
     names = ("ssim", "ms_ssim", "psnr", "frc50")
     scored = {method: scores["amplitude"] for method, scores in summary["metrics"].items()
               if isinstance(scores, Mapping) and isinstance(scores.get("amplitude"), Mapping)}
-    rows = [[method, *(METRIC_LABELS[name].in_table(scores.get(name)) for name in names)] for method, scores in scored.items()]
+    numbers = {method: [scores[name] if isinstance(scores.get(name), int | float) else None for name in names]
+               for method, scores in scored.items()}
+    rows = [[method, *(METRIC_LABELS[name].in_table(value) for name, value in zip(names, values, strict=True))]
+            for method, values in numbers.items()]
     stated = summary["published"].get("metrics", {})
     return rows + [[f"published: {method}", *(scores.get(name) for name in names)] for method, scores in stated.items()]
 
