@@ -43,7 +43,8 @@ GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_se
          "how_few": {"methods": "no_network", "n_test": 60}, "sim_lines": {}, "pretrain": {"n_scans": 4, "steps": 4},
          "measured": {"n_patterns": 60, "second_mode": 0.0}, "plan": {},
          "photon_grid": {"n_patterns": 120, "n_train": 16, "nepochs": 1, "doses": "1e4,1e5", "methods": "no_network"},
-         "reconstruct": {"n_groups": 48, "nepochs": 1}, "tutorial": {}}
+         "reconstruct": {"n_groups": 48, "nepochs": 1}, "tutorial": {},
+         "wrong_probe": {"methods": "no_network", "errors": "right,blur 1 px", "n_seeds": 2, "side_px": 80}}
 LONG = {"dose_curve", "dose_comparison"}  # sweeps of dose.ipynb; sweeps and reports have tests of their own
 TIMINGS = {"seconds", "cpu_seconds"}
 

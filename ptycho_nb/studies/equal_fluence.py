@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['PARTS', 'METHODS', 'REFERENCE', 'TOLERANCE', 'FluenceArm', 'fluence_arms', 'arm_positions', 'simulate_arm',
-           'score_arm', 'run_arms', 'fluence_table', 'fluence_curves', 'fluence_summary', 'overlap_sentence',
-           'fluence_sentences']
+__all__ = ['PARTS', 'METHODS', 'REFERENCE', 'TOLERANCE', 'EXPECTED', 'FluenceArm', 'fluence_arms', 'arm_positions',
+           'simulate_arm', 'score_result', 'score_arm', 'run_arms', 'fluence_table', 'fluence_curves', 'interval',
+           'fluence_summary', 'overlap_sentence', 'fluence_sentences', 'last_that_matters', 'verdict_sentences']
 
 # %% ../../nbs/8_studies/86_equal_fluence.ipynb #92e8a4d5
 _JITTER = 0.1  # of the step, to either side
@@ -129,7 +129,11 @@ _SOLVERS: dict[str, Callable[[RawData, int], Reconstruction]] = {
 METHODS = tuple(_SOLVERS)
 
 
-def _scores(result: Reconstruction, truth: np.ndarray, region: Region) -> tuple[dict[str, Any], np.ndarray]:
+def score_result(
+    result: Reconstruction,
+    truth: np.ndarray,  # complex (H, W), in the frame of the positions
+    region: Region,  # px
+) -> tuple[dict[str, Any], np.ndarray]:  # by part: metrics and 'curve'; and the image on the region, in the gauge of the truth
     "Metrics of amplitude and phase, and the image that they are of."
     aligned, true_part, _ = aligned_pair(result, truth, region)
     true_phase, phase = relative_phase(aligned, true_part)
@@ -160,7 +164,7 @@ def score_arm(
     images = {}
     for method in methods:
         result = _SOLVERS[check_choice("method", method, METHODS)](scan, arm.noise_seed)
-        row["methods"][method], images[method] = _scores(result, scan.truth, region)
+        row["methods"][method], images[method] = score_result(result, scan.truth, region)
     return row, images | {"truth": scan.truth[region[0] : region[1], region[2] : region[3]]}
 
 # %% ../../nbs/8_studies/86_equal_fluence.ipynb #731cbe88
@@ -235,7 +239,9 @@ REFERENCE = 0.7  # overlap that the others are compared with
 TOLERANCE = 0.1  # loss of a score that counts, as a share
 
 
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
+def interval(
+    values: np.ndarray,  # float (n,)
+) -> tuple[float, float, float]:
     "Mean and its 90 % interval; for one value the interval is unknown, and infinite."
     mean, n = float(np.mean(values)), len(values)
     half = float(student.ppf(0.95, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else np.inf
@@ -258,8 +264,8 @@ def fluence_summary(
         same = np.logical_and.reduce([table[name] == found[name] for name in _KEYS if name != "overlap"])
         there = table[same & (table["overlap"] == reference)].set_index("noise_seed")[metric]
         values = group.set_index("noise_seed")[metric]
-        mean, low, high = _interval(values.to_numpy())
-        loss, loss_low, loss_high = _interval((there - values).dropna().to_numpy() / max(float(there.mean()), 1e-9))
+        mean, low, high = interval(values.to_numpy())
+        loss, loss_low, loss_high = interval((there - values).dropna().to_numpy() / max(float(there.mean()), 1e-9))
         matters = bool(loss > TOLERANCE and loss_low > 0)
         plain = {name: float(group[name].mean()) for name in ("limit", "linear_overlap", "n_patterns", "photons_per_pattern")}
         plain["limit"] = plain["limit"] if metric == "frc50" else np.nan
@@ -318,3 +324,46 @@ def fluence_sentences(
     "What the study says."
     keys = [key for key in _KEYS if key != "overlap"]
     return [overlap_sentence(lines, reference) for _, lines in summary.groupby(keys, sort=False)]
+
+# %% ../../nbs/8_studies/86_equal_fluence.ipynb #00bf4a1c
+EXPECTED = 0.3  # overlap below which it was expected to matter
+
+
+def last_that_matters(
+    summary: pd.DataFrame,  # of `fluence_summary`
+    reference: float = REFERENCE,
+) -> pd.DataFrame:  # a line for each probe, fluence, method and part, with 'up_to': -1 if it matters nowhere below the reference
+    "The largest overlap below the reference at which overlap matters; with fewer than two seeds it is not known (NaN)."
+    import pandas as pd
+
+    keys = [key for key in _KEYS if key != "overlap"]
+    lines = []
+    for key, group in summary.groupby(keys, sort=False):
+        matter = group.loc[group["matters"] & (group["overlap"] < reference), "overlap"]
+        up_to = np.nan if group["seeds"].min() < 2 else float(matter.max()) if len(matter) else -1.0
+        lines.append(dict(zip(keys, key, strict=True)) | {"metric": group["metric"].iloc[0], "up_to": up_to})
+    return pd.DataFrame(lines)
+
+
+def verdict_sentences(
+    summaries: Sequence[pd.DataFrame],  # of `fluence_summary`, of several metrics
+    reference: float = REFERENCE,
+) -> list[str]:  # one for each method
+    "Up to which overlap it matters, over all curves, and how often that contradicts the expectation."
+    found = [last_that_matters(summary, reference) for summary in summaries]
+    said = []
+    for method in dict.fromkeys(name for table in found for name in table["method"]):
+        up_to = np.concatenate([table.loc[table["method"] == method, "up_to"].to_numpy() for table in found])
+        name = _IN_WORDS.get(method, method)
+        if np.isnan(up_to).any():
+            said.append(f"{name[0].upper()}{name[1:]}: one noise seed, so that nobody can tell.")
+            continue
+        never = int(np.sum(up_to < 0))
+        worst, middle = float(up_to.max()), float(np.median(up_to))
+        text = "overlap matters nowhere" if worst < 0 else (
+            f"overlap matters up to {_percent([max(middle, 0.0)])} in the median of {len(up_to)} curves and up to "
+            f"{_percent([worst])} in the worst" + f", and nowhere in {never}" * bool(never))
+        against = int(np.sum(up_to >= EXPECTED))
+        said.append(f"{name[0].upper()}{name[1:]}: {text}; {against} of {len(up_to)} contradict the expectation of "
+                    f"none from {_percent([EXPECTED])} on.")
+    return said
