@@ -265,6 +265,13 @@ def test_the_steps_from_the_shell(tmp_path, capsys):
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("study/nphotons=1e4/made/*")}
     assert main(["overlap", "reconstruct", study, "--methods", "no_network,networks"]) == 0
     assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert main(["overlap", "reconstruct", study, "--methods", "no_network"]) == 0
+    record = read_json(tmp_path / "study" / "nphotons=1e4" / "reconstructions.json", dict)
+    assert record["made"] == ["no_network", "network_sparse", "refined_sparse"] and "supervised" in record["absent"]
+    (job / "wts.h5.zip").touch()  # trained again: what was made of it is made again, and nothing else
+    assert main(["overlap", "reconstruct", study, "--methods", "no_network,networks"]) == 0
+    changed = {path.stem for path in made if path.stat().st_mtime_ns != made[path]}
+    assert changed == {"network_sparse", "refined_sparse"}
     assert main(["overlap", "compare", study]) == 0
     manifest = read_json(tmp_path / "study" / "comparison_manifest.json", dict)
     assert (manifest["n_success"], manifest["n_failed"], len(manifest["weights_sha256"])) == (3, 0, 1)

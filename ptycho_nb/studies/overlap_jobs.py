@@ -149,62 +149,87 @@ def check_loss(
 
 # %% ../../nbs/8_studies/88_overlap_jobs.ipynb #f0cd2ac8
 METHODS = ("no_network", "amortised", "lsqml", "networks")
-_MADE = "made"
+_MADE, _RECORD = "made", "reconstructions.json"
 
 
-def _solvers(test: RawData, held: HeldOut, epochs: int) -> dict[str, Callable[[], Reconstruction]]:
+@dataclass(frozen=True)
+class _Task:
+    "How a result is made, and the file that it is made from: a result that is older is made again."
+
+    make: Callable[[], Reconstruction]
+    source: Path
+
+    def is_done(self, path: Path) -> bool:
+        return path.exists() and path.stat().st_mtime_ns >= self.source.stat().st_mtime_ns
+
+
+def _solver_tasks(test: RawData, held: HeldOut, epochs: int, scan: Path) -> dict[str, _Task]:
     def pretrained() -> Reconstruction:
         from ptycho_nb.network.pretrained import amortised
 
         return amortised(test, held=held, progress=False)
 
-    return {"no_network": lambda: estimate(test, held=held, progress=False), "amortised": pretrained,
-            "lsqml": lambda: lsqml(test, epochs=epochs, held=held)}
+    return {"no_network": _Task(lambda: estimate(test, held=held, progress=False), scan),
+            "amortised": _Task(pretrained, scan), "lsqml": _Task(lambda: lsqml(test, epochs=epochs, held=held), scan)}
 
 
-def _of_network(test: RawData, held: HeldOut, weights: Path) -> Reconstruction:
-    from ptycho_nb.network.inference import reconstruct
+def _network_tasks(test: RawData, held: HeldOut, job: Job, weights: Path, made: Path) -> dict[str, _Task]:
+    def apply() -> Reconstruction:
+        from ptycho_nb.network.inference import reconstruct
 
-    return reconstruct(test, weights, exclude=held.patterns)
+        return reconstruct(test, weights, exclude=held.patterns)
+
+    def refine() -> Reconstruction:
+        return estimate(test, held=held, start=load_reconstructions(made)[job.method], progress=False)
+
+    applied = {job.method: _Task(apply, weights)}
+    return applied if job.supervised else applied | {f"refined_{job.view}": _Task(refine, made)}
+
+
+def _run_tasks(tasks: dict[str, _Task], folder: Path) -> dict[str, str]:  # reasons of those that failed
+    failed = {}
+    for name, task in tasks.items():
+        path = folder / f"{name}.npz"
+        try:
+            if not task.is_done(path):
+                save_reconstructions(path, **{name: task.make()})
+        except Exception as error:  # the others are as good as before; the manifest names this one
+            failed[name] = f"{type(error).__name__}: {error}"
+    return failed
 
 
 def reconstruct_dose(
     folder: str | Path,  # of a study
     dose: float,
     methods: Sequence[str] = METHODS,
-) -> dict[str, Any]:  # 'made': the names of the results; 'absent' and 'failed': reasons by name
-    "Make what is missing of the reconstructions of one dose, and write `reconstructions.npz`."
+) -> dict[str, Any]:  # 'made': the names of all results that are there; 'absent' and 'failed': reasons by name
+    "Make what is missing of the reconstructions of one dose, and write `reconstructions.npz` of all that are there."
     folder, design = Path(folder), read_design(folder)
     here = dose_folder(folder, dose)
     (here / _MADE).mkdir(exist_ok=True)
     test = RawData.load(here / "test.npz")
     held = hold_out(test, seed=design.subsampling_seed)
-    wanted = {name: make for name, make in _solvers(test, held, design.lsqml_epochs).items() if name in methods}
-    absent = {}
-    if "lsqml" in wanted and not ptychi_installed():
-        del wanted["lsqml"]
+    solvers = _solver_tasks(test, held, design.lsqml_epochs, here / "test.npz")
+    tasks, absent = {name: task for name, task in solvers.items() if name in methods}, {}
+    if "lsqml" in tasks and not ptychi_installed():
+        del tasks["lsqml"]
         absent["lsqml"] = "pty-chi is not installed: pip install 'ptycho_nb[baselines]'"
     for job in study_jobs(folder, [dose]) if "networks" in methods else ():
         weights = folder / "jobs" / job.name / WEIGHTS
-        if not (weights.with_name(JOB)).exists():
+        if weights.with_name(JOB).exists():
+            tasks |= _network_tasks(test, held, job, weights, here / _MADE / f"{job.method}.npz")
+        else:
             absent[job.method] = f"not trained yet: ptycho-nb overlap train {folder}"
-            continue
-        wanted[job.method] = lambda path=weights: _of_network(test, held, path)
-        if not job.supervised:
-            wanted[f"refined_{job.view}"] = lambda method=job.method: estimate(
-                test, held=held, start=load_reconstructions(here / _MADE / f"{method}.npz")[method], progress=False)
-    made, failed = [], {}
-    for name, make in wanted.items():
-        path = here / _MADE / f"{name}.npz"
-        try:
-            if not path.exists():
-                save_reconstructions(path, **{name: make()})
-            made.append(name)
-        except Exception as error:  # the others are as good as before; the manifest names this one
-            failed[name] = f"{type(error).__name__}: {error}"
+    failed = _run_tasks(tasks, here / _MADE)
+    before = read_json(here / _RECORD, dict) if (here / _RECORD).exists() else {"absent": {}, "failed": {}}
+    there = {path.stem for path in (here / _MADE).glob("[!.]*.npz")} - set(failed)
+    order = dict.fromkeys([*solvers, *(f"{kind}_{view}" for view in VIEWS for kind in ("network", "refined")), SUPERVISED])
+    made = [name for name in order if name in there]
+    absent = {name: reason for name, reason in (before["absent"] | absent).items() if name not in made}
+    failed = {name: reason for name, reason in (before["failed"] | failed).items() if name not in made}
     if made:
         loaded = {name: load_reconstructions(here / _MADE / f"{name}.npz")[name] for name in made}
         save_reconstructions(here / "reconstructions.npz", **loaded)
     record = {"made": made, "absent": absent, "failed": failed, "n_success": len(made), "n_failed": len(failed)}
-    write_json(here / "reconstructions.json", record)
+    write_json(here / _RECORD, record)
     return record
