@@ -1855,6 +1855,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'ptycho_nb.solvers.fit.Fit.reconstruction': ( '3_solvers/fit.html#fit.reconstruction',
                                                                                      'ptycho_nb/solvers/fit.py'),
                                        'ptycho_nb.solvers.fit.Fit.see': ('3_solvers/fit.html#fit.see', 'ptycho_nb/solvers/fit.py'),
+                                       'ptycho_nb.solvers.fit.check_far_field': ( '3_solvers/fit.html#check_far_field',
+                                                                                  'ptycho_nb/solvers/fit.py'),
                                        'ptycho_nb.solvers.fit.check_positions': ( '3_solvers/fit.html#check_positions',
                                                                                   'ptycho_nb/solvers/fit.py'),
                                        'ptycho_nb.solvers.fit.fit_scan': ('3_solvers/fit.html#fit_scan', 'ptycho_nb/solvers/fit.py'),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,7 +136,12 @@ def info(
     path, how = Path(arguments.path), reading_of(arguments)
     scans = sorted(str(path) for path in path.glob("*.npz"))
     if not path.is_dir():
-        print(json.dumps(load_data(path, **how).summary(), indent=1, default=str))
+        from ptycho_nb.diagnosis.validation import far_field_findings
+
+        data = load_data(path, **how)
+        print(json.dumps(data.summary(), indent=1, default=str))
+        for finding in far_field_findings(data):
+            print(f"{finding.severity}: {finding.what} ({finding.number}). {finding.remedy}", file=sys.stderr)
     elif (path / MANIFEST).exists():
         _print_manifest(path)
     elif scans and not (path / CONFIG).exists():

@@ -14,6 +14,7 @@ import pytest
 import ptycho_nb as pt
 from ptycho_nb import __version__
 from ptycho_nb.cli import _parser, main
+from ptycho_nb.data.formats import load_data
 from ptycho_nb.solvers.result import load_reconstructions
 
 COMMANDS = ("simulate", "train", "reconstruct", "studies", "run-arm", "sweep", "report", "diagnose", "info",
@@ -223,9 +224,18 @@ def test_what_validate_says(small_scan, tmp_path, monkeypatch, capsys):
 
 def test_a_geometry_that_is_not_far_field_is_named(small_scan, tmp_path, capsys):
     scan, _ = small_scan
-    path = dataclasses.replace(scan, positions_px=20 * scan.positions_px).save(tmp_path / "near.npz")
+    known = dataclasses.replace(scan, positions_px=20 * scan.positions_px, object=None)
+    path = known.save(tmp_path / "near.npz")
     assert main(["validate", str(path), *BEAMLINE]) == 3
     assert "Not the far field" in capsys.readouterr().out
+    assert main(["info", str(path), *BEAMLINE]) == 0
+    assert "Not the far field" in capsys.readouterr().err
+    measured = dataclasses.replace(known, metadata={"probe": "estimated"}, geometry=pt.Geometry(object_pixel_m=3e-8))
+    path = measured.save(tmp_path / "measured.npz")
+    assert main(["diagnose", str(path), "--out", str(tmp_path / "report")]) == 3
+    assert "Not the far field" in capsys.readouterr().out
+    with pytest.raises(pt.InputError, match=r"px from one position to the next, and no probe; .*models the far field"):
+        pt.estimate(load_data(path))
 
 
 @pytest.mark.parametrize(("command", "said"), [("sweep", "continues where it stopped"), ("how-few", "begins anew")])

@@ -29,6 +29,7 @@ from .findings import Finding, sort_findings
 from .measurement import judge_results, judge_scan
 from .reading import Subject, read_subject
 from .training_checks import plot_health, training_health
+from .validation import far_field_findings
 
 if TYPE_CHECKING:
     from ptycho_nb.network.groups import PtychoDataContainer
@@ -59,7 +60,7 @@ class Examination:
     @property
     def absurd(self) -> bool:
         "Whether positions or patterns are such that nothing can be computed from them."
-        return any(finding.severity == "error" and finding.section == "positions" for finding in self.findings)
+        return any(finding.severity == "error" and finding.section in ("positions", "geometry") for finding in self.findings)
 
     def groups(self, gridsize: int | None = None) -> PtychoDataContainer:
         "The groups of the scan."
@@ -79,6 +80,7 @@ def _patterns(examination: Examination) -> None:
 def _scan(examination: Examination) -> None:
     data = examination.subject.data
     findings = [replace(item, section="positions") for item in scan_checks.position_findings(data.positions_px, data.N)]
+    findings += far_field_findings(data)
     examination.findings += findings
     if examination.absurd:
         numbers = scan_report(data.positions_px, data.probe) if data.n_patterns > 1 else {"n_patterns": 1}

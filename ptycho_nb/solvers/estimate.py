@@ -16,7 +16,7 @@ from ..data.scan import RawData
 from ..machine import progress_bar
 from ..quiet import stopping
 from .climb import every_rung
-from .fit import SMOOTHING_PX, check_positions, fit_scan, probe_moved
+from .fit import SMOOTHING_PX, check_far_field, check_positions, fit_scan, probe_moved
 from .goodness import goodness
 from .held_out import HeldOut, hold_out
 from .ladder import Climb
@@ -140,6 +140,7 @@ def _climbed(data: RawData, model: str | Measurement, held: HeldOut, iterations:
              progress: bool) -> Reconstruction:
     wall, cpu = time.perf_counter(), time.process_time()
     check_positions(data)
+    check_far_field(data)
     useless = useless_patterns(data)
     usable = held.without(useless)
     climb = Climb(data, usable, iterations, seed)

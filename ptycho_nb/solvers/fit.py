@@ -21,6 +21,7 @@ from ..physics.forward import Layout, scan_amplitudes
 from ..physics.geometry import Geometry
 from ..physics.noise import intensity_scale, pattern_deviances
 from ..physics.probes import normalise_probe
+from ..physics.scans import nearest_spacing_px
 from .held_out import HeldOut, hold_out, trimmed_mean
 from .likelihood import LIKELIHOODS, illumination
 from .result import Reconstruction
@@ -29,8 +30,8 @@ from .steps import Problem, Step, solve, solve_jointly
 SMOOTHING_PX = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 # %% auto #0
-__all__ = ['SMOOTHING_PX', 'check_positions', 'smooth_correction', 'Fit', 'place_start', 'light_scale', 'orthogonal_modes',
-           'prepare', 'probe_moved', 'fit_scan']
+__all__ = ['SMOOTHING_PX', 'check_positions', 'check_far_field', 'smooth_correction', 'Fit', 'place_start', 'light_scale',
+           'orthogonal_modes', 'prepare', 'probe_moved', 'fit_scan']
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #3da9c94d
 _SMALLEST_SCAN_PX = 8.0
@@ -55,6 +56,18 @@ def check_positions(
                          f"pattern {far[0]} at (y, x) = ({y:.6g}, {x:.6g}) px, {distance_px[far[0]]:.6g} px from the middle",
                          f"patterns near the others, nine tenths of which lie within {np.quantile(distance_px, 0.9):.3g} px",
                          f"Leave them out: data.subset(np.setdiff1d(np.arange(data.n_patterns), {far[:8].tolist()})).")
+
+
+def check_far_field(
+    data: RawData,
+) -> None:
+    "Raise `InputError` for a scan of unknown probe of which no light that its patterns can sample, N/2 px wide, overlaps."
+    step_px = float(np.median(nearest_spacing_px(data.positions_px))) if data.n_patterns > 1 else 0.0
+    if data.pixel_size_m is not None and data.metadata.get("probe") == "estimated" and step_px > data.N / 2:
+        raise InputError(f"{data.source}, geometry", f"{step_px:.1f} px from one position to the next, and no probe",
+                         f"at most N/2 = {data.N / 2:.0f} px: what lies in the far field overlaps then",
+                         "Check distance, energy and pixels; this program models the far field, a near-field scan needs another.")
+
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #72fee519
 def smooth_correction(
