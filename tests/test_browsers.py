@@ -15,6 +15,7 @@ from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.explorers.browser import DIFFERENCES, ReconstructionBrowser
 from ptycho_nb.explorers.dose import DoseExplorer
 from ptycho_nb.explorers.monitor import TrainingMonitor
+from ptycho_nb.explorers.plan import PlanExplorer
 from ptycho_nb.explorers.probe import ProbeExplorer
 from ptycho_nb.files import write_json
 from ptycho_nb.runs.arm_scan import truth_of_arm
@@ -340,7 +341,7 @@ def test_a_full_computation_in_one_thread_does_not_mix_with_events_in_another():
 
 def test_every_copied_parameter_is_one_of_the_study(browser, finished, tmp_path):
     write_json(tmp_path / "history.json", {"header": {}, "epochs": []})
-    for explorer in (browser, TrainingMonitor(folder=tmp_path), ProbeExplorer(), DoseExplorer()):
+    for explorer in (browser, TrainingMonitor(folder=tmp_path), ProbeExplorer(), DoseExplorer(), PlanExplorer()):
         check_parameters(EXPLORE, explorer.parameters())
     browser.set(zoom=2.0, quantity="phase")
     words = browser.command().split()

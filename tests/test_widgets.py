@@ -18,6 +18,7 @@ from ptycho_nb.explorers.dose import DoseExplorer
 from ptycho_nb.explorers.explorer import Explorer
 from ptycho_nb.explorers.intensity import IntensityExplorer, best_scales
 from ptycho_nb.explorers.measured import MeasuredExplorer
+from ptycho_nb.explorers.plan import PlanExplorer
 from ptycho_nb.explorers.probe import ProbeExplorer
 from ptycho_nb.files import write_json
 from ptycho_nb.physics.forward import Layout, scan_amplitudes
@@ -57,11 +58,12 @@ def arm(tmp_path, no_network, rough):
 @pytest.fixture
 def explorer(which, scan, arm):
     """The explorer that a test names by its parameter `which`."""
-    kinds = {"probe": lambda: ProbeExplorer(scan), "intensity": lambda: IntensityExplorer(arm), "dose": DoseExplorer}
+    kinds = {"probe": lambda: ProbeExplorer(scan), "intensity": lambda: IntensityExplorer(arm), "dose": DoseExplorer,
+             "plan": PlanExplorer}
     return kinds[which]()
 
 
-every_explorer = pytest.mark.parametrize("which", ["probe", "intensity", "dose"])
+every_explorer = pytest.mark.parametrize("which", ["probe", "intensity", "dose", "plan"])
 
 
 def limits(control):
@@ -85,6 +87,9 @@ MOVES = [
     ("intensity", "log10_nphotons", 4.0, {}), ("intensity", "scale", 2.0, {}),
     ("dose", "log10_nphotons", 3.0, {}), ("dose", "probe", "defocused", {}), ("dose", "pattern", 3, {}),
     ("dose", "noise_seed", 5, {}),
+    ("plan", "resolution_px", 2.0, {}), ("plan", "feature_px", 10.0, {}), ("plan", "phase_rad", 0.1, {}),
+    ("plan", "probe", "disk", {}), ("plan", "overlap", 0.7, {}), ("plan", "log10_flux", 8.0, {}),
+    ("plan", "seed", 3, {}),
 ]
 
 
@@ -435,7 +440,8 @@ def shown(panels):
 
 @every_explorer
 def test_the_static_twin_is_what_the_widget_shows(explorer, which, tmp_path):
-    name, value = {"probe": ("probe_scale", 3.0), "intensity": ("scale", 4.0), "dose": ("log10_nphotons", 4.0)}[which]
+    name, value = {"probe": ("probe_scale", 3.0), "intensity": ("scale", 4.0), "dose": ("log10_nphotons", 4.0),
+                   "plan": ("overlap", 0.75)}[which]
     explorer.controls[name].value = value
     twin = explorer.figure()
     assert twin is not explorer.panels
@@ -460,7 +466,7 @@ def test_a_notebook_gets_widget_picture_and_text(explorer, which):
 @every_explorer
 def test_the_command_line_brings_the_state_back(explorer, which, arm):
     change = {"probe": {"kind": "defocused", "probe_scale": 0.25}, "intensity": {"pattern": 3, "scale": 2.0},
-              "dose": {"log10_nphotons": 3.5, "noise_seed": 4}}[which]
+              "dose": {"log10_nphotons": 3.5, "noise_seed": 4}, "plan": {"overlap": 0.75, "seed": 4}}[which]
     explorer.set(**change)
     explorer._copy.click()
     line = explorer.command_line.value
@@ -478,6 +484,8 @@ def test_the_command_line_brings_the_state_back(explorer, which, arm):
         again = ProbeExplorer(explorer.data, nphotons=float(given["nphotons"]), **settings)
     elif which == "intensity":
         again = IntensityExplorer(given["intensity_source_path"], **settings)
+    elif which == "plan":
+        again = PlanExplorer(int(given["N"]), **settings)
     else:
         again = DoseExplorer(int(given["N"]), given["object_kind"], int(given["object_seed"]), **settings)
     explorer.settle()

@@ -90,7 +90,7 @@ def _modes_of(
                          f"The names are {', '.join(PROBE_KINDS)}.")
     return modes.reshape(-1, *modes.shape[-2:])
 
-# %% ../../nbs/8_studies/80_plan.ipynb #44dc6159
+# %% ../../nbs/8_studies/80_plan.ipynb #efcc6a1b
 _OVERLAP = 0.6  # linear, if nothing is said
 
 
@@ -110,9 +110,9 @@ def _light(probe: Any, modes: np.ndarray, step_px: float) -> Light:
     "The light of the planned scan; with the detector of a scan that was given as the probe."
     if not isinstance(probe, RawData) or probe.detector is None:
         return light_of(modes, step_px)
-    some = probe.diff3d[np.linspace(0, probe.n_patterns - 1, min(64, probe.n_patterns)).astype(int)]
-    mean = np.mean(np.square(some, dtype=np.float64), axis=0) - probe.detector.background
-    return light_of(modes, step_px, probe.detector, np.maximum(mean, 0))
+    background = float(probe.detector.background[probe.detector.good].sum())
+    light = max(probe.nphotons_mean - background, 0.05 * probe.nphotons_mean)
+    return light_of(modes, step_px, probe.detector, light)
 
 
 def _spectrum_of(

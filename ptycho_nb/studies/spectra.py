@@ -24,7 +24,7 @@ from .thinning import make_pairs, scan_to_thin, whole_photons
 # %% auto #0
 __all__ = ['Spectrum', 'contrast_spectrum', 'random_mosaic', 'image_spectrum', 'pilot_spectrum', 'given_spectrum']
 
-# %% ../../nbs/8_studies/77_spectra.ipynb #0b925b19
+# %% ../../nbs/8_studies/77_spectra.ipynb #bc025905
 _NYQUIST = 0.5  # cycles per px
 
 
@@ -37,14 +37,16 @@ class Spectrum:
     part: str  # of `PARTS`
     transmission: float  # share of the photons that go through the sample
     assumption: str  # where it comes from, in words
+    scattered: np.ndarray  # float (n,): power of the whole complex object, of which the part is one
     exact: bool = True  # of a sample like this one; False: by a contrast, or continued from what a pilot scan shows
 
     def at(
         self,
-        cycles_per_px: np.ndarray,  # float (m,), above 0
-    ) -> np.ndarray:  # float (m,)
+        cycles_per_px: np.ndarray,  # float (…), above 0
+        whole: bool = False,  # of the complex object instead of the part
+    ) -> np.ndarray:  # float (…)
         "The power at some frequencies."
-        known, power = np.log(self.cycles_per_px), np.log(np.maximum(self.power, 1e-30))
+        known, power = np.log(self.cycles_per_px), np.log(np.maximum(self.scattered if whole else self.power, 1e-30))
         wanted = np.log(cycles_per_px)
         fine = known > known[-1] - np.log(2)  # the last octave says how it goes on
         slope = min(np.polyfit(known[fine], power[fine], 1)[0], 0.0) if fine.sum() > 2 else 0.0
@@ -56,9 +58,10 @@ class Spectrum:
         factor: float,  # side of a new pixel by that of the old one
     ) -> Spectrum:
         "The spectrum of the same sample, counted in other pixels."
-        return replace(self, cycles_per_px=self.cycles_per_px * factor, power=self.power / factor**2)
+        changed = {"cycles_per_px": self.cycles_per_px * factor, "power": self.power / factor**2}
+        return replace(self, **changed, scattered=self.scattered / factor**2)
 
-# %% ../../nbs/8_studies/77_spectra.ipynb #95ca2099
+# %% ../../nbs/8_studies/77_spectra.ipynb #3b23dabf
 def contrast_spectrum(
     feature_px: float,  # mean width of the features, px
     phase_rad: float = 0.0,  # difference of their phases
@@ -75,8 +78,11 @@ def contrast_spectrum(
     frequency, reach = np.geomspace(1e-3, _NYQUIST, 200), feature_px / 2
     shape = 2 * np.pi * reach**2 / (1 + (2 * np.pi * frequency * reach) ** 2) ** 1.5
     said = f"a phase of {phase_rad:g} rad" if part == "phase" else f"an absorption of {100 * absorption:g} %"
-    return Spectrum(frequency, contrast[part] ** 2 / 4 * shape, part, 1 - absorption / 2,
-                    f"features with sharp edges on half of the area, {feature_px:.3g} px wide in the mean, with {said}", False)
+    transmission = 1 - absorption / 2
+    scattered = (contrast["amplitude"] ** 2 + transmission * min(contrast["phase"], 2.0) ** 2) / 4 * shape
+    return Spectrum(frequency, contrast[part] ** 2 / 4 * shape, part, transmission,
+                    f"features with sharp edges on half of the area, {feature_px:.3g} px wide in the mean, with {said}",
+                    scattered, False)
 
 # %% ../../nbs/8_studies/77_spectra.ipynb #5d1a31fb
 def random_mosaic(
@@ -91,7 +97,7 @@ def random_mosaic(
     nearest = cKDTree(rng.uniform(0, side_px, (number, 2))).query(places)[1]
     return (rng.random(number) < 0.5)[nearest].reshape(side_px, side_px)
 
-# %% ../../nbs/8_studies/77_spectra.ipynb #7a1ad634
+# %% ../../nbs/8_studies/77_spectra.ipynb #d11ace07
 def image_spectrum(
     image: np.ndarray,  # complex (h, w): transmission of a sample like this one
     part: str | None = None,  # of `PARTS`; None: the one with more structure
@@ -109,9 +115,10 @@ def image_spectrum(
     part = max(PARTS, key=lambda name: powers[name][fine].sum()) if part is None else check_choice("part", part, PARTS)
     if not powers[part].max() > 1e-12:
         raise InputError("sample", f"a constant {part}", f"structure in the {part}", "Choose the other part.")
-    return Spectrum(frequency, powers[part], part, float(np.mean(np.abs(image) ** 2)), "a sample like the image that was given")
+    return Spectrum(frequency, powers[part], part, float(np.mean(np.abs(image) ** 2)), "a sample like the image that was given",
+                    object_power(image.astype(complex))[1])
 
-# %% ../../nbs/8_studies/77_spectra.ipynb #2bc81e3e
+# %% ../../nbs/8_studies/77_spectra.ipynb #4000b880
 def pilot_spectrum(
     scan: RawData,  # counts in whole photons, or a gain times them
     part: str | None = None,  # of `PARTS`; None: the one with more structure
@@ -136,17 +143,17 @@ def pilot_spectrum(
             found[name] = signal
     if part is not None:
         check_choice("part", part, PARTS)
-        found = {name: signal for name, signal in found.items() if name == part}
-    if not found:
+    if not found or part not in (None, *found):
         raise InputError(scan.source, "two halves of its photons that agree in fewer than six rings",
                          "a pilot scan that shows something", "Count longer, or give a contrast instead.")
     rings = len(next(iter(found.values())))
-    best = max(found, key=lambda name: found[name][rings // 4 :].sum())
+    whole = sum(found.values())  # the amplitude is about 1
+    best = part or max(found, key=lambda name: found[name][rings // 4 :].sum())
     frequency = np.arange(1, rings + 1) / (2 * rings)
     return Spectrum(frequency, found[best], best, float(np.mean(np.abs(image / largest) ** 2)),
-                    f"what a pilot scan of {scan.n_patterns} patterns of {scan.nphotons_mean:.2g} photons shows", False)
+                    f"what a pilot scan of {scan.n_patterns} patterns of {scan.nphotons_mean:.2g} photons shows", whole, False)
 
-# %% ../../nbs/8_studies/77_spectra.ipynb #50ca6e06
+# %% ../../nbs/8_studies/77_spectra.ipynb #37a41f35
 def given_spectrum(
     given: Mapping[str, np.ndarray],  # 'cycles_per_px' ascending, up to 0.5, and 'power'
     part: str | None = None,  # of `PARTS`; None: the phase
@@ -162,4 +169,5 @@ def given_spectrum(
                          "cycles_per_px, ascending above 0 and up to 0.5, and a power for each of at least four",
                          "ptycho_nb.analysis.limits.object_power(image) makes both.")
     part = check_choice("part", "phase" if part is None else part, PARTS)
-    return Spectrum(frequency, np.maximum(power, 0), part, 1.0, "a sample with the spectrum that was given")
+    power = np.maximum(power, 0)
+    return Spectrum(frequency, power, part, 1.0, "a sample with the spectrum that was given", power)
