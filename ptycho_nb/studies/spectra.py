@@ -84,18 +84,19 @@ def contrast_spectrum(
                     f"features with sharp edges on half of the area, {feature_px:.3g} px wide in the mean, with {said}",
                     scattered, False)
 
-# %% ../../nbs/8_studies/77_spectra.ipynb #5d1a31fb
+# %% ../../nbs/8_studies/77_spectra.ipynb #7bd7fe32
 def random_mosaic(
     side_px: int,
     feature_px: float,  # mean width along a line
     seed: int | np.random.Generator = 0,
-) -> np.ndarray:  # bool (side, side)
+    fine: int = 1,  # places along a side of each pixel that are looked at
+) -> np.ndarray:  # float (side, side), 0 to 1: share of the first material in each pixel
     "Cells of either of two materials by chance."
     rng = np.random.default_rng(seed)
     number = max(8, round((1.65 * side_px / feature_px) ** 2))  # neighbours of one material make features wider than cells
-    places = np.stack(np.indices((side_px, side_px)), axis=-1).reshape(-1, 2)
+    places = np.stack(np.indices((side_px * fine, side_px * fine)), axis=-1).reshape(-1, 2) / fine
     nearest = cKDTree(rng.uniform(0, side_px, (number, 2))).query(places)[1]
-    return (rng.random(number) < 0.5)[nearest].reshape(side_px, side_px)
+    return (rng.random(number) < 0.5)[nearest].reshape(side_px, fine, side_px, fine).mean(axis=(1, 3))
 
 # %% ../../nbs/8_studies/77_spectra.ipynb #d11ace07
 def image_spectrum(
