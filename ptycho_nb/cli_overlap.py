@@ -85,6 +85,16 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _pool(arguments: argparse.Namespace) -> int:
+    from ptycho_nb.studies.overlap_comparison import pool_studies, pooled_sentences
+
+    pooled = pool_studies([arguments.folder, *arguments.more])
+    pooled.to_csv(Path(arguments.folder) / "pooled_metrics.csv", index=False)
+    print(*pooled_sentences(pooled), sep="\n")
+    print(f"table: {os.path.relpath(Path(arguments.folder) / 'pooled_metrics.csv')}")
+    return 0
+
+
 def _check_loss(arguments: argparse.Namespace) -> int:
     from ptycho_nb.studies.overlap_jobs import check_loss
 
@@ -95,7 +105,8 @@ def _check_loss(arguments: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-_STEPS = {"build": _build, "train": _train, "reconstruct": _reconstruct, "compare": _compare, "check-loss": _check_loss}
+_STEPS = {"build": _build, "train": _train, "reconstruct": _reconstruct, "compare": _compare, "pool": _pool,
+          "check-loss": _check_loss}
 
 
 def _overlap(arguments: argparse.Namespace) -> int:
@@ -113,9 +124,11 @@ def add_overlap(
                        more="steps, each of which does what is missing:\n  build        make and validate the scans\n"
                             "  train        a network for each view, and a supervised one\n"
                             "  reconstruct  the test half by every method\n  compare      the tables and pictures\n"
+                            "  pool         mean scores of several studies, which differ in noise_seed alone\n"
                             "  check-loss   judge one training by another")
     sub.add_argument("step", choices=tuple(_STEPS), help="which")
     sub.add_argument("folder", nargs="?", help="of the study")
+    sub.add_argument("more", nargs="*", metavar="folder", help="pool: of the same study with other noise seeds")
     sub.add_argument("--profile", dest="size", default="quick", metavar="NAME", help="build: quick (default) or full")
     sub.add_argument("--object", metavar="FILE", help="build: a file of reconstructions to take the object from")
     sub.add_argument("--probe", metavar="FILE", help="build: a file with the probe")

@@ -279,6 +279,9 @@ def test_the_steps_from_the_shell(tmp_path, capsys):
     assert len(table) == 6 and table["ms_ssim"].between(0, 1).all() and table["seconds"].gt(0).all()
     assert len(pd.read_csv(tmp_path / "study" / "nphotons=1e4" / "frc_curves.csv")) > 6 * 20
 
+    assert main(["overlap", "pool", study]) == 0 and "nobody can tell" in capsys.readouterr().out
+    assert main(["overlap", "pool", study, study]) == 2 and "noise seed alone" in capsys.readouterr().err
+
     (job / "wts.h5.zip").write_bytes(b"something else")
     capsys.readouterr()
     assert main(training) == 2 and "another checksum" in capsys.readouterr().err

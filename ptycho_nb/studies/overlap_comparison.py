@@ -5,7 +5,8 @@
 # %% ../../nbs/8_studies/89_overlap_comparison.ipynb #aa0cf73f
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from ..files import read_json, replacing, sha256_of, write_arrays, write_json
 from ..runs.arms import WEIGHTS
 from ..solvers.gauge import aligned_pair
 from ..solvers.result import Reconstruction, Region, common_region, crop, load_reconstructions
+from .equal_fluence import interval
 from .overlap_data import MANIFEST, SKIPPED, dose_folder
 from .overlap_jobs import JOB, read_design, study_jobs
 
 # %% auto #0
-__all__ = ['PARTS', 'compare_results', 'compare_dose', 'compare_study']
+__all__ = ['PARTS', 'TABLE', 'compare_results', 'compare_dose', 'compare_study', 'pool_studies', 'pooled_sentences']
 
 # %% ../../nbs/8_studies/89_overlap_comparison.ipynb #1806c6c9
 PARTS = ("phase", "amplitude")
+TABLE = "comparison_metrics.csv"
 
 
 def compare_results(
@@ -92,7 +95,7 @@ def compare_dose(
     table.insert(0, "nphotons", dose)
     table["limit"] = [limits.get(part, np.nan) for part in table["part"]]
     curves.insert(0, "nphotons", dose)
-    table.to_csv(here / "comparison_metrics.csv", index=False)
+    table.to_csv(here / TABLE, index=False)
     curves.to_csv(here / "frc_curves.csv", index=False)
     write_arrays(here / "reconstructions_aligned.npz", **images)
     metrics = {method: {part: found[found["part"] == part].iloc[0].to_dict() for part in PARTS}
@@ -115,7 +118,7 @@ def compare_study(
     folder, design = Path(folder), read_design(folder)
     there = [dose for dose in design.doses if (dose_folder(folder, dose) / "reconstructions.npz").exists()]
     table = pd.concat([compare_dose(folder, dose, register) for dose in doses or there or design.doses], ignore_index=True)
-    table.to_csv(folder / "comparison_metrics.csv", index=False)
+    table.to_csv(folder / TABLE, index=False)
     records = {f"{dose:g}": read_json(dose_folder(folder, dose) / "reconstructions.json", dict) for dose in there}
     bundles = {job.name: sha256_of(folder / "jobs" / job.name / WEIGHTS) for job in study_jobs(folder)
                if (folder / "jobs" / job.name / JOB).exists()}
@@ -136,3 +139,49 @@ def compare_study(
     with replacing(folder / "summary.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return table
+
+# %% ../../nbs/8_studies/89_overlap_comparison.ipynb #0a479af7
+def pool_studies(
+    folders: Sequence[str | Path],  # of studies that differ in their noise seed alone
+    metric: str = "ms_ssim",  # in which more is better
+) -> pd.DataFrame:  # a line for each dose, part and method: mean, 90 % interval, seeds; 'behind' the best by more than chance
+    "Mean scores over noise seeds, and which differences are more than chance; `InputError` for studies that differ in more."
+    designs = [read_design(folder) for folder in folders]
+    seeds, others = {design.noise_seed for design in designs}, {replace(design, noise_seed=0) for design in designs}
+    if len(seeds) < len(designs) or len(others) > 1:
+        found = ", ".join(f"{folder}: noise seed {design.noise_seed}" for folder, design in zip(folders, designs, strict=True))
+        raise InputError("studies to pool", found, "designs that differ in their noise seed alone",
+                         "Build them with: -p noise_seed 1, 2, …")
+    for folder in folders:
+        if not (Path(folder) / TABLE).exists():
+            raise InputError(str(folder), f"no {TABLE}", "a study that was compared", f"ptycho-nb overlap compare {folder}")
+    tables = [pd.read_csv(Path(folder) / TABLE).assign(seed=number) for number, folder in enumerate(folders)]
+    lines = []
+    for (dose, part), group in pd.concat(tables).groupby(["nphotons", "part"], sort=False):
+        scores = group.pivot_table(index="seed", columns="method", values=metric, sort=False).dropna(axis=1)
+        best = scores.mean().idxmax()
+        for method in scores:
+            mean, low, high = interval(scores[method].to_numpy())
+            _, least, _ = interval((scores[best] - scores[method]).to_numpy())
+            lines.append({"nphotons": dose, "part": part, "method": method, "metric": metric, "mean": mean, "low": low,
+                          "high": high, "seeds": len(scores), "best": method == best, "behind": bool(least > 0)})
+    return pd.DataFrame(lines)
+
+
+def pooled_sentences(
+    pooled: pd.DataFrame,  # of `pool_studies`
+) -> list[str]:  # one for each dose and part
+    "Who is best, and who cannot be told from it."
+    said = []
+    for (dose, part), group in pooled.groupby(["nphotons", "part"], sort=False):
+        best = group[group["best"]].iloc[0]
+        alike = [name.replace("_", " ") for name in group.loc[~group["behind"] & ~group["best"], "method"]]
+        name, score = best["method"].replace("_", " "), METRIC_LABELS[best["metric"]].name
+        start = f"{dose:g} photons, {part}: {name} has the highest {score}, {best['mean']:.3f}"
+        if best["seeds"] < 2:
+            said.append(f"{start}; one noise seed, so that nobody can tell.")
+            continue
+        start += f" ({best['low']:.3f} to {best['high']:.3f})"
+        rest = f"not to be told from it: {', '.join(alike)}" if alike else "all others are behind by more than chance"
+        said.append(f"{start}; {rest if len(group) > 1 else 'there is no other method'}.")
+    return said

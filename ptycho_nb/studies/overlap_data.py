@@ -109,7 +109,8 @@ def dose_folder(
 
 def _simulated(design: OverlapDesign, places: dict, base: np.ndarray, probe: np.ndarray) -> Iterator[tuple[float, str, RawData]]:
     for dose in design.doses:
-        config = SimulationConfig(N=design.N, nphotons=dose, object_size_px=design.object_size_px, seed=design.simulation_seed)
+        config = SimulationConfig(N=design.N, nphotons=dose, object_size_px=design.object_size_px,
+                                  seed=design.simulation_seed, noise_seed=design.noise_seed)
         for half in HALVES:
             yield dose, half, generate_simulated_data(config, base, probe, places[half], half)
 

@@ -39,7 +39,8 @@ class OverlapDesign(Config):
     sparse: float = setting(0.2, minimum=0, maximum=0.99)
     min_groups: int = setting(200, minimum=1)  # a view with fewer is left out
     image_neighbours: int = setting(6, minimum=1)  # with how many others the overlap of an image is measured
-    simulation_seed: int = setting(42, minimum=0)
+    simulation_seed: int = setting(42, minimum=0)  # of object and positions, and of the photons unless noise_seed is given
+    noise_seed: int | None = setting(None, minimum=0)
     grouping_seed: int = setting(123, minimum=0)
     subsampling_seed: int = setting(456, minimum=0)
     frc_threshold: float = setting(0.5, above=0, maximum=1)
