@@ -25,7 +25,7 @@ from .explorer import Explorer, Panels, number_table, slider
 # %% auto #0
 __all__ = ['PlanState', 'filtered', 'PlanPanels', 'PlanExplorer']
 
-# %% ../../nbs/9_explorers/55_plan.ipynb #d0933384
+# %% ../../nbs/9_explorers/55_plan.ipynb #77852939
 @dataclass(frozen=True, eq=False)
 class PlanState:
     "A planned scan, and what it will leave of a sample."
@@ -78,7 +78,7 @@ class PlanPanels(Panels):
         curve.set(title="expected resolution", xlabel="photons per pattern", ylabel="FRC50 / Nyquist",
                   xlim=(1, 1e9), ylim=(0, 1.03))
         curve.grid(alpha=0.25)
-        self.numbers = number_table(numbers, ["half-period", "photons / pattern", "photons / pixel", "step", "photons, 100² px",
+        self.numbers = number_table(numbers, ["half-period", "per pattern", "per pixel", "step", "photons, 100² px",
                                               "patterns, 100² px", "exposure"])
         notes.set_axis_off()
         self.said = notes.text(0, 1, "", transform=notes.transAxes, va="top", fontsize=9)
