@@ -31,10 +31,10 @@ def mass_absorption_cm2_per_g(
         import xraydb
     except ImportError as error:
         raise InputError("material", f"{formula!r}, and no package xraydb to look it up", "the extra [gray], or a coefficient",
-                         "Run pip install 'ptycho_nb[gray]', or give absorption_cm2_per_g.") from error
+                         "Run pip install 'ptycho_nb[gray]', or give the number in cm²/g as the material.") from error
     if not 100 <= energy_ev <= 8e5:
         raise InputError("energy", f"{energy_ev:g} eV", "100 eV to 800 keV, which the tables cover",
-                         "Give absorption_cm2_per_g instead of a material.")
+                         "Give the coefficient in cm²/g as the material.")
     try:
         masses = {name: count * xraydb.atomic_mass(name) for name, count in xraydb.chemparse(formula).items()}
         parts = [mass * float(xraydb.mu_elam(name, energy_ev, kind="photo")) for name, mass in masses.items()]
