@@ -13,14 +13,17 @@ from ..config import VALIDATION_FRACTION, InputError
 from ..data.scan import RawData
 from ..physics.detector import Detector
 from ..physics.noise import deal_photons, pattern_deviances
-from ..physics.scans import stand_alone, validation_indices
+from ..physics.probes import probe_diameter_px
+from ..physics.scans import nearest_spacing_px, validation_indices
 from .result import Reconstruction, predict_amplitudes
 
 # %% auto #0
-__all__ = ['HELD_OUT', 'HeldOut', 'hold_out', 'hold_out_photons', 'trimmed_mean']
+__all__ = ['HELD_OUT', 'SPARSE', 'HeldOut', 'hold_out', 'hold_out_photons', 'trimmed_mean']
 
 # %% ../../nbs/3_solvers/40_held_out.ipynb #44c03a97
 HELD_OUT = VALIDATION_FRACTION  # of the patterns, or of their photons
+SPARSE = 0.65  # linear overlap of nearest neighbours below which a pattern that is left out is missing
+_TELLING = 0.45  # below which only whole patterns tell of a wrong probe; none of them does where patterns stand alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,12 @@ class HeldOut:
         return Detector(self.good) if detector is None else replace(detector, good=detector.good & self.good)
 
 
+def _are_sparse(data: RawData) -> bool:
+    "Whether photons of each pattern are to judge, and not whole patterns."
+    overlap = 1 - float(np.median(nearest_spacing_px(data.positions_px))) / probe_diameter_px(data.probe)
+    return overlap <= 0 or (overlap < SPARSE and (data.is_simulated or overlap > _TELLING))
+
+
 def hold_out(data: RawData, patterns: np.ndarray | None = None, seed: int = 0) -> HeldOut:
     """Keep some counts of a scan from every fit, to judge by them.
 
@@ -82,8 +91,8 @@ def hold_out(data: RawData, patterns: np.ndarray | None = None, seed: int = 0) -
     data : RawData
         The scan: M patterns of N x N px.
     patterns : ndarray of int, shape (v,), optional
-        Numbers of the patterns to leave out. Default: a tenth of them, drawn; where patterns stand alone, a tenth of the photons
-        of each.
+        Numbers of the patterns to leave out. Default: a tenth of them, drawn; where patterns hardly overlap, a tenth of the
+        photons of each.
     seed : int
         Draws them.
 
@@ -108,7 +117,7 @@ def hold_out(data: RawData, patterns: np.ndarray | None = None, seed: int = 0) -
     array([0, 5])
     """
     if patterns is None:
-        if data.n_patterns > 2 and stand_alone(data.positions_px, data.probe):
+        if data.n_patterns > 2 and _are_sparse(data):
             return hold_out_photons(data, seed)
         patterns = validation_indices(data.n_patterns, HELD_OUT, seed)
     patterns = np.asarray(patterns, int)

@@ -22,11 +22,11 @@ from ..files import read_json, write_arrays, write_json
 from ..machine import progress_bar
 from ..physics.objects import make_object
 from ..physics.probes import make_probe, probe_diameter_px
-from ..physics.scans import area_overlap, linear_overlap
+from ..physics.scans import area_overlap, linear_overlap, stand_alone, validation_indices
 from ..runs.arms import arm_name
 from ..solvers.estimate import estimate
 from ..solvers.gauge import aligned_pair
-from ..solvers.held_out import hold_out, hold_out_photons
+from ..solvers.held_out import HELD_OUT, HeldOut, hold_out, hold_out_photons
 from ..solvers.result import Reconstruction, Region
 
 if TYPE_CHECKING:
@@ -110,8 +110,15 @@ def simulate_arm(
 PARTS = ("amplitude", "phase")
 
 
+def _patterns_held(scan: RawData, seed: int) -> HeldOut:
+    "Whole patterns; photons only where patterns stand alone."
+    if stand_alone(scan.positions_px, scan.probe):
+        return hold_out_photons(scan, seed)
+    return hold_out(scan, validation_indices(scan.n_patterns, HELD_OUT, seed))
+
+
 def _no_network(scan: RawData, seed: int) -> Reconstruction:
-    return estimate(scan, "fixed", held=hold_out(scan, seed=seed), seed=seed, progress=False)
+    return estimate(scan, "fixed", held=_patterns_held(scan, seed), seed=seed, progress=False)
 
 
 def _photons_held(scan: RawData, seed: int) -> Reconstruction:
@@ -121,7 +128,7 @@ def _photons_held(scan: RawData, seed: int) -> Reconstruction:
 def _amortised(scan: RawData, seed: int) -> Reconstruction:
     from ptycho_nb.network.pretrained import amortised
 
-    return amortised(scan, refine_probe=False, splits=1, orientations=2, seed=seed, progress=False)
+    return amortised(scan, held=_patterns_held(scan, seed), refine_probe=False, orientations=2, seed=seed, progress=False)
 
 
 _SOLVERS: dict[str, Callable[[RawData, int], Reconstruction]] = {
