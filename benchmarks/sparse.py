@@ -1,7 +1,7 @@
 """Whole patterns or photons of every pattern: what should judge where patterns hardly overlap?
 
-A Siemens star with amplitude and phase under fewer and fewer patterns, at two doses; with the exact probe held fixed, and
-as a measured scan whose probe is out of focus by 1.5 rad. Amplitude SSIM, goodness, rungs. Five minutes on one core.
+A Siemens star with amplitude and phase under fewer and fewer patterns, at two doses; with the exact probe held fixed,
+and as a measured scan out of focus by 1.5 rad. Amplitude SSIM, goodness, rungs. Five minutes on one core.
 """
 import warnings
 
@@ -37,7 +37,7 @@ def main() -> None:
                 scores = [pt.compare(result, exact.truth)["amplitude"]["ssim"] for result in (known, found)]
                 kept = [rung["name"] for rung in found.info["rungs"] if rung["kept"]][1:]
                 print(f"| {n} | {nphotons:.0e} | {overlap:.2f} | {name} | {scores[0]:.3f} | {scores[1]:.3f} | "
-                      f"{found.info['goodness']['ratio']:.2f} | {", ".join(kept)} |", flush=True)
+                      f"{found.info['goodness']['ratio']:.2f} | {', '.join(kept)} |", flush=True)
 
 
 if __name__ == "__main__":
