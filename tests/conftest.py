@@ -9,11 +9,11 @@ STAR = "siemens-star-small.npz.bz2"
 # Where CI is set everything is there that a test can ask for, and a skipped test is an error, with one exception:
 MAY_BE_SKIPPED = (f"the measured scan {STAR} is not here",)  # a file that somebody has to put there
 
-# Two workers (`pytest -n 2 --dist loadgroup`) take one group after the other, each a file unless a test names its own
-# (`xdist_group`). Those that take longest start first, so that both workers end at about the same time.
+# The workers (`pytest -n 3 --dist loadgroup`) take one group after the other, each a file unless a test names its own
+# (`xdist_group`). Those that take longest start first, so that all workers end at about the same time.
 LONGEST_FIRST = ("sweep", "studies", "measured", "training", "jax_backend", "bench", "widgets",
                  "browser_jupyterlab", "sizes", "diagnostics", "pretrained", "reports", "browsers", "baselines",
-                 "sim_lines", "docs", "surface", "health", "diagnose", "reconstruct", "tutorial",
+                 "docs", "surface", "health", "diagnose", "reconstruct", "tutorial",
                  "pretrain")
 
 

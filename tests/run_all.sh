@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# One thread a process: two notebooks or tests run at a time, and TensorFlow would otherwise take every core for each.
+# One thread a process: two notebooks or three tests run at a time, and TensorFlow would otherwise take every core for each.
 export OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 export PYTHONWARNINGS=ignore::FutureWarning
 
@@ -35,8 +35,9 @@ else
     step "modules import from lower layers only"          lint-imports
     step "ruff"                                           ruff check ptycho_nb tests benchmarks docs setup.py
     step "library notebooks run (nbdev_test)"             nbdev_test --n_workers 2
-    # Among the tests: the study notebooks and the documentation, warnings as errors.
-    step "pytest"  python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+    # Among the tests: the study notebooks and the documentation, warnings as errors. A third of the time a worker waits for
+    # a process or a browser: three of them keep two cores busy.
+    step "pytest"  python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 fi
 
 if [ "$failed" -gt 0 ]; then

@@ -45,7 +45,8 @@ GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_se
          "photon_grid": {"n_patterns": 120, "n_train": 16, "nepochs": 1, "doses": "1e4,1e5", "methods": "no_network"},
          "reconstruct": {"n_groups": 48, "nepochs": 1}, "tutorial": {},
          "wrong_probe": {"methods": "no_network", "errors": "right,blur 1 px", "n_seeds": 2, "side_px": 80}}
-LONG = {"dose_curve", "dose_comparison"}  # sweeps of dose.ipynb; sweeps and reports have tests of their own
+# Two sweeps of dose.ipynb, whose arms, sweeps and reports have tests of their own, and four trainings:
+LONG = {"dose_curve", "dose_comparison", "sim_lines"}
 TIMINGS = {"seconds", "cpu_seconds"}
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from ..config import InputError, ModelConfig, TrainingConfig
 from ..data.scan import RawData
 from ..files import read_arrays, read_json, sha256_of, write_json
+from ..physics.scans import validation_indices
 from ..runs.arms import HISTORY, WEIGHTS, arm_name
 from ..solvers.estimate import estimate
-from ..solvers.held_out import HeldOut, hold_out
+from ..solvers.held_out import HELD_OUT, HeldOut, hold_out
 from ..solvers.lsqml import lsqml, ptychi_installed
 from ..solvers.result import Reconstruction, load_reconstructions, save_reconstructions
 from .overlap_data import MANIFEST, dose_folder
@@ -208,7 +209,7 @@ def reconstruct_dose(
     here = dose_folder(folder, dose)
     (here / _MADE).mkdir(exist_ok=True)
     test = RawData.load(here / "test.npz")
-    held = hold_out(test, seed=design.subsampling_seed)
+    held = hold_out(test, validation_indices(test.n_patterns, HELD_OUT, design.subsampling_seed))  # a network leaves patterns out
     solvers = _solver_tasks(test, held, design.lsqml_epochs, here / "test.npz")
     tasks, absent = {name: task for name, task in solvers.items() if name in methods}, {}
     if "lsqml" in tasks and not ptychi_installed():
