@@ -53,7 +53,7 @@ def _from_tike(arrays: Mapping[str, np.ndarray], source: str) -> RawData:
         _logger.info("%s: the probe has %d modes", source, len(modes))
     if counts.min() < 0:
         raise InputError(f"{source}, key 'data'", f"a smallest count of {counts.min()}", "counts >= 0",
-                         "Set pixels that a background subtraction made negative to 0.")
+                         "Give the counts as the detector wrote them.")
     N = counts.shape[-1]
     origin_px = np.floor(corners_px.min(axis=0))
     return RawData(

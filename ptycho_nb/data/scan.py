@@ -303,7 +303,7 @@ def _refuse_negative(what: str, patterns: np.ndarray) -> None:
     if len(negative):
         raise InputError(what, f"negative values in {len(negative)} of {len(patterns)} entries of shape "
                          f"{patterns.shape}, first at {negative[0]}", "values >= 0",
-                         "Set pixels that a background subtraction made negative to 0.")
+                         "Give the counts as the detector wrote them, and the background beside them as 'background'.")
 
 
 def _refuse_patches_outside(data: RawData) -> None:
