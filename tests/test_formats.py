@@ -433,3 +433,11 @@ def test_the_measured_star_through_every_format_that_is_written(measured_star, t
         np.testing.assert_array_equal(np.round(data.diff3d.astype(float) ** 2), counts)
         np.testing.assert_array_equal(data.probe_modes, first.probe_modes)
         assert data.pixel_size_m == pytest.approx(first.pixel_size_m, rel=1e-12)
+
+
+def test_a_matlab_file_reads_no_other_file(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(8 * 21))
+    with h5py.File(tmp_path / "scan.mat", "w", userblock_size=512) as file:
+        file.create_dataset("ptychogram", (21,), "f8", external=[(str(tmp_path / "secret"), 0, h5py.h5f.UNLIMITED)])
+    with pytest.raises(InputError, match=r"scan\.mat.*ptychogram.*in another file"):
+        load_data(tmp_path / "scan.mat")

@@ -5,6 +5,7 @@
 # %% ../../nbs/2_data/13_matlab.ipynb #0b2dee19
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -58,6 +59,9 @@ def _numbers_of_hdf5(file: h5py.File) -> Iterator[tuple[str, np.ndarray]]:
         is_text = file[name].attrs.get("MATLAB_class") == b"char"
         if name.startswith("#") or is_text or not shape or 0 in shape or not (kind.kind in "biuf" or _is_pair(kind)):
             continue
+        if file[name].is_virtual or file[name].external:
+            raise InputError(f"{file.filename}, {name!r}", "numbers that lie in another file", "its own, as MATLAB writes them",
+                             "Save it again, save(name, '-v7.3').")
         check_memory(f"{file.filename}, {name!r}", file[name].nbytes)
         array = file[name][()]
         array = array["real"] + 1j * array["imag"] if _is_pair(kind) else array
@@ -69,7 +73,7 @@ def open_matlab(
     path: str | Path,
 ) -> Iterator[Tree]:
     "The numbers of a MATLAB file as a tree of data sets; `InputError` if it is missing, damaged or has none."
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     path = Path(path)
     with ExitStack() as stack:
@@ -77,7 +81,7 @@ def open_matlab(
             if h5py.is_hdf5(path):
                 found = _numbers_of_hdf5(stack.enter_context(h5py.File(path, "r")))
             else:
-                check_memory(str(path), path.stat().st_size)
+                check_memory(str(path), 8 * sum(math.prod(shape) for _, shape, _ in whosmat(path)))  # packed, it may be small
                 found = _numbers_of(loadmat(path, simplify_cells=True))
             file = stack.enter_context(h5py.File(f"{path}, in memory", "w", driver="core", backing_store=False))
             for name, array in found:

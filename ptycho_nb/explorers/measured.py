@@ -169,8 +169,7 @@ class MeasuredExplorer(widgets.Explorer):
         iterations = _PREVIEW if preview else _JOINT if several else _ITERATIONS
         image = fit_scan(data, self._held_out, refine_probe=several, iterations=iterations, smoothing_px=widths, progress=False)
         if settings["prior"] in rungs.STRENGTHS:
-            photons = image.coverage * np.sum(np.abs(image.modes) ** 2) / (image.N / 2) ** 2
-            noise = float(1 / np.sqrt(2 * np.median(photons[photons > 0.1 * photons.max()])))
-            image = replace(image, object=rungs.denoised(image.object, noise, settings["prior"], 1.5))
+            smooth = rungs.denoised(image.object, rungs.photon_noise(image), settings["prior"], 1.5)
+            image = replace(image, object=smooth)
         return MeasuredState(**settings, preview=preview, image=image, residuals=residual_maps(image, data),
                              goodness=goodness(image, self._held_out))

@@ -22,15 +22,14 @@ from ..solvers.goodness import goodness
 from ..solvers.held_out import HeldOut
 from ..solvers.ladder import judge
 from ..solvers.result import Reconstruction
-from ..solvers.rungs import denoised
+from ..solvers.rungs import denoised, photon_noise
 from .inference import reconstruct as apply_model
 from .model import PtychoModel
 from .pretrained import Pretrained, SolverView, corrected_views, merged
 from .training import TrainingResult
 
 # %% auto #0
-__all__ = ['photon_noise', 'best_smoothing', 'Candidate', 'preferred', 'choose', 'candidates_text', 'candidates_table',
-           'reconstruct']
+__all__ = ['best_smoothing', 'Candidate', 'preferred', 'choose', 'candidates_text', 'candidates_table', 'reconstruct']
 
 # %% ../../nbs/4_network/72_candidates.ipynb #ef8888ad
 # Share of the photon noise that is expected to be left, and strength:
@@ -41,16 +40,8 @@ _STEPS = 6  # of the likelihood, after smoothing
 _MOST_TIMES = 6  # that both are done in turn
 
 
-def photon_noise(
-    view: SolverView,
-) -> float:
-    "The standard deviation that the photons leave in the real and in the imaginary part of a pixel: its median."
-    photons = view.base.coverage * np.sum(np.abs(view.base.modes) ** 2) / (view.base.N / 2) ** 2
-    return float(1 / np.sqrt(2 * np.median(photons[photons > 0.1 * photons.max()])))
-
-
 def _smoothed(view: SolverView, object: np.ndarray, share: float, strength: float) -> np.ndarray:
-    return denoised(object, share * photon_noise(view), "non-local means", strength)
+    return denoised(object, share * photon_noise(view.base), "non-local means", strength)
 
 
 def _deviances(view: SolverView, object: np.ndarray) -> np.ndarray:
@@ -160,6 +151,16 @@ def _judged(data: RawData, views: list[SolverView], corrections: list[np.ndarray
     return objects[preferred(deviances)], choose(deviances)
 
 
+def _beside_measured(table: list[Candidate], held: HeldOut, winner: Reconstruction,
+                     measured: Reconstruction) -> tuple[list[Candidate], bool]:
+    "The table with the estimate that found the model, and whether the counts of the first split prefer it to the winner."
+    before, after = held.deviances(winner), held.deviances(measured)
+    gain, error, _ = judge(before, after)
+    chosen, is_best = next(row for row in table if row.chosen), bool(gain > 0)
+    last = Candidate("estimate with its prior", chosen.gain + float(gain), float(error), is_best)
+    return [replace(row, chosen=row.chosen and not is_best) for row in table] + [last], is_best
+
+
 @stopping("nothing is kept; start it again.")
 def reconstruct(
     data: RawData,
@@ -237,12 +238,15 @@ def reconstruct(
     if model is not None:
         return apply_model(data, model, config, exclude, rescale)
     wall, cpu = time.perf_counter(), time.process_time()
-    modelled, views, corrections = corrected_views(data, pretrained, held=held, refine_probe=refine_probe, splits=splits,
-                                                   seed=seed, progress=progress)
+    modelled, views, corrections, measured = corrected_views(data, pretrained, held=held, refine_probe=refine_probe,
+                                                             splits=splits, seed=seed, progress=progress)
     objects, table = _judged(modelled, views, corrections)
-    first = replace(views[0].base, object=objects[0])
+    image, first = merged(views, objects), replace(views[0].base, object=objects[0])
+    if measured is not None:  # its object has a prior of its own; it has seen the counts of all splits but the first
+        table, is_best = _beside_measured(table, views[0].held, first, measured)
+        image, first = (measured, measured) if is_best else (image, first)
     found = goodness(first, views[0].held)
     info: dict[str, Any] = {"candidates": [asdict(row) for row in table], "chosen": next(row.name for row in table if row.chosen),
                             "splits": len(views), "goodness": asdict(found), "verdict": found.verdict}
-    return replace(merged(views, objects), method="best", info=info, seconds=time.perf_counter() - wall,
+    return replace(image, method="best", info=info, seconds=time.perf_counter() - wall,
                    cpu_seconds=time.process_time() - cpu)

@@ -189,8 +189,12 @@ def corrected_views(
     orientations: int = 8,  # of the canvas, shared out among the splits
     seed: int = 0,
     progress: bool = True,
-) -> tuple[RawData, list[SolverView], list[np.ndarray]]:  # the scan as it is modelled; of each split: view, correction
-    "The likelihood solver with other counts held out in turn, and what the network would add to each of its objects."
+) -> tuple[RawData, list[SolverView], list[np.ndarray], Reconstruction | None]:
+    """The likelihood solver with other counts held out in turn, and what the network would add to each of its objects.
+
+    Returns the scan as it is modelled; of each split its view and its correction; and the estimate that found the model, fitted
+    without the counts of the first split, if one was made.
+    """
     if splits < 1:
         raise InputError("splits", splits, "at least 1", "Leave it out for four.")
     if not 1 <= orientations <= 8:
@@ -198,7 +202,7 @@ def corrected_views(
     if held is not None and not len(held.patterns):
         raise InputError("validation", "no patterns", "at least one", "The expected error is read off them.")
     pretrained = load_pretrained() if pretrained is None else pretrained
-    useless = np.array([], int)
+    useless, measured = np.array([], int), None
     if not data.is_simulated if refine_probe is None else refine_probe:
         first = hold_out(data, seed=seed) if held is None else held
         measured = estimate(data, "joint" if refine_probe else "auto", held=first, seed=seed, progress=progress)
@@ -212,7 +216,7 @@ def corrected_views(
         views.append(solver_view(data, judge))
         corrected = correct(views[k], pretrained.network, turns[k :: len(judges)] or turns[:1])
         corrections.append(corrected - views[k].base.object)
-    return data, views, corrections
+    return data, views, corrections, measured
 
 
 # %% ../../nbs/4_network/70_pretrained.ipynb #b37c4cbd
@@ -279,7 +283,7 @@ def amortised(
     """
     wall, cpu = time.perf_counter(), time.process_time()
     pretrained = load_pretrained() if pretrained is None else pretrained
-    _, views, corrections = corrected_views(data, pretrained, held=held, refine_probe=refine_probe, splits=splits,
+    _, views, corrections, _ = corrected_views(data, pretrained, held=held, refine_probe=refine_probe, splits=splits,
                                             orientations=orientations, seed=seed, progress=progress)
     nll = {fraction: float(np.mean([
         view.held.deviance(replace(view.base, object=view.base.object + np.float32(fraction) * correction))

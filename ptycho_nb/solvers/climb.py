@@ -286,8 +286,7 @@ def try_priors(
     for step in solve(fit.problem, max(at)):
         if step.iteration in at:
             sharp[step.iteration] = fit.only(step).reconstruction(data.positions_px, fit.problem.layout, "no_network")
-    photons = sharp[chosen].coverage * np.sum(np.abs(sharp[chosen].modes) ** 2) / (data.N / 2) ** 2
-    noise = float(1 / np.sqrt(2 * np.median(photons[photons > 0.1 * photons.max()]) * told))
+    noise = rungs.photon_noise(sharp[chosen], told)
 
     def tried(step: int, prior: str, strength: float) -> tuple[float, Reconstruction, str]:
         smooth = replace(sharp[step], object=rungs.denoised(sharp[step].object, noise, prior, strength))

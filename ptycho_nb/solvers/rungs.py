@@ -16,11 +16,12 @@ from ..physics.detector import Detector
 from ..physics.forward import checkerboard
 from ..physics.noise import radial_mean
 from .fit import orthogonal_modes
+from .result import Reconstruction
 
 # %% auto #0
 __all__ = ['ERROR_VALUES', 'BLURS', 'STRENGTHS', 'unreadable_pixels', 'useless_patterns', 'suspicious_pixels', 'with_background',
            'with_another_mode', 'blurred_modes', 'light_of_patterns', 'changes_of_light', 'predicted_by_halves',
-           'refocused', 'search_focus', 'orientations', 'denoised']
+           'refocused', 'search_focus', 'orientations', 'photon_noise', 'denoised']
 
 # %% ../../nbs/3_solvers/75_rungs.ipynb #e34351de
 _TIMES = 20.0  # more or less light than the median, that no sample explains
@@ -254,6 +255,15 @@ def orientations(
 
 # %% ../../nbs/3_solvers/75_rungs.ipynb #13f77457
 STRENGTHS = {"non-local means": (0.7, 1.2, 2.0), "total variation": (0.7, 1.5, 3.0)}  # times the noise
+
+
+def photon_noise(
+    result: Reconstruction,
+    told: float = 1.0,  # share of the information that a background leaves
+) -> float:
+    "The standard deviation that the photons leave in the real and in the imaginary part of a pixel: its median."
+    photons = result.coverage * np.sum(np.abs(result.modes) ** 2) / (result.N / 2) ** 2
+    return float(1 / np.sqrt(2 * np.median(photons[photons > 0.1 * photons.max()]) * told))
 
 
 def denoised(
