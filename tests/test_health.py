@@ -18,7 +18,7 @@ from ptycho_nb.network.groups import PtychoDataContainer, group_data
 from ptycho_nb.network.inference import reconstruct, rescale_factor
 from ptycho_nb.network.inputs import EstimateSettings
 from ptycho_nb.network.model import PtychoModel
-from ptycho_nb.network.training import RecordingAdam
+from ptycho_nb.network.optimiser import RecordingAdam
 from ptycho_nb.network.training import train as train_network
 from ptycho_nb.physics.noise import poisson_deviance
 from ptycho_nb.physics.scans import make_positions
