@@ -19,11 +19,12 @@ from ..files import read_npy, reading
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
 from .assembly import Recording, assemble
+from .contract import read_npz
 from .electron_formats import as_raster, raster_positions, read_empad
 from .hdf5 import open_tree
 from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, recognise
 from .matlab import open_matlab
-from .scan import RawData, read_npz
+from .scan import RawData
 from .windows import bin_patterns, take_window, with_readout_noise
 from .writers import patterns_beside, write_cxi, write_product
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError, ModelConfig
+from ..data.contract import read_npz
 from ..data.formats import load_data
-from ..data.scan import RawData, read_npz
+from ..data.scan import RawData
 from ..files import check_shape, read_json, read_members, reading
 from ..runs.arm_scan import ArmScan, scan_of_arm, scan_path_of_arm
 from ..runs.arms import CONFIG, HISTORY, RECONSTRUCTION, WEIGHTS, read_config
