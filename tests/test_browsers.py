@@ -15,6 +15,7 @@ from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.explorers.browser import DIFFERENCES, ReconstructionBrowser
 from ptycho_nb.explorers.dose import DoseExplorer
 from ptycho_nb.explorers.monitor import TrainingMonitor
+from ptycho_nb.explorers.panels import Place
 from ptycho_nb.explorers.plan import PlanExplorer
 from ptycho_nb.explorers.probe import ProbeExplorer
 from ptycho_nb.files import write_json
@@ -84,6 +85,18 @@ def browser(browser_of_all):
                        middle_y=0.5, middle_x=0.5)
     browser_of_all.settle()
     return browser_of_all
+
+
+def test_a_rectangle_is_looked_at_and_a_click_shows_everything(browser):
+    top, bottom, left, right = browser.state.pair.region
+    middle_y, middle_x = (top + bottom) / 2, left + (right - left) / 3
+    browser.dragged("left", middle_y - 8, middle_y + 8, middle_x - 12, middle_x + 12)
+    y0, y1, x0, x1 = browser.state.view
+    assert y0 < middle_y < y1 and x0 < middle_x < x1 and x1 - x0 == pytest.approx(24, abs=1)
+    browser.dragged("", 0, 1, 0, 1)  # curves and numbers have no rectangle
+    assert browser.state.view == (y0, y1, x0, x1)
+    browser.clicked(Place("left", None, middle_y, middle_x))
+    assert browser.state.zoom == 1
 
 
 # --- folders ---

@@ -23,7 +23,9 @@ from ..config import InputError, check_choice
 from ..runs.arms import RECONSTRUCTION
 from ..solvers.result import stored_methods
 from ..studies.pairs import QUANTITIES, Pair, Shown, find_arms, pair_up, remark_on, show_arm, view_of
-from .explorer import Explorer, Panels, slider, step_above
+from .controls import slider
+from .explorer import Explorer
+from .panels import Panels, Place, step_above
 
 # %% auto #0
 __all__ = ['DIFFERENCES', 'BrowserState', 'ScaleBar', 'picture_limits', 'BrowserPanels', 'ReconstructionBrowser']
@@ -92,6 +94,7 @@ class BrowserPanels(Panels):
         super().__init__(7.4, 8.4)
         ((left, right), (difference, truth), (correlation, numbers)) = self.subplots(3, 2)
         self.axes_of = {"left": left, "right": right, "difference": difference, "truth": truth}
+        self.named = {axes: name for name, axes in self.axes_of.items()}
         blank, norm = np.zeros((2, 2)), Normalize(0, 1)
         self.shown, self.bars, self.shape = {}, {}, 0.0
         for name, axes in self.axes_of.items():
@@ -194,6 +197,7 @@ class ReconstructionBrowser(Explorer):
     prefix = "browser"
     panels_type = BrowserPanels
     kept_pairs = 32  # with the gauge fixed exactly
+    hint = "Draw a rectangle on an image to look closer, click it to see everything again; point at a panel to read its values."
 
     def __init__(
         self,
@@ -268,6 +272,21 @@ class ReconstructionBrowser(Explorer):
             **settings, pair=pair, images=images, view=view, curves=pair.frc(settings["quantity"]), metrics=metrics,
             difference_in_view=float(np.abs(images["difference"][rows, columns]).mean()),
             remark=remark_on(pair, *shown), preview=is_preview)
+
+    def clicked(self, place: Place) -> None:
+        "Show everything again."
+        if place.panel:
+            self.set(zoom=1.0)
+
+    def dragged(self, panel: str, y0: float, y1: float, x0: float, x1: float) -> None:
+        "Look at this rectangle."
+        if not panel:
+            return
+        top, bottom, left, right = self.state.pair.region
+        side = max(y1 - y0, x1 - x0, 1.0)
+        self.set(zoom=float(np.clip(max(bottom - top, right - left) / side, 1.0, 16.0)),
+                 middle_y=float(np.clip(((y0 + y1) / 2 - top) / (bottom - top), 0, 1)),
+                 middle_x=float(np.clip(((x0 + x1) / 2 - left) / (right - left), 0, 1)))
 
     def show_state(self, state: BrowserState) -> None:
         "Draw the state, with the remark on it."

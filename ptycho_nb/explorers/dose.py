@@ -25,7 +25,9 @@ from ..physics.scans import make_positions
 from ..solvers.estimate import estimate
 from ..solvers.result import crop
 from ..solvers.steps import Problem, solve
-from .explorer import Explorer, Panels, number_table, photon_image, show_photons, slider
+from .controls import slider
+from .explorer import Explorer
+from .panels import Panels, Place, PositionMap, number_table, photon_image, show_photons
 
 # %% auto #0
 __all__ = ['DoseState', 'DosePanels', 'DoseExplorer']
@@ -45,6 +47,7 @@ class DoseState:
     snr: np.ndarray  # (N/2 + 1,): expected signal to noise in a pixel by distance from the centre, mean of all patterns
     snr_counted: np.ndarray  # (N/2 + 1,): the same from the counts of the pattern shown
     radius_snr1_px: float  # distance up to which the SNR is above 1
+    places_px: np.ndarray  # (49, 2): y, x of the positions in the images below
     truth: np.ndarray  # (h, w): amplitude of the object
     image: np.ndarray  # (h, w): recovered amplitude
     ssim: float | None  # of the amplitude; None in a preview
@@ -81,22 +84,26 @@ class DosePanels(Panels):
         self.reach = snr.axvline(0, color="C1", ls="--", lw=1.2, label="SNR = 1")
         snr.set(title="signal to noise", xlabel="distance from the centre / px", ylabel="SNR in a pixel",
                 xlim=(0, len(radius_px)), ylim=(1e-3, 1e4))
-        snr.legend(fontsize="small", frameon=False, loc="lower left")
+        snr.legend(fontsize="small", frameon=False, loc="upper right")
         limits = {"cmap": "gray", "vmin": state.truth.min(), "vmax": state.truth.max()}
         drawn = draw_image(truth, state.truth, **limits)
         self.colorbar(drawn, ax=truth, label="amplitude")
+        self.places, self.named = PositionMap(truth, state.places_px, largest=12.0), {truth: "scan"}
+        truth.set(xlim=drawn.get_extent()[:2], ylim=drawn.get_extent()[2:])  # dots at the edge do not move it
         self.image = draw_image(image, state.image, **limits)
         self.colorbar(self.image, ax=image, label="amplitude")
-        truth.set_title("object")
+        truth.set_title("object and positions")
         image.set_title("recovered without a network")
         self.numbers = number_table(numbers, [
-            "photons per pattern", "photons per pixel", "brightest pixel", "pixels without photon", "SNR above 1 up to",
-            "solver's steps", "smoothing", "amplitude SSIM"])
-        self.follow(pattern, pixels, snr, image, self.numbers)
+            "position y, x / px", "photons per pattern", "photons per pixel", "brightest pixel", "pixels without photon",
+            "SNR above 1 up to", "solver's steps", "smoothing", "amplitude SSIM"])
+        self.follow(self.places.mark, pattern, pixels, snr, image, self.numbers)
 
     def update_to(self, state: DoseState) -> None:
         "Show another dose."
         show_photons(self, self.pattern, state.counts)
+        self.places.move_to(state.pattern)
+        y, x = state.places_px[state.pattern]
         self.cumulative.set_ydata(np.where(state.cumulative > 0, state.cumulative, np.nan))
         self.snr.set_ydata(state.snr)
         self.counted.set_ydata(np.where(state.snr_counted > 0, state.snr_counted, np.nan))
@@ -104,7 +111,7 @@ class DosePanels(Panels):
         self.image.set_data(state.image)
         nphotons = 10**state.log10_nphotons
         self.numbers.set_text("\n".join([
-            f"{nphotons:.3g}", f"{nphotons / state.counts.size:.3g}", f"{state.counts.max():.3g}",
+            f"{y:.0f}, {x:.0f}", f"{nphotons:.3g}", f"{nphotons / state.counts.size:.3g}", f"{state.counts.max():.3g}",
             f"{100 * (1 - state.cumulative[0]):.0f} %", f"{state.radius_snr1_px:.1f} px",
             f"{state.iterations}{' (preview)' * state.preview}", "…" if state.preview else f"{state.smoothing_px:g} px",
             "…" if state.ssim is None else f"{state.ssim:.3f}"]))
@@ -119,6 +126,7 @@ class DoseExplorer(Explorer):
     prefix = "dose"
     panels_type = DosePanels
     preview_steps = 4
+    hint = "Click a position on the object to see its pattern; point at a panel to read its values."
 
     def __init__(
         self,
@@ -186,7 +194,18 @@ class DoseExplorer(Explorer):
         truth, image = np.abs(crop(self.object, self._region())), np.abs(image)
         snr = np.sqrt(radial_mean(rate.mean(axis=0)))
         return DoseState(
-            **settings, preview=self._solved["preview"], counts=np.rint(amplitude[k] ** 2),
-            cumulative=_share_above(amplitude), snr=snr, snr_counted=np.sqrt(radial_mean(amplitude[k] ** 2)),
+            **settings, preview=self._solved["preview"], places_px=self.positions_px - self._region()[::2],
+            counts=np.rint(amplitude[k] ** 2), cumulative=_share_above(amplitude), snr=snr,
+            snr_counted=np.sqrt(radial_mean(amplitude[k] ** 2)),
             radius_snr1_px=float(np.flatnonzero(snr >= 1).max(initial=0)), truth=truth,
             image=image * (truth.mean() / image.mean()), ssim=ssim, iterations=iterations, smoothing_px=smoothing_px)
+
+    def reading(self, place: Place) -> str:
+        "On the object, the pattern that is nearest as well."
+        places = self.panels.places
+        return super().reading(place) + f"; {places.words(places.nearest(place.y, place.x))}" * (place.panel == "scan")
+
+    def clicked(self, place: Place) -> None:
+        "Show the pattern that was clicked."
+        if place.panel == "scan":
+            self.set(pattern=self.panels.places.nearest(place.y, place.x))

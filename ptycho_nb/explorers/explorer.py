@@ -8,219 +8,33 @@ from __future__ import annotations
 import asyncio
 import base64
 import html
-import json
-import shlex
-import threading
-from collections.abc import Mapping, Sequence
-from io import BytesIO
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
-from matplotlib.image import imsave
-from matplotlib.text import Text
 
-from ..analysis.plots import Picture
-from ..config import InputError, SimulationConfig, check_choice
+from ..analysis.plots import save_figure
+from ..config import InputError, SimulationConfig
 from ..data.formats import load_data
 from ..data.scan import RawData
 from ..data.simulation import simulate_halves
 from ..machine import viewer
+from .controls import Reproducible
+from .panels import Panels, Place, value_at
+from .pointer import Pointed, Pointer
 
 # %% auto #0
-__all__ = ['Panels', 'step_above', 'Controls', 'Reproducible', 'Explorer', 'checked_value', 'slider', 'photon_image',
-           'show_photons', 'number_table', 'scan_of', 'scan_parameters', 'dose_of']
-
-# %% ../../nbs/9_explorers/10_explorer.ipynb #bb59ee8b
-class Panels(Picture):
-    "A figure that shows a state, and is moved to another state by changing its artists."
-
-    def __init__(
-        self,
-        width: float = 7.2,  # inches; with these a text of 9 points can be read in a cell of 650 px
-        height: float = 7.4,  # inches
-        dpi: float = 90,
-    ) -> None:
-        super().__init__(figsize=(width, height), dpi=dpi, layout="constrained")
-        self.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        FigureCanvasAgg(self)
-        self._moving: list[Artist] = []
-        self._background = None
-
-    def update_to(self, state: Any) -> None:
-        "Change the artists so that they show this state."
-        raise NotImplementedError
-
-    def follow(
-        self,
-        *moving: Artist,  # an artist, or axes: what is inside them, not their frames, ticks and labels
-    ) -> None:
-        "Say what changes from state to state."
-        for item in moving:
-            if isinstance(item, Axes):
-                still = {item.xaxis, item.yaxis, item.patch, item.title, item._left_title, item._right_title}
-                inside = [child for child in item.get_children() if child not in still]
-                self._moving += sorted(inside, key=lambda artist: artist.zorder)
-            else:
-                self._moving.append(item)
-
-    def set_limits(
-        self,
-        target: ScalarMappable | Axes,  # an image, or axes whose y limits are meant
-        low: float,
-        high: float,
-    ) -> None:
-        "Set the limits of an image's colours or of the y axis; where they change, everything is drawn again."
-        is_axes = isinstance(target, Axes)
-        if tuple(target.get_ylim() if is_axes else target.get_clim()) != (low, high):
-            (target.set_ylim if is_axes else target.set_clim)(low, high)
-            self._background = None
-
-    def png(self) -> bytes:
-        "The panels as they are now, as fast as possible."
-        if self._background is None:
-            for artist in self._moving:
-                artist.set_animated(True)  # left out of a draw to the screen, but not of savefig
-            self.canvas.draw()
-            self.set_layout_engine("none")  # the first draw has found the layout
-            self._background = self.canvas.copy_from_bbox(self.bbox)
-        self.canvas.restore_region(self._background)
-        for artist in self._moving:
-            artist.draw(self.canvas.get_renderer())
-        file = BytesIO()
-        imsave(file, self.canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
-        return file.getvalue()
-
-# %% ../../nbs/9_explorers/10_explorer.ipynb #04ad9c48
-def step_above(
-    value: float,  # above 0
-    steps: Sequence[float] = (1, 2, 5, 10),
-) -> float:  # for instance 0.5 for 0.3
-    "The smallest of …, 1, 2, 5, 10, 20, … that is not below the value."
-    power = 10.0 ** np.floor(np.log10(value))
-    return float(power * min(step for step in steps if step * power >= value * (1 - 1e-9)))
-
-# %% ../../nbs/9_explorers/10_explorer.ipynb #60d96a37
-class Controls:
-    "Named controls that accept a value or refuse it and move together, and a line for a message."
-
-    prefix = ""  # of the names of their parameters in `notebook`
-    lock = threading.RLock()  # held by whoever changes a state or draws
-
-    def __init__(
-        self,
-        controls: Mapping[str, ipywidgets.ValueWidget],  # by setting
-        settings: Mapping[str, Any],  # values to start with, for some or all of the controls
-    ) -> None:
-        self.controls, self._held = dict(controls), True
-        self.message, self._message = "", ipywidgets.HTML()
-        for name, control in self.controls.items():
-            control.style.description_width = "115px"
-            control.layout.width = "300px"
-            control.add_class(f"ptycho-nb-{self.prefix}-{name}")
-            control.observe(self._changed, "value")
-        self.set(**settings)
-        self._held = False
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        "What the controls say; the state differs where that cannot be used."
-        return {name: control.value for name, control in self.controls.items()}
-
-    def checked(
-        self,
-        name: str,  # of a control
-        value: Any,  # wanted for it
-    ) -> Any:  # the value in the control's own type
-        "The value, if there is such a control and it accepts it; `InputError` otherwise."
-        check_choice(f"setting of {type(self).__name__}", name, self.controls)
-        return checked_value(name, self.controls[name], value)
-
-    def set(
-        self,
-        **settings: Any,  # new values of some controls
-    ) -> None:
-        """Move controls, all of them before anything is computed.
-
-        `InputError` for an unknown name or a value that a control does not accept; then none has moved.
-        """
-        checked = {name: self.checked(name, value) for name, value in settings.items()}
-        with self.lock:
-            before, held, self._held = self.settings, self._held, True
-            for name, value in checked.items():
-                self.controls[name].value = value
-            self._held = held
-            if self.settings != before:
-                self._changed()
-
-    def say(
-        self,
-        message: str,  # empty: all is well
-    ) -> None:
-        "Write into the message line."
-        self.message = message
-        red = "color:var(--jp-error-color0, #b00020)"  # readable on a dark page, too
-        self._message.value = f'<span style="{red}">⚠ {html.escape(message)}</span>' if message else ""
-
-    def _changed(self, change: Any = None) -> None:
-        "A control has moved."
-        raise NotImplementedError
-
-# %% ../../nbs/9_explorers/10_explorer.ipynb #c91e89bc
-def _short(value: float) -> str:
-    "A number as people write it: 28 where rounding has left 27.999999999999996; all digits where they mean something."
-    text = f"{value:.6g}"
-    return text if abs(float(text) - value) <= 1e-12 * abs(value) else repr(float(value))
-
-
-class Reproducible(Controls):
-    "Controls whose state a command line can show again, with a button that writes it."
-
-    notebook = "explore.ipynb"  # the study notebook that takes the parameters
-    state: Any  # a frozen dataclass with a field for each control
-    fixed: dict[str, Any]  # further parameters of the notebook, by their names
-
-    def _command_row(self) -> ipywidgets.HBox:
-        "The button and the line that it fills."
-        self._copy = ipywidgets.Button(description="copy as parameters", icon="copy", layout={"width": "170px"})
-        self._copy.on_click(self._copy_command)
-        self.command_line = ipywidgets.Text(placeholder="the papermill command line of what is shown",
-                                            layout={"flex": "1 1 auto", "width": "auto"})
-        self._clipboard = ipywidgets.Output(layout={"width": "0px", "height": "0px"})
-        return ipywidgets.HBox([self._copy, self.command_line, self._clipboard])
-
-    def _shown_settings(self) -> dict[str, Any]:
-        return {name: getattr(self.state, name) for name in self.controls}
-
-    def parameters(self) -> dict[str, Any]:
-        "The state as parameters of the study notebook."
-        return self.fixed | {f"{self.prefix}_{name}": value for name, value in self._shown_settings().items()}
-
-    def command(self) -> str:
-        "The papermill command line that shows this state."
-        words = ["papermill", self.notebook, "out.ipynb"]
-        for name, value in self.parameters().items():
-            if value not in ("", None):
-                words += ["-p", name, _short(value) if isinstance(value, float) else str(value)]
-        return shlex.join(words)
-
-    def _copy_command(self, button: Any = None) -> None:
-        self.command_line.value = self.command()
-        script = f"navigator.clipboard.writeText({json.dumps(self.command_line.value)})"
-        self._clipboard.outputs = (
-            {"output_type": "display_data", "data": {"application/javascript": script}, "metadata": {}},)
+__all__ = ['Explorer', 'scan_of', 'scan_parameters', 'dose_of']
 
 # %% ../../nbs/9_explorers/10_explorer.ipynb #d43b68d9
 # A live explorer hides its twin; a page that has no live explorer hides the error in its place.
 _HIDE_TWIN = "<style>.jp-OutputArea:has(.ptycho-nb) .jp-OutputArea-child:has(.jp-RenderedImage) { display: none }</style>"
 _HIDE_ERROR = ("<style class='ptycho-nb-twin'>.jp-OutputArea:has(.ptycho-nb-twin) "
                ".jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none }</style>")
+
+
+_SAVED_AS = {".png": "image/png", ".pdf": "application/pdf"}
 
 
 class Explorer(Reproducible):
@@ -231,6 +45,7 @@ class Explorer(Reproducible):
 
     panels_type: type[Panels]  # made from a state, moved with `update_to`
     rest_s = 0.25  # how long a control has to rest before the full computation
+    hint = "Point at a panel to read its values."  # what the pointer can do, said until it does something
 
     def __init__(
         self,
@@ -246,9 +61,11 @@ class Explorer(Reproducible):
         # Beside the picture the controls are a column; where the cell is narrower than both, they stand above it, in rows.
         controls = ipywidgets.Box(list(self.controls.values()), layout={"flex_flow": "row wrap", "flex": "1 1 310px",
                                                                         "align_content": "flex-start"})
-        picture = ipywidgets.Box([self.image], layout={"display": "block", "flex": "1000 1 580px", "min_width": "0"})
+        self.pointer, self._read = Pointer(self.image, self._pointed), ipywidgets.HTML(self.hint)
+        picture = ipywidgets.Box([self.pointer.widget, self._read],
+                                 layout={"display": "block", "flex": "1000 1 580px", "min_width": "0"})
         row = ipywidgets.Box([controls, picture], layout={"flex_flow": "row wrap", "width": "100%"})
-        self.widget = ipywidgets.VBox([ipywidgets.HTML(_HIDE_TWIN), row, self._message, self._command_row()])
+        self.widget = ipywidgets.VBox([ipywidgets.HTML(_HIDE_TWIN), row, self._message, self._command_row(), self._saving_row()])
         self.widget.add_class("ptycho-nb")
         self.widget.add_class(f"ptycho-nb-{self.prefix}")
         self.show_state(self.state)
@@ -260,6 +77,30 @@ class Explorer(Reproducible):
     ) -> Any:  # a frozen dataclass; `preview` is True in it if more is to follow
         "The state of these settings; `InputError` if they cannot be used."
         raise NotImplementedError
+
+    def _pointed(self, done: Pointed) -> None:
+        "Somebody has pointed at the picture."
+        with self.lock:
+            found = [self.panels.place_of(*place) for place in done.places]
+            first, last = (found[0], found[-1]) if found else (None, None)
+            if first is None:
+                self._read.value = self.hint
+            elif done.what == "click":
+                self.clicked(first)
+            elif done.what == "drag" and last is not None and last.axes is first.axes:
+                self.dragged(first.panel, *sorted((first.y, last.y)), *sorted((first.x, last.x)))
+            if first is not None:
+                self._read.value = html.escape(self.reading(last or first)) or self.hint
+
+    def reading(self, place: Place) -> str:
+        "What lies under the pointer, in words."
+        return value_at(place)
+
+    def clicked(self, place: Place) -> None:
+        "Somebody has clicked there; most panels do nothing."
+
+    def dragged(self, panel: str, y0: float, y1: float, x0: float, x1: float) -> None:
+        "Somebody has drawn a rectangle in this panel; most panels do nothing."
 
     def _changed(self, change: Any = None) -> None:
         "A control has moved."
@@ -315,6 +156,31 @@ class Explorer(Reproducible):
             panels.update_to(self.state)
             return panels
 
+    def _saving_row(self) -> ipywidgets.HBox:
+        "The button that writes the picture, and what it has written."
+        button = ipywidgets.Button(description="save figure", icon="download", layout={"width": "170px"},
+                                   tooltip="as PNG and PDF, in the folder of this notebook")
+        button.on_click(self._save)
+        self._saved = ipywidgets.HTML()
+        return ipywidgets.HBox([button, self._saved])
+
+    def _save(self, button: Any = None) -> None:
+        "Write the picture beside the notebook, under a name that is still free, and offer it for download."
+        names = (f"{self.prefix}{number}" for number in ("", *(f"_{k}" for k in range(2, 10_000))))
+        folder, name = Path.cwd(), next(name for name in names if not any(Path(f"{name}{end}").exists() for end in _SAVED_AS))
+        links = []
+        with self.lock:
+            figure = self.figure()
+            for end, kind in _SAVED_AS.items():
+                try:
+                    path = save_figure(figure, folder / f"{name}{end}")
+                except OSError as error:
+                    self.say(f"{folder}: nothing was written ({error.strerror}); choose a folder of your own for the notebook.")
+                    return
+                content = base64.b64encode(path.read_bytes()).decode()
+                links.append(f'<a download="{path.name}" href="data:{kind};base64,{content}">{path.name}</a>')
+        self._saved.value = f"written to {html.escape(str(folder))}; to your own machine: {', '.join(links)}"
+
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self._shown_settings().items())
         return f"{type(self).__name__}({settings})"
@@ -335,85 +201,6 @@ class Explorer(Reproducible):
         if viewer() == "notebook":
             display(self.widget, HTML(_HIDE_ERROR))
         self._twin = display(self._picture(), raw=True, display_id=True)
-
-# %% ../../nbs/9_explorers/10_explorer.ipynb #1e79f7b1
-def checked_value(
-    name: str,  # of the setting
-    control: ipywidgets.ValueWidget,
-    value: Any,  # what somebody wants it to be
-) -> Any:  # the value in the control's own type
-    "The value, if the control accepts it; `InputError` otherwise."
-    if hasattr(control, "options"):
-        return check_choice(name, value, control.options)
-    if not hasattr(control, "min"):
-        if type(value) is not type(control.value):
-            raise InputError(name, f"{value!r}", type(control.value).__name__, "Give a value of this type.")
-        return value
-    low, high = control.min, control.max
-    if isinstance(control, ipywidgets.FloatLogSlider):
-        low, high = control.base**low, control.base**high
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    whole = isinstance(control.value, int)
-    if not (is_number and low <= value <= high and (not whole or value == int(value))):
-        kind = "a whole number" if whole else "a number"
-        raise InputError(name, repr(value), f"{kind} from {low:g} to {high:g}", "Choose a value inside this range.")
-    return int(value) if whole else float(value)
-
-# %% ../../nbs/9_explorers/10_explorer.ipynb #cca73a02
-def slider(
-    description: str,
-    value: float,
-    low: float,
-    high: float,
-    step: float = 0.1,
-    logarithmic: bool = False,  # equal ratios on equal ways; low and high are values (or a step beyond), not exponents
-    tooltip: str = "",
-) -> ipywidgets.ValueWidget:
-    "A slider of numbers, whole if the value is."
-    common = {"description": description, "value": value, "tooltip": tooltip or description}
-    if logarithmic:
-        # A browser moves a value to the nearest step from the lower bound, so that the steps have to meet the value.
-        place, ends = float(np.log10(value)), np.log10([low, high])
-        down, up = np.ceil(np.abs(ends - place) / step - 1e-9) * step
-        bounds = {"min": place - float(down), "max": place + float(up)}
-        return ipywidgets.FloatLogSlider(**common, **bounds, step=step, readout_format=".3g")
-    kind = ipywidgets.IntSlider if isinstance(value, int) else ipywidgets.FloatSlider
-    return kind(**common, min=low, max=high, step=step)
-
-# %% ../../nbs/9_explorers/10_explorer.ipynb #dd4c96a8
-def photon_image(
-    axes: Axes,
-    counts: np.ndarray,  # (N, N): photons per pixel
-    title: str = "",
-) -> Any:  # the image; `show_photons` moves it
-    "A diffraction pattern on a logarithmic scale of six decades, with its colour bar."
-    drawn = axes.imshow(counts, norm=LogNorm(1e-6, 1), cmap="viridis")
-    axes.set(title=title, xticks=[], yticks=[])
-    axes.figure.colorbar(drawn, ax=axes, label="photons per pixel")
-    return drawn
-
-
-def show_photons(
-    panels: Panels,
-    drawn: Any,  # an image made by `photon_image`
-    counts: np.ndarray,  # (N, N): photons per pixel
-    brightest: float | None = None,  # photons at the upper end of the scale; None: as these counts need
-) -> None:
-    "Move a diffraction pattern to other counts; the scale keeps to whole decades."
-    top = step_above(max(counts.max() if brightest is None else brightest, 1e-3), (1, 10))
-    drawn.set_data(np.maximum(counts, top / 1e6))
-    panels.set_limits(drawn, top / 1e6, top)
-
-
-def number_table(
-    axes: Axes,  # its frame is taken away
-    labels: Sequence[str],
-) -> Text:  # the numbers, one a line; its text is changed, the labels stand
-    "A panel of numbers."
-    axes.set_axis_off()
-    style = {"transform": axes.transAxes, "va": "top", "fontsize": 9, "linespacing": 1.6}
-    axes.text(0.0, 1.0, "\n".join(labels), **style)
-    return axes.text(1.0, 1.0, "", ha="right", **style)
 
 # %% ../../nbs/9_explorers/10_explorer.ipynb #15551f5c
 def scan_of(

@@ -21,7 +21,9 @@ from ..runs.arm_scan import scan_of_arm
 from ..runs.arms import RECONSTRUCTION, read_arm
 from ..solvers.fit import fit_scan
 from ..solvers.result import Reconstruction, good_pixels, load_reconstructions, predict_amplitudes
-from . import explorer as widgets
+from .controls import slider
+from .explorer import Explorer, scan_of, scan_parameters
+from .panels import Panels, Place, draw_positions, number_table, photon_image, show_photons
 
 # %% auto #0
 __all__ = ['best_scales', 'Predictions', 'read_predictions', 'IntensityState', 'IntensityPanels', 'IntensityExplorer']
@@ -50,6 +52,7 @@ class Predictions:
     by_method: dict[str, np.ndarray]  # float32 (m, N, N): amplitude for a scale of 1
     learned: float | None  # the scale that training left, for these data; None: nothing was trained
     nphotons: float  # photons per pattern: as stated, or as counted
+    positions_px: np.ndarray  # float (m, 2): y, x
 
 
 def _near_the_middle(data: RawData, count: int) -> RawData:
@@ -72,7 +75,7 @@ def _predictions(
                          key=np.sum)
         measured = np.sqrt(np.maximum(np.square(measured) - background, 0)) * good
         by_method = {name: predicted * good for name, predicted in by_method.items()}
-    return Predictions(measured, by_method, scales.get("network"), nphotons or data.nphotons_mean)
+    return Predictions(measured, by_method, scales.get("network"), nphotons or data.nphotons_mean, data.positions_px[chosen])
 
 # %% ../../nbs/9_explorers/40_intensity.ipynb #9804076f
 def _from_arm(folder: Path, data: RawData | str | Path | None, count: int) -> Predictions:
@@ -89,7 +92,7 @@ def _from_arm(folder: Path, data: RawData | str | Path | None, count: int) -> Pr
 def _from_bundle(path: Path, data: RawData | str | Path | None, count: int) -> Predictions:
     if data is None:
         raise InputError(str(path), "a bundle without a scan", "a bundle and a scan", "Give the scan as data.")
-    part = _near_the_middle(widgets.scan_of(data), 2 * count)
+    part = _near_the_middle(scan_of(data), 2 * count)
     from ptycho_nb.network.inference import reconstruct
 
     return _predictions(part, {"network": reconstruct(part, path)}, count)
@@ -122,6 +125,8 @@ class IntensityState:
     pattern: int  # which of the patterns is shown
     log10_nphotons: float  # dose of the closed form
     scale: float  # the present intensity scale
+    positions_px: np.ndarray  # (m, 2): of the patterns compared
+    ratios: np.ndarray  # (m,): photons predicted over photons measured of each pattern, at the likelihood's best scale
     measured: np.ndarray  # (N, N): photons per pixel
     predicted: np.ndarray  # (N, N): photons per pixel at the present scale
     radial_measured: np.ndarray  # (N/2 + 1,): photons per pixel, mean over all patterns and over rings
@@ -142,14 +147,20 @@ _MARKS = {  # wide to narrow, so that marks at the same place are all seen
     "best": {"color": "C1", "lw": 1.8}, "closed form": {"color": "k", "lw": 1.2, "ls": "--"}}
 
 
-class IntensityPanels(widgets.Panels):
+class IntensityPanels(Panels):
     "Measured and predicted counts as images and by radius; likelihood and MAE over the scale; numbers."
 
     def __init__(self, state: IntensityState) -> None:
-        super().__init__()
-        ((measured, predicted), (nll, mae), (radial, numbers)) = self.subplots(3, 2)
-        self.measured = widgets.photon_image(measured, state.measured, "measured")
-        self.predicted = widgets.photon_image(predicted, state.predicted, "predicted")
+        super().__init__(height=7.6)
+        upper, lower = self.subfigures(2, 1, height_ratios=(1.9, 1))
+        ((measured, predicted), (nll, mae)), (radial, places, numbers) = upper.subplots(2, 2), lower.subplots(1, 3)
+        self.places = draw_positions(places, state.positions_px, state.ratios, "predicted / measured")
+        high = max(float(np.percentile(np.abs(state.ratios - 1), 95)), 1e-6)  # white where both agree
+        self.places.dots.set(clim=(1 - high, 1 + high), cmap="RdBu_r", ec="0.4", lw=0.4)
+        places.set(xlabel="", ylabel="", xticks=[], yticks=[])
+        self.named = {places: "scan"}
+        self.measured = photon_image(measured, state.measured, "measured")
+        self.predicted = photon_image(predicted, state.predicted, "predicted")
         radius_px = np.arange(len(state.radial_measured))
         self.profiles = [
             radial.semilogy(radius_px, radius_px + 1.0, style, label=label, ms=3)[0]
@@ -165,17 +176,18 @@ class IntensityPanels(widgets.Panels):
             self.points += axes.plot(1, 1, "ko", ms=5)
             axes.set(title=title, xlabel="intensity scale / √photon", ylabel=label)
             axes.set_xlim(state.scales[0], state.scales[-1])
-        nll.legend(fontsize="x-small", loc="upper left")
-        self.numbers = widgets.number_table(numbers, [
+        nll.legend(fontsize="x-small", loc="lower left")
+        self.numbers = number_table(numbers, [
             "present scale", "closed form", "learned", "best likelihood", "best MAE", "NLL per pixel", "MAE / √photon",
-            "photons measured", "photons predicted", "predicted / measured"])
-        self.follow(measured, predicted, radial, nll, mae, self.numbers)
+            "measured", "predicted", "ratio"])
+        self.follow(measured, predicted, radial, nll, mae, self.places.mark, self.numbers)
 
     def update_to(self, state: IntensityState) -> None:
         "Show another scale, pattern or method."
+        self.places.move_to(state.pattern)
         brightest = state.measured.max()
-        widgets.show_photons(self, self.measured, state.measured, brightest)
-        widgets.show_photons(self, self.predicted, state.predicted, brightest)
+        show_photons(self, self.measured, state.measured, brightest)
+        show_photons(self, self.predicted, state.predicted, brightest)
         for line, values in zip(self.profiles, (state.radial_measured, state.radial_predicted), strict=True):
             line.set_ydata(np.where(values > 0, values, np.nan))
         positive = state.radial_measured[state.radial_measured > 0]
@@ -202,7 +214,7 @@ class IntensityPanels(widgets.Panels):
 _REACH = 10**1.2  # factor in the scale, to either side
 
 
-class IntensityExplorer(widgets.Explorer):
+class IntensityExplorer(Explorer):
     """Turn the intensity scale of an arm, a bundle or a measured scan, and see counts and losses.
 
     `InputError` for a source that cannot be read or does not belong to its scan, and for values out of bounds.
@@ -210,6 +222,7 @@ class IntensityExplorer(widgets.Explorer):
 
     prefix = "intensity"
     panels_type = IntensityPanels
+    hint = "Click a position on the map to see its pattern; point at a panel to read its values."
 
     def __init__(
         self,
@@ -218,7 +231,7 @@ class IntensityExplorer(widgets.Explorer):
         n_patterns: int = 64,  # how many of its patterns are compared
         **settings: Any,  # where the controls start, see `IntensityState`
     ) -> None:
-        source = widgets.scan_of(None) if source is None else source
+        source = scan_of(None) if source is None else source
         self.predictions = predictions = read_predictions(source, data, n_patterns)
         self.N, methods = predictions.measured.shape[-1], tuple(predictions.by_method)
         own = intensity_scale(predictions.measured)
@@ -229,19 +242,22 @@ class IntensityExplorer(widgets.Explorer):
         self.scales = np.geomspace(own / reach, own * reach, 61)
         self._curves: dict[str, tuple] = {}
         self._means = {name: radial_mean(np.mean(np.square(x), axis=0)) for name, x in predictions.by_method.items()}
+        light = np.sum(np.square(predictions.measured, dtype=float), axis=(1, 2))
+        self._ratios = {name: np.sum(np.square(x, dtype=float), axis=(1, 2)) / np.maximum(light, 1)
+                        for name, x in predictions.by_method.items()}
         self._measured_mean = radial_mean(np.mean(np.square(predictions.measured), axis=0))
         start, low, high = (2 * float(np.log10(scale * self.N / 2)) for scale in (stated, *self.scales[[0, -1]]))
         controls = {
             "method": ipywidgets.Dropdown(options=methods, description="prediction of"),
-            "pattern": widgets.slider("pattern", len(predictions.measured) // 2, 0, len(predictions.measured) - 1, 1),
-            "log10_nphotons": widgets.slider("log10 photons", start, low, high, 0.05),
-            "scale": widgets.slider("intensity scale", own, self.scales[0], self.scales[-1], 0.01, logarithmic=True),
+            "pattern": slider("pattern", len(predictions.measured) // 2, 0, len(predictions.measured) - 1, 1),
+            "log10_nphotons": slider("log10 photons", start, low, high, 0.05),
+            "scale": slider("intensity scale", own, self.scales[0], self.scales[-1], 0.01, logarithmic=True),
         }
         controls["log10_nphotons"].observe(self._dose_moved, "value")
         given = source if isinstance(source, RawData) else data
         fixed = {} if given is source else {"intensity_source_path": str(source)}
         if given is not None:
-            fixed |= widgets.scan_parameters(given) if isinstance(given, RawData) else {"data_path": str(given)}
+            fixed |= scan_parameters(given) if isinstance(given, RawData) else {"data_path": str(given)}
         super().__init__(controls, {"log10_nphotons": start} | settings, fixed)
 
     def _closed_form(self, log10_nphotons: float) -> float:
@@ -273,9 +289,22 @@ class IntensityExplorer(widgets.Explorer):
         nll_curve, mae_curve, best_nll, best_mae = self._curves_of(method)
         measured, predicted = self.predictions.measured, np.float32(scale) * self.predictions.by_method[method]
         return IntensityState(
-            **settings, measured=measured[k] ** 2, predicted=predicted[k] ** 2, radial_measured=self._measured_mean,
+            **settings, positions_px=self.predictions.positions_px, ratios=best_nll**2 * self._ratios[method],
+            measured=measured[k] ** 2, predicted=predicted[k] ** 2, radial_measured=self._measured_mean,
             radial_predicted=scale**2 * self._means[method], scales=self.scales, nll_curve=nll_curve,
             mae_curve=mae_curve, nll=poisson_deviance(predicted, measured),
             mae=float(np.mean(np.abs(predicted - measured))),
             closed_form=self._closed_form(settings["log10_nphotons"]), learned=self.predictions.learned,
             best_nll=best_nll, best_mae=best_mae)
+
+    def reading(self, place: Place) -> str:
+        "On the map, the pattern that is nearest."
+        if place.panel != "scan":
+            return super().reading(place)
+        k = self.panels.places.nearest(place.y, place.x)
+        return f"{self.panels.places.words(k)}: predicted / measured photons {self.state.ratios[k]:.3g}"
+
+    def clicked(self, place: Place) -> None:
+        "Show the pattern that was clicked."
+        if place.panel == "scan":
+            self.set(pattern=self.panels.places.nearest(place.y, place.x))

@@ -22,6 +22,7 @@ from ..data.simulation import simulate_halves
 from ..physics.detector import Detector
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.noise import observe_poisson, radial_mean
+from ..physics.scans import make_positions
 from ..solvers import rungs
 from ..solvers.fit import SMOOTHING_PX, fit_scan
 from ..solvers.gauge import align
@@ -29,7 +30,9 @@ from ..solvers.goodness import Goodness, goodness
 from ..solvers.held_out import hold_out
 from ..solvers.residuals import Residuals, residual_maps
 from ..solvers.result import Reconstruction, covered_region
-from . import explorer as widgets
+from .controls import slider
+from .explorer import Explorer
+from .panels import Panels, Place, draw_positions, number_table
 
 # %% auto #0
 __all__ = ['PRIORS', 'faulty_scan', 'MeasuredState', 'MeasuredPanels', 'MeasuredExplorer']
@@ -42,6 +45,8 @@ def faulty_scan(
     config = SimulationConfig(nphotons=2e5, object_size_px=176, n_train=1, n_test=80, probe_kind="defocused",
                               object_kind="siemens_star", object_phase=True, seed=seed)
     exact = simulate_halves(config)[1]
+    places_px = make_positions("jittered", 80, (56.0, 120.0, 56.0, 120.0), seed=seed)  # a square field: all of it is looked at
+    exact = replace(exact, positions_px=places_px, scan_index=exact.scan_index[:80])
     second = np.roll(exact.probe, 2, axis=0) - np.roll(exact.probe, -2, axis=0)
     second *= np.sqrt(0.25 / 0.75) * np.linalg.norm(exact.probe) / np.linalg.norm(second)
     layout = Layout.on_canvas(exact.positions_px, exact.N, exact.object.shape)
@@ -61,22 +66,23 @@ class MeasuredState:
 
     masked: bool
     background: bool
+    probe_refined: bool
     modes: int
     defocus_rad: float  # at the Nyquist frequency, added to the probe guess
     prior: str  # one of `PRIORS`
     preview: bool  # after a few iterations only
+    positions_px: np.ndarray  # float (m, 2): y, x of the patterns that judge
     image: Reconstruction
     residuals: Residuals
     goodness: Goodness
 
 
-class MeasuredPanels(widgets.Panels):
+class MeasuredPanels(Panels):
     "The object, the residuals on the detector, by ring and by pattern, and the numbers."
 
     def __init__(self, state: MeasuredState) -> None:
-        super().__init__(height=5.0)
-        (image, detector, numbers), (rings, patterns, _) = self.subplots(2, 3)
-        _.set_axis_off()
+        super().__init__()
+        ((image, detector), (rings, patterns), (places, numbers)) = self.subplots(3, 2)
         self.object = draw_image(image, _amplitude(state.image), cmap="gray")
         image.set_title("amplitude")
         self.detector = detector.imshow(np.ones(state.residuals.good.shape), norm=LogNorm(0.5, 30, clip=True), cmap="magma")
@@ -88,10 +94,14 @@ class MeasuredPanels(widgets.Panels):
         rings.set(title="by ring", xlabel="frequency / Nyquist", yscale="log", ylim=(0.5, 100))
         (self.pattern_line,) = patterns.plot(state.residuals.patterns, state.residuals.of_pattern, "C0.", ms=4)
         patterns.set(title="by pattern", xlabel="pattern", yscale="log", ylim=(0.5, 100))
+        self.places = draw_positions(places, state.positions_px, state.residuals.of_pattern, "by place")
+        self.places.dots.set_norm(LogNorm(0.5, 30, clip=True))
+        self.places.dots.set_cmap("magma")
+        self.named = {places: "scan", patterns: "patterns"}
         for axes in (rings, patterns):
             axes.axhline(1, color="0.6", lw=0.8, zorder=0)
-        self.numbers = widgets.number_table(numbers, ["goodness", "", "missed amplitude", "to be believed", "light in the modes"])
-        self.follow(image, detector, rings, patterns, self.numbers)
+        self.numbers = number_table(numbers, ["goodness", "", "missed amplitude", "to be believed", "light in the modes"])
+        self.follow(image, detector, rings, patterns, self.places.dots, self.numbers)
 
     def update_to(self, state: MeasuredState) -> None:
         "Show another model."
@@ -103,6 +113,7 @@ class MeasuredPanels(widgets.Panels):
         rings = radial_mean(state.residuals.deviance, usable) / np.maximum(radial_mean(state.residuals.expected, usable), 1e-12)
         self.ring_line.set_ydata(rings)
         self.pattern_line.set_ydata(state.residuals.of_pattern)
+        self.places.dots.set_array(state.residuals.of_pattern)
         light = np.sum(np.abs(state.image.modes) ** 2, axis=(1, 2))
         believed = "no" if found.is_wrong else "yes" if found.is_sound else "doubtful"
         self.numbers.set_text("\n".join([
@@ -115,14 +126,14 @@ def _amplitude(image: Reconstruction) -> np.ndarray:
     return np.abs(align(part.object, np.ones_like(part.object), weight=part.coverage)[0])
 
 # %% ../../nbs/9_explorers/45_measured.ipynb #a3df62c6
-class MeasuredExplorer(widgets.Explorer):
+class MeasuredExplorer(Explorer):
     """Switch parts of the model of a measurement on and off, and see what they explain.
 
     `InputError` for data that cannot be read, an unknown setting or a value out of bounds.
     """
 
     prefix = "measured"
-    notebook = "measured.ipynb"
+    hint = "Switch a part of the model on, and see what it explains; point at a panel to read its values."
     panels_type = MeasuredPanels
 
     def __init__(
@@ -141,16 +152,13 @@ class MeasuredExplorer(widgets.Explorer):
         controls = {
             "masked": ipywidgets.Checkbox(value=False, description="mask bad pixels", tooltip=f"{int(bad.sum())} pixels"),
             "background": ipywidgets.Checkbox(value=False, description="background"),
-            "modes": widgets.slider("modes of the probe", 1, 1, 3),
-            "defocus_rad": widgets.slider("refocus / rad", 0.0, -6.0, 6.0, 0.5),
+            "probe_refined": ipywidgets.Checkbox(value=False, description="refine the probe", tooltip="together with the object"),
+            "modes": slider("modes of the probe", 1, 1, 3, tooltip="more than one are refined with the object"),
+            "defocus_rad": slider("refocus / rad", 0.0, -6.0, 6.0, 0.5),
             "prior": ipywidgets.Dropdown(options=PRIORS, description="prior of the object"),
         }
         fixed = {"data_path": whole.source} if Path(whole.source).is_file() else {}
         super().__init__(controls, settings, fixed)
-
-    def parameters(self) -> dict[str, Any]:
-        "The study climbs the whole ladder by itself; it wants the scan alone."
-        return dict(self.fixed)
 
     def _modelled(self, settings: Mapping[str, Any]) -> RawData:
         "The scan with the model of these settings."
@@ -164,12 +172,22 @@ class MeasuredExplorer(widgets.Explorer):
 
     def compute(self, settings: Mapping[str, Any], preview: bool = False) -> MeasuredState:
         "Fit the scan with the model of these settings."
-        data, several = self._modelled(settings), settings["modes"] > 1
+        data, refined = self._modelled(settings), settings["probe_refined"] or settings["modes"] > 1
         widths = SMOOTHING_PX if settings["prior"] == "Gaussian" else (0.0,)
-        iterations = _PREVIEW if preview else _JOINT if several else _ITERATIONS
-        image = fit_scan(data, self._held_out, refine_probe=several, iterations=iterations, smoothing_px=widths, progress=False)
+        iterations = _PREVIEW if preview else _JOINT if refined else _ITERATIONS
+        image = fit_scan(data, self._held_out, refine_probe=refined, iterations=iterations, smoothing_px=widths, progress=False)
         if settings["prior"] in rungs.STRENGTHS:
             smooth = rungs.denoised(image.object, rungs.photon_noise(image), settings["prior"], 1.5)
             image = replace(image, object=smooth)
-        return MeasuredState(**settings, preview=preview, image=image, residuals=residual_maps(image, data),
-                             goodness=goodness(image, self._held_out))
+        found = residual_maps(image, data)
+        return MeasuredState(**settings, preview=preview, positions_px=data.positions_px[found.patterns], image=image,
+                             residuals=found, goodness=goodness(image, self._held_out))
+
+    def reading(self, place: Place) -> str:
+        "By pattern and by place, the pattern that is nearest and how well it is explained."
+        if not place.panel:
+            return super().reading(place)
+        places, found = self.panels.places, self.state.residuals
+        k = places.nearest(place.y, place.x) if place.panel == "scan" else int(np.argmin(np.abs(found.patterns - place.x)))
+        (y, x), times = places.positions_px[k], found.of_pattern[k]
+        return f"pattern {found.patterns[k]} at y {y:.1f}, x {x:.1f} px: residual {times:.3g} times photon noise"

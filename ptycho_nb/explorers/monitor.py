@@ -25,7 +25,8 @@ from ..runs.arms import HISTORY
 from ..solvers.result import Region, covered_region, crop
 from ..studies.pairs import QUANTITIES, quick_align
 from .browser import ScaleBar, picture_limits
-from .explorer import Explorer, Panels
+from .explorer import Explorer
+from .panels import Panels
 
 # %% auto #0
 __all__ = ['LOSS_SCALES', 'MonitorState', 'MonitorPanels', 'middle_of', 'Thumbnails', 'TrainingMonitor']

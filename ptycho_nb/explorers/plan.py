@@ -20,7 +20,9 @@ from ..studies.plan import plan
 from ..studies.plan_result import Plan
 from ..studies.prediction import light_of, photon_factors
 from ..studies.spectra import contrast_spectrum, random_mosaic
-from .explorer import Explorer, Panels, number_table, slider
+from .controls import slider
+from .explorer import Explorer
+from .panels import Panels, number_table
 
 # %% auto #0
 __all__ = ['PlanState', 'filtered', 'PlanPanels', 'PlanExplorer']

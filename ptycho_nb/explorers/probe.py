@@ -20,7 +20,9 @@ from ..physics import probes
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.noise import closed_form_intensity_scale
 from ..physics.scans import area_overlap, linear_overlap, nearest_pixel, nearest_spacing_px
-from . import explorer as widgets
+from .controls import slider
+from .explorer import Explorer, dose_of, scan_of, scan_parameters
+from .panels import Panels, Place, number_table, photon_image, show_photons, step_above
 
 # %% auto #0
 __all__ = ['NORMALISATIONS', 'ProbeState', 'ProbePanels', 'ProbeExplorer']
@@ -53,7 +55,7 @@ class ProbeState:
     area_overlap: float
 
 
-class ProbePanels(widgets.Panels):
+class ProbePanels(Panels):
     "Amplitude, phase and profile of a probe; its pattern, its overlap, its numbers."
 
     def __init__(self, state: ProbeState) -> None:
@@ -72,7 +74,7 @@ class ProbePanels(widgets.Panels):
         self.mask_lines = [profile.axvline(0, color="0.6", lw=0.8, ls=":") for _ in range(2)]
         profile.set(title="line profile", xlabel="from the centre / px", ylabel="|P|", xlim=(x[0], x[-1]))
         profile.legend(fontsize="small", loc="upper right", frameon=False)
-        self.pattern = widgets.photon_image(pattern, state.counts, f"expected, {'with the' if state.on_object else 'no'} object")
+        self.pattern = photon_image(pattern, state.counts, f"expected, {'with the' if state.on_object else 'no'} object")
         self.distance = np.linspace(0, N, 129)
         (self.linear,) = overlap.plot(self.distance, 0 * self.distance, "C0-", label="linear")
         (self.area,) = overlap.plot(self.distance, 0 * self.distance, "C1--", label="area")
@@ -80,9 +82,10 @@ class ProbePanels(widgets.Panels):
         (self.points,) = overlap.plot([0, 0], [0, 0], "ko", ms=4)
         overlap.set(title="overlap with a neighbour", xlabel="step / px", ylabel="overlap", xlim=(0, N), ylim=(0, 1.03))
         overlap.legend(fontsize="small", loc="upper right", frameon=False)
-        self.numbers = widgets.number_table(numbers, [
+        self.numbers = number_table(numbers, [
             "norm ‖P‖", "convention N/2", "photons predicted", "photon budget", "diameter (90 %)", "FWHM", "step",
             "linear overlap", "area overlap", "oversampling"])
+        self.named = {overlap: "overlap"}
         amplitude.set_title("probe amplitude")
         phase.set_title("probe phase")
         self.follow(amplitude, phase, profile, pattern, overlap, self.numbers)
@@ -90,7 +93,7 @@ class ProbePanels(widgets.Panels):
     def update_to(self, state: ProbeState) -> None:
         "Show another probe."
         amplitude, middle = np.abs(state.probe), len(state.probe) // 2
-        top = widgets.step_above(amplitude.max(), (1, 1.5, 2, 3, 5, 7, 10))
+        top = step_above(amplitude.max(), (1, 1.5, 2, 3, 5, 7, 10))
         self.amplitude.set_data(amplitude)
         self.set_limits(self.amplitude, 0, top)
         self.phase.set_data(np.ma.masked_where(amplitude < 0.02 * amplitude.max(), np.angle(state.probe)))
@@ -99,7 +102,7 @@ class ProbePanels(widgets.Panels):
         self.set_limits(self.along_x.axes, 0, 1.3 * top)  # room for the legend
         for line, sign in zip(self.mask_lines, (-1, 1), strict=True):
             line.set_xdata([sign * state.mask_radius_px] * 2)
-        widgets.show_photons(self, self.pattern, state.counts)
+        show_photons(self, self.pattern, state.counts)
         self.linear.set_ydata(linear_overlap(self.distance, state.diameter_px))
         self.area.set_ydata(area_overlap(self.distance, state.diameter_px))
         self.step.set_xdata([state.step_px] * 2)
@@ -111,7 +114,7 @@ class ProbePanels(widgets.Panels):
             f"{len(state.probe) / state.diameter_px:.2f}"]))
 
 # %% ../../nbs/9_explorers/30_probe.ipynb #fba03f20
-class ProbeExplorer(widgets.Explorer):
+class ProbeExplorer(Explorer):
     """Make a probe, scale it, and see its pattern, its photon budget and its overlap.
 
     `InputError` for data that cannot be read, an unknown setting or a value out of bounds.
@@ -119,6 +122,7 @@ class ProbeExplorer(widgets.Explorer):
 
     prefix = "probe"
     panels_type = ProbePanels
+    hint = "Click the curves of the overlap to choose a step; point at a panel to read its values."
 
     def __init__(
         self,
@@ -128,8 +132,8 @@ class ProbeExplorer(widgets.Explorer):
         **settings: Any,  # where the controls start, see `ProbeState`
     ) -> None:
         own = "scan" if data is not None else "disk"  # whoever brings a scan wants to see its probe
-        self.data = data = widgets.scan_of(data, N)
-        self.nphotons, N = widgets.dose_of(data) if nphotons is None else float(nphotons), data.N
+        self.data = data = scan_of(data, N)
+        self.nphotons, N = dose_of(data) if nphotons is None else float(nphotons), data.N
         if not 0 < self.nphotons < np.inf:
             raise InputError("nphotons", self.nphotons, "a finite number above 0", "Give the photons of a mean pattern.")
         objects = np.ones((1, N, N), np.complex64)
@@ -146,15 +150,15 @@ class ProbeExplorer(widgets.Explorer):
         controls = {
             "kind": ipywidgets.Dropdown(options=("scan", "disk", "defocused", "file", "estimated"), value=own,
                                         description="probe", tooltip="scan: the probe that came with it"),
-            "radius_px": widgets.slider("radius / px", 14.0 * N / 64, 2.0, N / 2, 0.5),
-            "defocus_waves": widgets.slider("defocus / waves", 2.0, 0.25, 6.0, 0.25),
+            "radius_px": slider("radius / px", 14.0 * N / 64, 2.0, N / 2, 0.5),
+            "defocus_waves": slider("defocus / waves", 2.0, 0.25, 6.0, 0.25),
             "path": text,
-            "mask_radius_px": widgets.slider("mask radius / px", 0.75 * N, 1.0, 0.75 * N, 0.5, tooltip="at its end: no mask"),
+            "mask_radius_px": slider("mask radius / px", 0.75 * N, 1.0, 0.75 * N, 0.5, tooltip="at its end: no mask"),
             "normalisation": ipywidgets.Dropdown(options=NORMALISATIONS, description="normalisation"),
-            "probe_scale": widgets.slider("probe scale", 1.0, 0.05, 20.0, 0.02, logarithmic=True),
-            "step_px": widgets.slider("step / px", float(np.clip(step_px, 0, N)), 0.0, float(N), 0.5),
+            "probe_scale": slider("probe scale", 1.0, 0.05, 20.0, 0.02, logarithmic=True),
+            "step_px": slider("step / px", float(np.clip(step_px, 0, N)), 0.0, float(N), 0.5),
         }
-        super().__init__(controls, settings, widgets.scan_parameters(data) | {"nphotons": self.nphotons})
+        super().__init__(controls, settings, scan_parameters(data) | {"nphotons": self.nphotons})
 
     def _unscaled(self, settings: Mapping[str, Any]) -> np.ndarray:
         "The probe before mask and scale."
@@ -193,6 +197,11 @@ class ProbeExplorer(widgets.Explorer):
             photons=self.nphotons * budget, budget=budget, diameter_px=diameter_px, fwhm_px=probes.probe_fwhm_px(probe),
             linear_overlap=float(linear_overlap(settings["step_px"], diameter_px)),
             area_overlap=float(area_overlap(settings["step_px"], diameter_px)))
+
+    def clicked(self, place: Place) -> None:
+        "Take the step that was clicked, to half a pixel."
+        if place.panel == "overlap":
+            self.set(step_px=float(np.clip(round(2 * place.x) / 2, 0, self.data.N)))
 
     def show_state(self, state: ProbeState) -> None:
         "Draw the state; controls without effect are greyed."
