@@ -33,7 +33,7 @@ dose: $(READY)  ## one arm from simulation to metrics, quick profile (some minut
 dose-full: $(READY)  ## two arms in full, about 10 minutes: 1e9 photons, and 1e4 with a defocused probe; with the cnn
 	@$(BIN)/ptycho-nb run-arm studies_nbs/dose.ipynb runs/dose-full-1e9 --again -p profile full
 	@$(BIN)/ptycho-nb run-arm studies_nbs/dose.ipynb runs/dose-full-1e4 --again -p profile full \
-	    -p nphotons 1e4 -p probe defocused -p estimate_scope scan -p n_train 1000
+	    -p nphotons 1e4 -p probe defocused -p n_train 1000
 
 star: $(READY)  ## reconstruct a measured scan: make star DATA=path/to/scan.npz
 	@test -n "$(DATA)" || { echo "make star needs a file: make star DATA=path/to/scan.npz"; exit 2; }

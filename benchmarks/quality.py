@@ -154,6 +154,7 @@ def networks(profile: Profile, case: Case) -> Iterator[tuple[str, ModelConfig, T
         yield "supervised residual_unet, gridsize 2", unet, training, train_supervised
     if case.nphotons in profile.scan_doses:
         yield "residual_unet, scan, NLL", replace(unet, estimate_scope="scan"), training, train_network
+        yield "residual_unet, pretrained, NLL", replace(unet, estimate_scope="pretrained"), training, train_network
     if case.nphotons in profile.mae_doses:
         yield "residual_unet, gridsize 1, MAE", alone, replace(longer, **mae), train_network
         yield "residual_unet, gridsize 2, MAE", unet, replace(training, **mae), train_network

@@ -175,8 +175,9 @@ class ModelConfig(Config):
         Patterns per group = gridsize squared.
     generator : str
         Name of the inverse network, a key of `ptycho_nb.network.generators.GENERATORS`.
-    estimate_scope : {'group', 'scan'}
-        What the physics estimate, which the generator improves, may look at.
+    estimate_scope : {'group', 'scan', 'pretrained'}
+        What the generator improves: the physics estimate of each group alone, that of the whole scan, or what the pretrained
+        network makes of the scan.
     probe_trainable : bool
         Learn the probe together with the network.
     intensity_scale_trainable : bool
@@ -200,7 +201,7 @@ class ModelConfig(Config):
     N: int = setting(64, minimum=32, maximum=1024, multiple_of=2)
     gridsize: int = setting(2, minimum=1, maximum=8)
     generator: str = setting("residual_unet")
-    estimate_scope: str = setting("group", choices=("group", "scan"))
+    estimate_scope: str = setting("group", choices=("group", "scan", "pretrained"))
     probe_trainable: bool = setting(False)
     intensity_scale_trainable: bool = setting(True)
     n_filters: int = setting(32, minimum=1, maximum=1024)

@@ -190,7 +190,7 @@ def test_the_gradient_norm_is_that_of_the_gradient(scans):
     one_step, judges = replace(TRAINING, nepochs=1, batch_size=64), np.arange(0, 40, 10)
     model, history = train_network(scans[0], MODEL, one_step, validation=judges)
     fresh, container = model.untrained(), group_data(scans[0], MODEL, exclude=judges, targets="held_out")
-    course, _ = training_course(replace(container, canvas_px=model.canvas_px), MODEL, 0)
+    course, _ = training_course(scans[0], replace(container, canvas_px=model.canvas_px), MODEL, 0)
     batch = {**container.batch(np.arange(len(container))), **course.extra(np.arange(len(container)))}
     with tf.GradientTape() as tape:
         loss = fresh.compute_loss(x=batch, y_pred=fresh(batch))

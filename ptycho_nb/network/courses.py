@@ -16,10 +16,12 @@ from ..data.scan import RawData
 from ..machine import cores
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.scans import validation_indices
+from ..solvers.held_out import hold_out
 from .generators import get_generator
 from .groups import PtychoDataContainer, group_data, patterns_left_out, validation_groups
 from .inputs import EstimateSettings, GroupEstimates, ScanEstimates, estimate_features, scan_layout, with_filled_pixels
 from .inputs import window_px as side_of_light_px
+from .warm import WarmEstimates, on_canvases, warm_views
 
 # %% ../../nbs/4_network/52_courses.ipynb #904992e7
 @dataclass(frozen=True, eq=False)
@@ -45,32 +47,38 @@ def _scan_windows(container: PtychoDataContainer, features: np.ndarray, origin_p
 
 
 def training_course(
-    train: PtychoDataContainer,  # groups to train on
+    data: RawData,
+    train: PtychoDataContainer,  # groups of it to train on
     config: ModelConfig,
     seed: int = 0,  # deals the patterns out to the halves, and draws those that judge the estimates
-) -> tuple[Course, EstimateSettings | None]:
+) -> tuple[Course, EstimateSettings | None]:  # no settings where solver and pretrained network choose by themselves
     "The training groups with what their generator wants to see, and how the estimates were made."
     if get_generator(config.generator).input_kind == "diffraction":
         return Course(train, None), None
-    if config.estimate_scope == "scan":
-        by_scan = ScanEstimates(train, seed=seed)
+    if config.estimate_scope != "group":
+        by_scan = ScanEstimates(train, seed=seed) if config.estimate_scope == "scan" else WarmEstimates(train, data, seed)
         return Course(by_scan.container, by_scan), by_scan.settings
     by_group = GroupEstimates(train, seed=seed)
     return Course(train, by_group), by_group.settings
 
 
 def judging_course(
-    judges: PtychoDataContainer,  # groups that judge
+    data: RawData,
+    judges: PtychoDataContainer,  # groups of it that judge
     train: PtychoDataContainer,  # groups of the fitted patterns of the same scan
     fitted: np.ndarray,  # int (f,): patterns that may be inputs
     config: ModelConfig,
     settings: EstimateSettings | None,  # how the estimates of the training groups were made
 ) -> Course:
     "The judging groups with what their generator wants to see."
-    if settings is None:
+    if get_generator(config.generator).input_kind == "diffraction":
         return Course(judges, None)
     if config.estimate_scope == "group":
         return Course(judges, GroupEstimates(judges, settings))
+    if config.estimate_scope == "pretrained":
+        held = replace(hold_out(data, np.unique(judges.targets)), fitted=fitted)
+        warm, = warm_views(data, judges.intensity_scale, held)
+        return Course(judges, _scan_windows(judges, *on_canvases(warm, judges)))
     placed = scan_layout(judges, fitted)
     return Course(judges, _scan_windows(judges, estimate_features(judges, placed, settings, cores())[0],
                                         placed.layout.origin_px))
@@ -139,19 +147,19 @@ def plan_training(
             groups = with_filled_pixels(groups)
         return groups, validation_groups(groups, fitted, validation) if len(validation) else None, fitted
 
-    sets = [groups_of(data, validation)]
+    scans, sets = [data], [groups_of(data, validation)]
     if test is not None:
         drawn = validation_indices(test.n_patterns, training.validation_fraction, seeds["validation_seed"])
+        scans.append(test)
         sets.append(groups_of(test, drawn))
     # One canvas for all: one compiled graph, and to the cnn the canvas is a part of the model.
     canvas_px = max(part.canvas_px for groups, judges, _ in sets for part in (groups, judges) if part is not None)
     sets = [(replace(groups, canvas_px=canvas_px), judges and replace(judges, canvas_px=canvas_px), fitted)
             for groups, judges, fitted in sets]
-    course, settings = training_course(sets[0][0], config, seeds["train_seed"])
-    courses = [course, *(judges and judging_course(judges, groups, fitted, config, settings)
-                         for groups, judges, fitted in sets)]
+    course, settings = training_course(data, sets[0][0], config, seeds["train_seed"])
+    courses = [course, *(judges and judging_course(scan, judges, groups, fitted, config, settings)
+                         for scan, (groups, judges, fitted) in zip(scans, sets, strict=True))]
     if training.realspace_mae_weight:
-        scans = (data, data, test)
-        courses = [part and with_object(scan, part) for scan, part in zip(scans, courses, strict=False)]
+        courses = [part and with_object(scan, part) for scan, part in zip([data, *scans], courses, strict=True)]
     lit_px = max(_lit_px(course, config) for course in courses if course)
     return TrainingPlan(*courses, *[None] * (3 - len(courses)), settings, canvas_px, min(lit_px, canvas_px))

@@ -20,6 +20,7 @@ from ..config import InferenceConfig, InputError, check_choice
 from ..data.scan import RawData
 from ..machine import cores
 from ..physics.forward import Layout
+from ..solvers.held_out import hold_out
 from ..solvers.likelihood import illumination
 from ..solvers.result import Reconstruction, enlarged, predict_amplitudes
 from .bundle import load_bundle
@@ -27,7 +28,9 @@ from .groups import PtychoDataContainer, group_data, warn_of_faults
 from .inputs import GroupEstimates, estimate_features, group_layout, scan_layout, window_px, with_filled_pixels
 from .model import MergedPatches, PtychoModel
 from .patches import stitch
+from .pretrained import best_share, merged
 from .training import TrainingResult
+from .warm import warm_views
 
 # %% ../../nbs/4_network/65_inference.ipynb #1c563b61
 def _batches(model: PtychoModel, container: PtychoDataContainer, batch_size: int) -> Iterator[PtychoDataContainer]:
@@ -131,6 +134,26 @@ def _by_scan(model: PtychoModel, container: PtychoDataContainer) -> tuple[np.nda
     object, lit = _apply_in_tiles(model.object_network, features), coverage >= 1e-6 * coverage.max()
     return np.where(lit, object, 1), np.where(lit, coverage, 0), placed.layout.origin_px
 
+
+def _from_pretrained(model: PtychoModel, data: RawData, container: PtychoDataContainer, exclude: np.ndarray | None) -> tuple:
+    "As `_by_scan`, from the pretrained network's object on; and what unseen counts made of the correction."
+    held = None
+    if exclude is not None and len(exclude):
+        held = replace(hold_out(data, exclude), fitted=np.unique(container.inputs))
+    views, bases, corrections, brightnesses = [], [], [], []
+    learned = model.intensity_scale / model.data_scale  # the base is as bright as it should be
+    for view, brightness, features in warm_views(data, container.intensity_scale, held):
+        base = features[..., 0] + 1j * features[..., 1]
+        made = np.where(view.base.coverage > 0, _apply_in_tiles(model.object_network, features) * np.float32(learned), base)
+        views.append(view)
+        brightnesses.append(np.float32(brightness))
+        bases.append(base / np.float32(brightness))
+        corrections.append((made - base) / np.float32(brightness))
+    share, deviance, objects = best_share(views, corrections, bases)
+    image = merged(views, [object * brightness for object, brightness in zip(objects, brightnesses, strict=True)])
+    return image.object, image.coverage, image.origin_px, {"share": share, "validation_nll_per_pixel": {
+        str(key): value for key, value in deviance.items()}}
+
 # %% ../../nbs/4_network/65_inference.ipynb #4dafc7c9
 RESCALES = ("none", "intensity", "least_squares")
 
@@ -216,24 +239,27 @@ def reconstruct(
     config = config or InferenceConfig()
     config.check_against(model.config)
     wall, cpu = time.perf_counter(), time.process_time()
-    by_scan = model.input_kind == "estimate" and model.config.estimate_scope == "scan"
-    if by_scan and config.n_groups is not None:
-        raise InputError("InferenceConfig.n_groups", config.n_groups, "None for a model with estimate_scope='scan'",
+    scope = model.config.estimate_scope if model.input_kind == "estimate" else "group"
+    if scope != "group" and config.n_groups is not None:
+        raise InputError("InferenceConfig.n_groups", config.n_groups, f"None for a model with estimate_scope={scope!r}",
                          "Such a model uses all patterns at once; leave n_groups out.")
     warn_of_faults(data)
     container = group_data(data, model.config, exclude=exclude, n_groups=config.n_groups,
                            neighbor_count=config.neighbor_count)
     if model.input_kind == "diffraction":
         container = with_filled_pixels(container)
-    if by_scan:
+    learned, chosen = model.intensity_scale / model.data_scale, {}  # what training found the scale to be, of what it was given
+    if scope == "scan":
         object, coverage, origin = _by_scan(model, container)
+    elif scope == "pretrained":
+        object, coverage, origin, chosen = _from_pretrained(model, data, container, exclude)
+        learned = 1.0  # it is in the object
     else:
         if config.times_seen is not None and config.n_groups is None:
             rows = covering_groups(container.inputs, config.times_seen)
             container = container.with_groups(container.inputs[rows], container.inputs[rows])
         object, coverage, origin = _by_groups(model, container, config.batch_size)
     modes = model.probe if model.config.probe_trainable else container.modes
-    learned = model.intensity_scale / model.data_scale  # what training found the scale to be, of what it was given
     modes = (modes * container.intensity_scale * learned).astype(np.complex64).reshape(-1, data.N, data.N)
     reconstruction = Reconstruction(
         object=object, coverage=coverage, origin_px=origin, positions_px=data.positions_px, probe=modes[0], method="network",
@@ -249,4 +275,4 @@ def reconstruct(
         reconstruction, object=np.where(coverage > 0, object * np.float32(factor), object),  # vacuum stays 1 where nobody looked
         seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu,
         info={"generator": model.config.generator, "groups": len(container), "learned_scale_factor": learned,
-              "rescale": rescale, "rescale_factor": factor})
+              "rescale": rescale, "rescale_factor": factor, **chosen})
