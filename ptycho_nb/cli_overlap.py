@@ -9,8 +9,8 @@ import argparse
 import os
 from pathlib import Path
 
-from .cli_words import Commands, deal_settings
-from .config import InputError, TrainingConfig, check_choice
+from .cli_words import Commands
+from .config import InputError, check_choice
 from .quiet import load_quietly
 
 # %% auto #0
@@ -24,7 +24,7 @@ def _build(arguments: argparse.Namespace) -> int:
     quick = check_choice("profile", arguments.size, ("quick", "full")) == "quick"
     design = OverlapDesign.quick(**arguments.settings) if quick else OverlapDesign.from_dict(arguments.settings)
     folder = Path(arguments.folder)
-    base, of_object = base_object(design.object_size_px, arguments.object or "", design.simulation_seed)
+    base, of_object = base_object(design.object_size_px, arguments.object or "", design.simulation_seed, halves=True)
     probe, of_probe = study_probe(design.N, arguments.probe or "")
     if arguments.dry_run:
         print(f"{len(design.doses)} doses, 2 x {design.n_patterns} patterns of {design.N} px")
@@ -42,18 +42,21 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from ptycho_nb.studies.overlap_jobs import study_jobs, train_jobs
+    from ptycho_nb.files import read_json
+    from ptycho_nb.runs.arms import METRICS
+    from ptycho_nb.studies.overlap_jobs import study_jobs, train_jobs, trained_weights
 
     jobs = study_jobs(arguments.folder, arguments.dose, arguments.view, arguments.gridsize)
     if arguments.dry_run:
         print(*(job.name for job in jobs), sep="\n")
         return 0
-    (training,) = deal_settings({"precision": "float32"} | arguments.settings, TrainingConfig)
-    load_quietly("keras")
+    result = train_jobs(arguments.folder, jobs, arguments.settings, arguments.workers, arguments.scheduler, progress=True)
+    print(result)
     for job in jobs:
-        (record,) = train_jobs(arguments.folder, [job], training).values()
-        print(f"{job.name}: {record['seconds']:.0f} s, weights {record['weights_sha256'][:16]}", flush=True)
-    return 0
+        if (weights := trained_weights(arguments.folder, job)) is not None:
+            trained = read_json(weights.with_name(METRICS), {"training": dict})["training"]
+            print(f"{os.path.relpath(weights)}: {trained['seconds']:.0f} s, SHA-256 {trained['weights_sha256']}")
+    return 0 if result.ok else 1
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
@@ -86,12 +89,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _pool(arguments: argparse.Namespace) -> int:
-    from ptycho_nb.studies.overlap_comparison import pool_studies, pooled_sentences
+    from ptycho_nb.studies.overlap_comparison import pooled_sentences, write_pooled
 
-    pooled = pool_studies([arguments.folder, *arguments.more])
-    pooled.to_csv(Path(arguments.folder) / "pooled_metrics.csv", index=False)
-    print(*pooled_sentences(pooled), sep="\n")
-    print(f"table: {os.path.relpath(Path(arguments.folder) / 'pooled_metrics.csv')}")
+    print(*pooled_sentences(write_pooled([arguments.folder, *arguments.more])), sep="\n")
+    print(f"tables: {os.path.relpath(Path(arguments.folder) / 'pooled.md')}")
     return 0
 
 
@@ -135,6 +136,8 @@ def add_overlap(
     sub.add_argument("--dose", action="append", type=float, default=[], metavar="N", help="only this dose (repeatable)")
     sub.add_argument("--view", action="append", default=[], metavar="NAME", help="train: only this view (repeatable)")
     sub.add_argument("--gridsize", action="append", type=int, default=[], metavar="N", help="train: only this one (repeatable)")
+    sub.add_argument("--workers", type=int, metavar="N", help="train: processes on this machine (default: as it has room for)")
+    sub.add_argument("--scheduler", metavar="ADDRESS", help="train: instead, a running dask scheduler, tcp://host:port")
     sub.add_argument("--methods", metavar="NAMES", help="reconstruct: only these, with commas (default: all)")
     sub.add_argument("--skip-registration", action="store_true", help="compare: fix scale and constant phase alone")
     sub.add_argument("--reference", metavar="DIR", help="check-loss: a training that is good")
@@ -142,4 +145,4 @@ def add_overlap(
     sub.add_argument("--tolerance", type=float, default=0.05, metavar="SHARE", help="check-loss: excess (default: %(default)s)")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done")
     sub.add_argument("-p", dest="settings", nargs=2, action="append", metavar=("NAME", "VALUE"),
-                     help="a setting of the design (build) or of the training (train)")
+                     help="a setting of the design (build), or a parameter of overlap_job (train)")

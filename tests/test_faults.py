@@ -25,7 +25,7 @@ from ptycho_nb.network.training import _read_checkpoint
 from ptycho_nb.physics.probes import disk_probe
 from ptycho_nb.runs.arms import locked, start_arm
 from ptycho_nb.studies.reports import report, results_table
-from ptycho_nb.studies.sweep import _local_workers
+from ptycho_nb.studies.workers import local_workers
 
 
 def write_for_ever(folder: Path) -> None:
@@ -223,7 +223,7 @@ def test_who_stops_reading_is_told_nothing():
 def test_the_workers_of_a_sweep_listen_to_nobody_else():
     from distributed import Client
 
-    with _local_workers(1) as (client, _):
+    with local_workers(1) as (client, _):
         address = client.scheduler_info()["address"]
         assert address.startswith("tls://")
         assert client.submit(abs, -1).result() == 1

@@ -136,6 +136,11 @@ def test_ms_ssim_of_two_scales_by_hand(images):
     assert ms_ssim(estimate, truth)[0] == pytest.approx(by_hand)
 
 
+def test_ms_ssim_of_blurred_images(images):
+    blurred = [gaussian_filter(image, 1.0) for image in images]
+    assert ms_ssim(*images, 1.0) == ms_ssim(*blurred) != ms_ssim(*images)
+
+
 def test_ms_ssim_of_an_inverted_image_is_no_nan(images):
     assert ms_ssim(-images[1], images[1])[0] == 0
 
@@ -190,6 +195,7 @@ def test_frc_looks_at_the_central_square():
 def test_frc50_is_interpolated(correlation, expected):
     curve = {"cycles_per_px": np.array([0.1, 0.2, 0.3, 0.4, 0.5]), "correlation": np.array(correlation, float)}
     assert frc50(curve) == pytest.approx(expected)
+    assert frc50(curve, 0.05) == 1 and frc50(curve, 1.1) == 0
 
 
 # gauge fix

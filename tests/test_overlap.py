@@ -4,16 +4,19 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
 from ptycho_nb.cli import main
-from ptycho_nb.config import InputError, ModelConfig
+from ptycho_nb.config import InputError, ModelConfig, TrainingConfig
 from ptycho_nb.data.scan import RawData
 from ptycho_nb.files import read_arrays, read_json, write_arrays
 from ptycho_nb.network.groups import group_data
+from ptycho_nb.network.supervised import train_supervised
 from ptycho_nb.physics.scans import make_positions, nearest_pixel
 from ptycho_nb.studies.equal_fluence import (
     FluenceArm,
@@ -169,6 +172,8 @@ def test_a_view_that_lies_about_its_groups_is_found(scans):
     assert "a group holds a pattern twice" in view_violations(twice, places, 0.0, SMALL)
     assert "fewer than 3" in view_violations(groups[:2], places, 0.0, SMALL)[0]
     assert "of 80" in view_violations(groups + 40, places, 0.0, SMALL)[0]
+    nine = make_view("nine", places, replace(SMALL, neighbor_count=11, gridsize=3)).groups
+    assert "K = 7 neighbours, fewer than the C = 9 members of a group" in view_violations(nine, places, 0.0, SMALL)
 
 
 def test_nothing_leaks_from_the_test_half(scans):
@@ -190,6 +195,18 @@ def test_nothing_leaks_from_the_test_half(scans):
         labels = np.stack([truth[y : y + 64, x : x + 64] for y, x in nearest_pixel(train.positions_px) - 32])
         batches.append({**groups.batch(np.arange(len(groups))), "labels": labels})
     assert all(np.array_equal(batches[0][name], batches[1][name]) for name in batches[0])
+
+
+@pytest.mark.long
+def test_labels_of_the_test_half_change_no_metric_of_a_training(scans):
+    train = RawData.load(scans / "nphotons=1e4" / "train.npz")
+    rng, shuffled = np.random.default_rng(0), train.object.copy()
+    shuffled[160:] = rng.permutation(shuffled[160:].ravel()).reshape(shuffled[160:].shape)
+    training = TrainingConfig(nepochs=2, precision="float32")
+    trained = [train_supervised(replace(train, object=truth), ModelConfig(N=64), training, progress=False)
+               for truth in (train.object, shuffled)]
+    losses = [[(row["train_loss"], row["val_loss"]) for row in each.history["epochs"]] for each in trained]
+    assert losses[0] == losses[1] and losses[0][-1] != losses[0][0]
 
 
 ARMS = fluence_arms((0.0, 0.4, 0.7), range(3), (50.0,), side_px=80)
@@ -244,18 +261,37 @@ def test_killed_and_started_again_nothing_is_done_twice(tmp_path, request):
         fluence_summary(fluence_table(rows), reference=0.5)
 
 
+def run_cells(notebook, **given):
+    """A study in this process: a small training in a process of its own mostly loads libraries."""
+    first, *cells = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
+    names = {}
+    exec(first, names)
+    names.update(given)
+    for source in cells:
+        exec(compile(source, notebook.name, "exec"), names)
+
+
+JOB = Path(__file__).resolve().parent.parent / "studies_nbs" / "overlap_job.ipynb"
+
+
 def test_the_steps_from_the_shell(tmp_path, capsys):
     study = str(tmp_path / "study")
     small = [word for name, value in (("object_size_px", 320), ("n_patterns", 80), ("min_groups", 3))
              for word in ("-p", name, str(value))]
     assert main(["overlap", "build", study, *small]) == 0
+    assert {path.name for path in Path(study).glob("*.png")} == {"spacings_train.png", "spacings_test.png"}
     training = ["overlap", "train", study, "--view", "sparse", "-p", "nepochs", "1"]
-    assert main(training) == 0
     job = tmp_path / "study" / "jobs" / "nphotons=1e4_method=network_sparse"
+    run_cells(JOB, output_dir=str(job), nphotons=1e4, method="network_sparse", nepochs=1)
     before = {path.name: path.stat().st_mtime_ns for path in job.iterdir()}
-    assert main(training) == 0 and {path.name: path.stat().st_mtime_ns for path in job.iterdir()} == before
-    assert read_json(job / "job.json", dict)["targets"] == "input"
-    assert main([*training[:-1], "2"]) == 2 and "a training with other settings" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(training) == 0 and "1 of 1 arms done, 1 of them before" in (said := capsys.readouterr().out)
+    assert {path.name: path.stat().st_mtime_ns for path in job.iterdir()} == before
+    trained = read_json(job / "metrics.json", dict)["training"]
+    assert trained["targets"] == "input" and trained["weights_sha256"] in said and "wts.h5.zip: " in said
+    assert main([*training[:-1], "2"]) == 2 and "nepochs = 1 there and 2" in capsys.readouterr().err
+    assert main([*training[:-2], "nepoch", "2"]) == 2 and "Did you mean 'nepochs'" in capsys.readouterr().err
+    assert main([*training, "--scheduler", "tcp://127.0.0.1:1"]) == 0, "nobody is asked for what is done"
     assert main(["overlap", "check-loss", "--reference", str(job), "--candidate", str(job)]) == 0
     assert main(["overlap", "check-loss", "--reference", str(job), "--candidate", study]) == 1
 
@@ -279,15 +315,55 @@ def test_the_steps_from_the_shell(tmp_path, capsys):
     assert len(table) == 6 and table["ms_ssim"].between(0, 1).all() and table["seconds"].gt(0).all()
     assert len(pd.read_csv(tmp_path / "study" / "nphotons=1e4" / "frc_curves.csv")) > 6 * 20
 
+    assert set(table.columns) >= {"ms_ssim", "ssim", "frc", "mae", "mse", "psnr", "limit", "training_cpu_seconds"}
+    assert table.set_index("method")["training_cpu_seconds"].notna().to_dict() == {
+        "no_network": False, "network_sparse": True, "refined_sparse": True}
     assert main(["overlap", "pool", study]) == 0 and "nobody can tell" in capsys.readouterr().out
+    assert "| network, sparse groups, refined | " in (tmp_path / "study" / "pooled.md").read_text()
     assert main(["overlap", "pool", study, study]) == 2 and "noise seed alone" in capsys.readouterr().err
 
-    (job / "wts.h5.zip").write_bytes(b"something else")
-    capsys.readouterr()
-    assert main(training) == 2 and "another checksum" in capsys.readouterr().err
     for words, wrong in ((["train", study, "--dose", "7"], "dose: found 7"), (["build"], "no folder"),
                          (["compare", str(tmp_path)], "no run_manifest.json"),
                          (["build", study, "-p", "sprase", "0.1"], "Did you mean 'sparse'")):
         assert main(["overlap", *words]) == 2 and wrong in capsys.readouterr().err
     assert main(["overlap", "train", study, "--dry-run"]) == 0
     assert capsys.readouterr().out.split()[-1] == "nphotons=1e4_method=supervised"
+
+
+@pytest.mark.long  # every start loads the libraries, every training starts a kernel
+def test_the_comparison_killed_at_random_moments_goes_on_to_the_same_table(tmp_path, request):
+    work = ("import sys; from ptycho_nb.studies.overlap_comparison import run_comparison\n"
+            "from ptycho_nb.studies.overlap_views import OverlapDesign\n"
+            "if __name__ == '__main__':\n"
+            "    design = OverlapDesign.quick(object_size_px=320, n_patterns=80, min_groups=3)\n"
+            "    run_comparison(sys.argv[1], design, methods=['no_network', 'networks'],\n"
+            "                   settings={'nepochs': 2}, n_workers=2)\n")
+    (tmp_path / "work.py").write_text(work)
+
+    def start(name: str) -> subprocess.Popen:
+        process = subprocess.Popen([sys.executable, str(tmp_path / "work.py"), str(tmp_path / name)])
+        request.addfinalizer(process.kill)
+        return process
+
+    began = time.monotonic()
+    assert start("whole").wait() == 0
+    duration, seed = time.monotonic() - began, time.time_ns() % 2**32
+    print(f"seed of the moments: {seed}")
+    finished: dict[Path, int] = {}
+    for share in np.random.default_rng(seed).uniform(0.1, 0.8, 3):
+        process = start("killed")
+        time.sleep(share * duration)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        names = ("run_manifest.json", "jobs/*/done.json", "nphotons=1e4/made/[!.]*.npz")
+        there = {path: path.stat().st_mtime_ns for name in names for path in (tmp_path / "killed").glob(name)}
+        assert finished.items() <= there.items(), "what was done is neither lost nor made again"
+        finished = there
+    assert start("killed").wait() == 0
+    assert all(path.stat().st_mtime_ns == made for path, made in finished.items())
+    timings = ["seconds", "cpu_seconds", "training_cpu_seconds"]
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    tables = [pd.read_csv(folder / "comparison_metrics.csv").drop(columns=timings) for folder in folders]
+    pd.testing.assert_frame_equal(*tables)
+    bundles = [read_json(folder / "comparison_manifest.json", dict)["weights_sha256"] for folder in folders]
+    assert bundles[0] == bundles[1] and len(bundles[0]) == 4

@@ -39,8 +39,11 @@ SMALL = {"nphotons": 1e4, "n_train": 64, "n_test": 64, "gridsize": 1, "nepochs":
 # dose.ipynb, and test_browser_jupyterlab.py runs explore.ipynb.
 BRIEF = {"n_train": 32, "n_test": 64, "nepochs": 1}
 GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_seeds": 1},
-         "dose_overlap": {"methods": "no_network", "overlaps": "0,0.7", "probes": "disk", "n_seeds": 2, "side_px": 80},
-         "how_few": {"methods": "no_network", "n_test": 60}, "sim_lines": {}, "pretrain": {"n_scans": 4, "steps": 4},
+         "dose_overlap": {"methods": "no_network", "overlaps": "0,0.7", "probes": "disk", "n_seeds": 2, "side_px": 80,
+                          "comparison_methods": "no_network", "n_noise_seeds": 2,
+                          "design": '{"object_size_px": 320, "n_patterns": 80, "min_groups": 3}'},
+         "how_few": {"methods": "no_network", "n_test": 60}, "sim_lines": {}, "overlap_job": {"nepochs": 1},
+         "pretrain": {"n_scans": 4, "steps": 4},
          "measured": {"n_patterns": 60, "second_mode": 0.0}, "plan": {},
          "photon_grid": {"n_patterns": 120, "n_train": 16, "nepochs": 1, "doses": "1e4,1e5", "methods": "no_network"},
          "reconstruct": {"n_groups": 48, "nepochs": 1}, "tutorial": {},

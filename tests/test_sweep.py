@@ -16,6 +16,7 @@ import pytest
 from distributed import Client
 
 import ptycho_nb.studies.sweep
+import ptycho_nb.studies.workers
 from ptycho_nb.cli import main
 from ptycho_nb.config import InputError
 from ptycho_nb.files import read_json, sha256_of, write_json
@@ -301,7 +302,7 @@ def test_arms_run_on_the_workers_of_a_scheduler(scheduler, tmp_path):
 
 
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(ptycho_nb.studies.sweep, "_ANSWER_S", 1)
+    monkeypatch.setattr(ptycho_nb.studies.workers, "_ANSWER_S", 1)
     with pytest.raises(InputError, match=r"scheduler tcp://127.0.0.1:9.*dask scheduler"):
         sweep(make_study(tmp_path), tmp_path / "out", grid=GRID, scheduler="tcp://127.0.0.1:9")
 

@@ -42,6 +42,7 @@ def _ssim_and_contrast(estimate: np.ndarray, truth: np.ndarray, data_range: floa
 def ms_ssim(
     estimate: np.ndarray,  # (h, w), real
     truth: np.ndarray,  # (h, w), real, not constant
+    smoothing_px: float = 0.0,  # standard deviation of the Gaussian that both are blurred by first
 ) -> tuple[float, int]:  # value (1 is perfect) and number of scales used (5 from 176 px on)
     """Multi-scale structural similarity; `InputError` if the image is smaller than its window of 11 px."""
     smallest = min(truth.shape)
@@ -49,9 +50,10 @@ def ms_ssim(
         raise InputError("image", f"{truth.shape} px", f"at least {_WINDOW_PX} px a side", "Choose a larger region.")
     n_scales = min(int(np.log2(smallest / _WINDOW_PX)) + 1, len(_MS_SSIM_WEIGHTS))
     weights = _MS_SSIM_WEIGHTS[:n_scales] / _MS_SSIM_WEIGHTS[:n_scales].sum()
-    data_range = float(np.ptp(truth))
-    value = 1.0
     estimate, truth = estimate.astype(float), truth.astype(float)
+    if smoothing_px:
+        estimate, truth = (gaussian_filter(image, smoothing_px) for image in (estimate, truth))
+    data_range, value = float(np.ptp(truth)), 1.0
     for scale, weight in enumerate(weights):
         ssim, contrast = _ssim_and_contrast(estimate, truth, data_range)
         # Anticorrelated structure has no real power of a fraction; it counts as no similarity.
@@ -95,16 +97,17 @@ def frc(
 
 def frc50(
     curve: dict[str, np.ndarray],  # what `frc` returns
-) -> float:  # frequency of the first crossing below 0.5 as a fraction of Nyquist (0.5 cycles per px)
+    threshold: float = 0.5,  # another one has another name in every table
+) -> float:  # frequency of the first crossing below the threshold as a fraction of Nyquist (0.5 cycles per px)
     """The resolution of an FRC curve: 1 if it stays above 0.5, 0 if it begins below."""
     frequency, correlation = curve["cycles_per_px"], curve["correlation"]
-    below = np.flatnonzero(correlation < 0.5)
+    below = np.flatnonzero(correlation < threshold)
     if not len(below):
         return 1.0
     if below[0] == 0:
         return 0.0
     around = [below[0], below[0] - 1]  # np.interp wants rising values
-    return float(np.interp(0.5, correlation[around], frequency[around]) / 0.5)
+    return float(np.interp(threshold, correlation[around], frequency[around]) / 0.5)
 
 # %% ../../nbs/5_analysis/10_metrics.ipynb #6e566711
 _SMALLEST_RANGE = 1e-3  # below it an image counts as constant: rounding must not become structure

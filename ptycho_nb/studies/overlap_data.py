@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
+from ..analysis.plots import save_figure
 from ..config import InputError, SimulationConfig
 from ..data.scan import RawData
 from ..data.simulation import generate_simulated_data
@@ -22,7 +23,15 @@ from ..physics.probes import crop_probe_fourier, load_probe, make_probe, probe_d
 from ..physics.scans import half_regions, make_positions, nearest_pixel, nearest_spacing_px
 from ..runs.arms import arm_name
 from ..solvers.result import Reconstruction, covered_region, load_reconstructions
-from .overlap_views import VIEWS, OverlapDesign, OverlapView, SkippedView, design_view, overlap_report
+from ptycho_nb.studies.overlap_views import (
+    VIEWS,
+    OverlapDesign,
+    OverlapView,
+    SkippedView,
+    design_view,
+    overlap_report,
+    plot_spacings,
+)
 
 # %% auto #0
 __all__ = ['HALVES', 'MANIFEST', 'SKIPPED', 'extended', 'base_object', 'study_probe', 'study_views', 'dose_folder', 'build_data',
@@ -31,11 +40,11 @@ __all__ = ['HALVES', 'MANIFEST', 'SKIPPED', 'extended', 'base_object', 'study_pr
 # %% ../../nbs/8_studies/85_overlap_data.ipynb #d2c45ce6
 def extended(
     field: np.ndarray,  # complex (h, w)
-    size_px: int,
-) -> np.ndarray:  # complex64 (size_px, size_px)
-    "An image continued by its mirror images, and cut to a square."
-    more = [(0, max(size_px - side, 0)) for side in field.shape]
-    return np.ascontiguousarray(np.pad(field, more, mode="symmetric")[:size_px, :size_px]).astype(np.complex64)
+    shape: tuple[int, int],  # px
+) -> np.ndarray:  # complex64, of this shape
+    "An image continued by its mirror images, and cut."
+    more = [(0, max(wanted - side, 0)) for wanted, side in zip(shape, field.shape, strict=True)]
+    return np.ascontiguousarray(np.pad(field, more, mode="symmetric")[: shape[0], : shape[1]]).astype(np.complex64)
 
 
 def base_object(
@@ -43,6 +52,7 @@ def base_object(
     source: str | Path | Reconstruction = "",  # a reconstruction, or a file of some; '': simulate one
     seed: int = 0,  # of a simulated one
     kind: str = "shapes",  # of a simulated one
+    halves: bool = False,  # make upper and lower half of different parts of the reconstruction
 ) -> tuple[np.ndarray, str]:  # complex64 (size_px, size_px), brightest about 1; and where it comes from, in words
     "The object that is scanned; `InputError` for a reconstruction that is dark or of a few pixels."
     if isinstance(source, str) and not source:
@@ -55,9 +65,14 @@ def base_object(
         raise InputError("base object", f"{part.shape} px that are covered, 95 % of them up to {scale:.3g}",
                          "at least 32 px a side, not dark", "Give the reconstruction of a larger scan.")
     part = part / scale * np.exp(-1j * np.angle(part.mean()))
-    times = " x ".join(f"{size_px / side:.1f}" for side in part.shape)
-    said = f"{found.method} of another scan, {part.shape} px, continued by mirror images ({times} times)"
-    return extended(part, size_px), said
+    said = f"{found.method} of another scan, {part.shape[0]} x {part.shape[1]} px, "
+    if not halves:
+        times = " x ".join(f"{size_px / side:.1f}" for side in part.shape)
+        return extended(part, (size_px, size_px)), f"{said}continued by mirror images ({times} times)"
+    middle, shape = size_px // 2, (size_px - size_px // 2, size_px)
+    upper, lower = (extended(half, shape) for half in (part[: len(part) // 2], part[len(part) // 2 :]))
+    said += "its upper half continued by mirror images to the upper half of the object, its lower half to the lower one"
+    return np.concatenate([upper[:middle], lower]), said
 
 
 def study_probe(
@@ -139,10 +154,13 @@ def build_data(
     for dose, half, scan in _simulated(design, places, base, probe):
         dose_folder(folder, dose).mkdir(exist_ok=True)
         paths.append(scan.save(dose_folder(folder, dose) / f"{half}.npz"))
+    diameter_px = probe_diameter_px(probe)
+    for half, of_half in views.items():
+        if of_half:
+            save_figure(plot_spacings(list(of_half.values()), diameter_px), folder / f"spacings_{half}.png")
     groups = {f"{half}_{name}": view.groups for half, of_half in views.items() for name, view in of_half.items()}
     paths.append(folder / "views.npz")
     write_arrays(paths[-1], **groups)
-    diameter_px = probe_diameter_px(probe)
     reports = {half: {name: overlap_report(view, diameter_px, design.image_neighbours) for name, view in of_half.items()}
                for half, of_half in views.items()}
     lines = [{"dose": dose, "view": view.name, "reason": view.reason} for dose in design.doses for view in skipped]

@@ -5,27 +5,28 @@
 # %% ../../nbs/8_studies/88_overlap_jobs.ipynb #a5c25ebf
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..config import InputError, ModelConfig, TrainingConfig
+from ..config import InputError, ModelConfig, TrainingConfig, check_choice
 from ..data.scan import RawData
-from ..files import read_arrays, read_json, sha256_of, write_json
-from ..physics.scans import validation_indices
-from ..runs.arms import HISTORY, WEIGHTS, arm_name
+from ..files import read_arrays, read_json, write_json
+from ..runs.arms import DONE, HISTORY, WEIGHTS, arm_name
 from ..solvers.estimate import estimate
-from ..solvers.held_out import HELD_OUT, HeldOut, hold_out
-from ..solvers.lsqml import lsqml, ptychi_installed
+from ..solvers.held_out import HeldOut, hold_out
+from ..solvers.lsqml import lsqml_epochs, ptychi_installed
 from ..solvers.result import Reconstruction, load_reconstructions, save_reconstructions
-from .overlap_data import MANIFEST, dose_folder
+from .overlap_data import MANIFEST, build_data, dose_folder
 from .overlap_views import VIEWS, OverlapDesign
+from .sweep import SweepResult, sweep
 
 # %% auto #0
-__all__ = ['SUPERVISED', 'JOB', 'METHODS', 'Job', 'read_design', 'study_jobs', 'train_jobs', 'check_loss', 'reconstruct_dose']
+__all__ = ['SUPERVISED', 'METHODS', 'Job', 'read_design', 'study_jobs', 'job_of_method', 'train_job', 'study_of_arm',
+           'train_jobs', 'trained_weights', 'check_loss', 'reconstruct_dose']
 
 # %% ../../nbs/8_studies/88_overlap_jobs.ipynb #726f55c0
 SUPERVISED = "supervised"
@@ -80,50 +81,75 @@ def study_jobs(
     return [job for job in jobs if (not doses or job.dose in doses) and (not views or job.view in views)
             and (not gridsizes or job.gridsize in gridsizes)]
 
+def job_of_method(
+    folder: str | Path,  # that `build_data` wrote
+    dose: float,
+    method: str,  # "network_dense", "supervised", …
+) -> Job:
+    "The training that is called so; `InputError` for one that the study does not have."
+    known = {job.method: job for job in study_jobs(folder, [dose])}
+    return known[check_choice("method", method, known)]
+
 # %% ../../nbs/8_studies/88_overlap_jobs.ipynb #8a7b5699
-JOB = "job.json"
+_NOTEBOOK = "overlap_job"
 
 
-def _train_one(folder: Path, job: Job, design: OverlapDesign, training: TrainingConfig) -> dict[str, Any]:
+def train_job(
+    folder: str | Path,  # of a study
+    job: Job,
+    training: TrainingConfig,
+    output_dir: str | Path,  # gets the history and the weights; a training that was stopped goes on
+) -> dict[str, Any]:  # plain: what it was trained on and by, the epoch that was kept, seconds, and the checksum of the weights
+    "Train the network of one job."
     from ptycho_nb.network.bundle import save_bundle
     from ptycho_nb.network.supervised import train_supervised
     from ptycho_nb.network.training import train
 
+    folder, design = Path(folder), read_design(folder)
     groups = read_arrays(folder / "views.npz")[f"train_{job.view}"]
     data = RawData.load(dose_folder(folder, job.dose) / "train.npz").subset(np.unique(groups))
     targets = "input" if job.view == "sparse" else training.targets
     own = replace(training, targets=targets, neighbor_count=design.neighbor_count)
     model, history = (train_supervised if job.supervised else train)(
-        data, ModelConfig(N=design.N, gridsize=job.gridsize), own, output_dir=folder / "jobs" / job.name, progress=False)
-    weights = folder / "jobs" / job.name / WEIGHTS
-    save_bundle(weights, model)
-    header = history["header"]
-    return {"training": training, "targets": targets, "n_patterns": data.n_patterns, "weights_sha256": sha256_of(weights),
-            **{key: header[key] for key in ("seconds", "cpu_seconds", "kept_epoch", "precision")}}
+        data, ModelConfig(N=design.N, gridsize=job.gridsize), own, output_dir=output_dir, progress=False)
+    checksum, header = save_bundle(Path(output_dir) / WEIGHTS, model), history["header"]
+    return {"targets": targets, "n_patterns": data.n_patterns, "gridsize": job.gridsize, "weights_sha256": checksum,
+            **{key: header[key] for key in ("seconds", "cpu_seconds", "kept_epoch", "ended", "precision")}}
+
+
+def study_of_arm(
+    arm: str | Path,  # folder of the arm
+    study: str | Path = "",  # what it was given; '': the folder that holds the sweep, else a small study inside the arm
+) -> Path:
+    "The study that the arm of a job belongs to."
+    above = Path(arm).absolute().parent.parent
+    if str(study) or (above / MANIFEST).exists():
+        return Path(study) if str(study) else above
+    build_data(Path(arm) / "study", OverlapDesign.quick(object_size_px=320, n_patterns=80, min_groups=3))
+    return Path(arm) / "study"
 
 
 def train_jobs(
     folder: str | Path,  # that `build_data` wrote
     jobs: Sequence[Job],
-    training: TrainingConfig | None = None,  # the same for all; None: five epochs in float32
-) -> dict[str, dict[str, Any]]:  # by the name of a job: what was trained, and the checksum of its weights
-    "Train what is not trained yet; `InputError` if a job was trained otherwise or its weights have changed."
-    folder, design = Path(folder), read_design(folder)
-    training = TrainingConfig(precision="float32", seed=design.grouping_seed) if training is None else training
-    records = {}
-    for job in jobs:
-        path = folder / "jobs" / job.name / JOB
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, _train_one(folder, job, design, training))
-        record = read_json(path, {"training": dict, "weights_sha256": str})
-        if record["training"] != training.to_dict():
-            raise InputError(str(path), "a training with other settings", "none, or one with these", "Choose another folder.")
-        if sha256_of(path.with_name(WEIGHTS)) != record["weights_sha256"]:
-            raise InputError(str(path.with_name(WEIGHTS)), "another checksum than when it was written", "the weights of this job",
-                             f"Remove {path.parent} and train it again.")
-        records[job.name] = record
-    return records
+    settings: Mapping[str, Any] | None = None,  # parameters of the notebook, the same for all: nepochs, precision, …
+    n_workers: int | None = None,  # processes on this machine; None: as many as it has room for
+    scheduler: str | None = None,  # instead: the address of a dask scheduler
+    progress: bool | None = None,  # None: shown if somebody is looking
+) -> SweepResult:
+    "Train what is not trained yet; `InputError` for an unknown setting, or a job that was trained with others."
+    arms = [{"nphotons": job.dose, "method": job.method} for job in jobs]
+    return sweep(_NOTEBOOK, Path(folder) / "jobs", arms=arms, parameters=dict(settings or {}), n_workers=n_workers,
+                 scheduler=scheduler, progress=progress)
+
+
+def trained_weights(
+    folder: str | Path,  # of a study
+    job: Job,
+) -> Path | None:  # None: it is not trained
+    "The weights of a job that is done."
+    weights = Path(folder) / "jobs" / job.name / WEIGHTS
+    return weights if weights.with_name(DONE).exists() else None
 
 # %% ../../nbs/8_studies/88_overlap_jobs.ipynb #a4a1ab35
 def _least_loss(path: Path) -> float:
@@ -155,33 +181,46 @@ _MADE, _RECORD = "made", "reconstructions.json"
 
 @dataclass(frozen=True)
 class _Task:
-    "How a result is made, and the file that it is made from: a result that is older is made again."
+    "How results are made, and the file that they are made from: what is older is made again."
 
-    make: Callable[[], Reconstruction]
+    make: Callable[[], dict[str, Reconstruction]]
     source: Path
 
     def is_done(self, path: Path) -> bool:
         return path.exists() and path.stat().st_mtime_ns >= self.source.stat().st_mtime_ns
 
 
+def _lsqml_twice(test: RawData, held: HeldOut, epochs: int) -> dict[str, Reconstruction]:
+    "After the last epoch, and after that which predicts the held-out counts best."
+    best, least = None, np.inf
+    for last in lsqml_epochs(test, epochs, "gaussian", held=held):
+        deviance = held.deviance(last)
+        if best is None or deviance < least:
+            best, least = last, deviance
+    return {"lsqml": last, "lsqml_stopped": replace(best, method="lsqml_stopped")}
+
+
 def _solver_tasks(test: RawData, held: HeldOut, epochs: int, scan: Path) -> dict[str, _Task]:
-    def pretrained() -> Reconstruction:
+    def pretrained() -> dict[str, Reconstruction]:
         from ptycho_nb.network.pretrained import amortised
 
-        return amortised(test, held=held, progress=False)
+        return {"amortised": amortised(test, held=held, progress=False)}
 
-    return {"no_network": _Task(lambda: estimate(test, held=held, progress=False), scan),
-            "amortised": _Task(pretrained, scan), "lsqml": _Task(lambda: lsqml(test, epochs=epochs, held=held), scan)}
+    return {"no_network": _Task(lambda: {"no_network": estimate(test, held=held, progress=False)}, scan),
+            "amortised": _Task(pretrained, scan), "lsqml": _Task(lambda: _lsqml_twice(test, held, epochs), scan)}
 
 
 def _network_tasks(test: RawData, held: HeldOut, job: Job, weights: Path, made: Path) -> dict[str, _Task]:
-    def apply() -> Reconstruction:
+    def apply() -> dict[str, Reconstruction]:
         from ptycho_nb.network.inference import reconstruct
 
-        return reconstruct(test, weights, exclude=held.patterns)
+        seen = replace(test, diff3d=held.fitted_amplitude / np.float32(np.sqrt(held.fitted_share)))
+        found = reconstruct(seen, weights, exclude=np.setdiff1d(np.arange(test.n_patterns), held.fitted))
+        return {job.method: replace(found, method=job.method)}
 
-    def refine() -> Reconstruction:
-        return estimate(test, held=held, start=load_reconstructions(made)[job.method], progress=False)
+    def refine() -> dict[str, Reconstruction]:
+        refined = estimate(test, held=held, start=load_reconstructions(made)[job.method], progress=False)
+        return {f"refined_{job.view}": refined}
 
     applied = {job.method: _Task(apply, weights)}
     return applied if job.supervised else applied | {f"refined_{job.view}": _Task(refine, made)}
@@ -193,10 +232,32 @@ def _run_tasks(tasks: dict[str, _Task], folder: Path) -> dict[str, str]:  # reas
         path = folder / f"{name}.npz"
         try:
             if not task.is_done(path):
-                save_reconstructions(path, **{name: task.make()})
+                save_reconstructions(path, **task.make())
         except Exception as error:  # the others are as good as before; the manifest names this one
             failed[name] = f"{type(error).__name__}: {error}"
     return failed
+
+# %% ../../nbs/8_studies/88_overlap_jobs.ipynb #93c03e3e
+_ORDER = ("no_network", "amortised", "lsqml", "lsqml_stopped",
+          *(f"{kind}_{view}" for view in VIEWS for kind in ("network", "refined")), SUPERVISED)
+
+
+def _tasks(folder: Path, design: OverlapDesign, dose: float, methods: Sequence[str]) -> tuple[dict[str, _Task], dict[str, str]]:
+    "What is to be made of a dose, and the reasons of what cannot be."
+    here = dose_folder(folder, dose)
+    test = RawData.load(here / "test.npz")
+    held = hold_out(test, seed=design.subsampling_seed)
+    solvers = _solver_tasks(test, held, design.lsqml_epochs, here / "test.npz")
+    tasks, absent = {name: task for name, task in solvers.items() if name in methods}, {}
+    if "lsqml" in tasks and not ptychi_installed():
+        del tasks["lsqml"]
+        absent["lsqml"] = "pty-chi is not installed: pip install 'ptycho_nb[baselines]'"
+    for job in study_jobs(folder, [dose]) if "networks" in methods else ():
+        if (weights := trained_weights(folder, job)) is None:
+            absent[job.method] = f"not trained yet: ptycho-nb overlap train {folder}"
+        else:
+            tasks |= _network_tasks(test, held, job, weights, here / _MADE / f"{job.method}.npz")
+    return tasks, absent
 
 
 def reconstruct_dose(
@@ -205,32 +266,20 @@ def reconstruct_dose(
     methods: Sequence[str] = METHODS,
 ) -> dict[str, Any]:  # 'made': the names of all results that are there; 'absent' and 'failed': reasons by name
     "Make what is missing of the reconstructions of one dose, and write `reconstructions.npz` of all that are there."
-    folder, design = Path(folder), read_design(folder)
+    folder = Path(folder)
     here = dose_folder(folder, dose)
     (here / _MADE).mkdir(exist_ok=True)
-    test = RawData.load(here / "test.npz")
-    held = hold_out(test, validation_indices(test.n_patterns, HELD_OUT, design.subsampling_seed))  # a network leaves patterns out
-    solvers = _solver_tasks(test, held, design.lsqml_epochs, here / "test.npz")
-    tasks, absent = {name: task for name, task in solvers.items() if name in methods}, {}
-    if "lsqml" in tasks and not ptychi_installed():
-        del tasks["lsqml"]
-        absent["lsqml"] = "pty-chi is not installed: pip install 'ptycho_nb[baselines]'"
-    for job in study_jobs(folder, [dose]) if "networks" in methods else ():
-        weights = folder / "jobs" / job.name / WEIGHTS
-        if weights.with_name(JOB).exists():
-            tasks |= _network_tasks(test, held, job, weights, here / _MADE / f"{job.method}.npz")
-        else:
-            absent[job.method] = f"not trained yet: ptycho-nb overlap train {folder}"
+    tasks, absent = _tasks(folder, read_design(folder), dose, methods)
     failed = _run_tasks(tasks, here / _MADE)
     before = read_json(here / _RECORD, dict) if (here / _RECORD).exists() else {"absent": {}, "failed": {}}
-    there = {path.stem for path in (here / _MADE).glob("[!.]*.npz")} - set(failed)
-    order = dict.fromkeys([*solvers, *(f"{kind}_{view}" for view in VIEWS for kind in ("network", "refined")), SUPERVISED])
-    made = [name for name in order if name in there]
+    loaded: dict[str, Reconstruction] = {}
+    for path in sorted((here / _MADE).glob("[!.]*.npz")):
+        loaded |= {} if path.stem in failed else load_reconstructions(path)
+    made = [name for name in _ORDER if name in loaded]
     absent = {name: reason for name, reason in (before["absent"] | absent).items() if name not in made}
     failed = {name: reason for name, reason in (before["failed"] | failed).items() if name not in made}
     if made:
-        loaded = {name: load_reconstructions(here / _MADE / f"{name}.npz")[name] for name in made}
-        save_reconstructions(here / "reconstructions.npz", **loaded)
+        save_reconstructions(here / "reconstructions.npz", **{name: loaded[name] for name in made})
     record = {"made": made, "absent": absent, "failed": failed, "n_success": len(made), "n_failed": len(failed)}
     write_json(here / _RECORD, record)
     return record

@@ -44,6 +44,7 @@ class OverlapDesign(Config):
     grouping_seed: int = setting(123, minimum=0)
     subsampling_seed: int = setting(456, minimum=0)
     frc_threshold: float = setting(0.5, above=0, maximum=1)
+    smoothing_px: float = setting(1.0, minimum=0)  # standard deviation of the blur of both images before their MS-SSIM
     lsqml_epochs: int = setting(100, minimum=1)
 
     def __post_init__(self) -> None:

@@ -10,26 +10,26 @@ import itertools
 import logging
 import os
 import shutil
-import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..config import InputError
 from ..files import plain_json, read_json, reading, replacing, sha256_of, write_json
-from ..machine import processors, thread_limits, versions
-from ..runs.arms import CONFIG, DONE, ERROR, MANIFEST, ArmBusy, arm_name, check_arm, literal, locked, read_arm, run_arm
+from ..machine import versions
+from ..runs.arms import CONFIG, DONE, ERROR, MANIFEST, arm_name, check_arm, literal, locked, read_arm
 from ..runs.notebooks import find_notebook
 from ..runs.progress import ArmState, audience, showing
+from .workers import Outcome, default_workers, local_workers, run_one, workers_of
 
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['expand_grid', 'read_arms_table', 'default_workers', 'SweepResult', 'sweep']
+__all__ = ['expand_grid', 'read_arms_table', 'SweepResult', 'sweep']
 
 # %% ../../nbs/8_studies/10_sweep.ipynb #7a18ed08
 def expand_grid(
@@ -157,128 +157,6 @@ class _Manifest:
                 self.checksums[path] = sha256_of(path)
         return {path: self.checksums[path] for path in paths if path in self.checksums}
 
-# %% ../../nbs/8_studies/10_sweep.ipynb #5611eeb3
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    "Set environment variables for a while; kernels inherit them."
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-class _Outcome(NamedTuple):
-    "What came of an arm."
-
-    state: str  # "done", "failed", or "busy": another process runs it
-    seconds: float | None = None
-    error: str | None = None
-
-
-class _Place(NamedTuple):
-    "Where a worker is, and what it may use."
-
-    shared: tuple  # host and processors: workers with the same share these
-    cores: int
-    threads: int  # arms at a time
-    sees: bool  # the sweep's folder
-
-
-def _run_one(notebook: str, folder: str, parameters: dict[str, Any], limits: dict[str, dict[str, str]]) -> _Outcome:
-    "Run one arm on this worker. A failure is a result: only the worker's death raises."
-    from distributed import get_worker
-
-    began = time.perf_counter()
-    try:  # a worker that came since then is careful
-        with _environment(limits.get(get_worker().address) or thread_limits(1)):
-            run_arm(notebook, folder, parameters)
-    except ArmBusy:
-        return _Outcome("busy")
-    except Exception as error:
-        return _Outcome("failed", time.perf_counter() - began, str(error) or type(error).__name__)
-    return _Outcome("done", time.perf_counter() - began)
-
-
-def _place(folder: str, dask_worker: Any = None) -> _Place:
-    "The place of the worker that this runs on."
-    mine = processors()
-    return _Place((socket.gethostname(), *mine), len(mine), dask_worker.state.nthreads, Path(folder).is_dir())
-
-# %% ../../nbs/8_studies/10_sweep.ipynb #277fe9cd
-def default_workers(
-    n_arms: int,  # to be run
-) -> int:  # at least 1
-    "As many workers as there are arms, cores, and times 2 GB of memory: what a training with TensorFlow needs."
-    from dask.system import CPU_COUNT
-    from distributed.system import MEMORY_LIMIT
-
-    return max(1, min(n_arms, CPU_COUNT, int(MEMORY_LIMIT / 2e9)))
-
-
-@contextmanager
-def _local_workers(n_workers: int) -> Iterator[tuple[Any, Callable]]:
-    "A client of workers on this machine, and what tells the limits of each by its address."
-    import dask
-    from dask.system import CPU_COUNT
-    from distributed import Client, LocalCluster
-    from distributed.security import Security
-
-    limits = thread_limits(max(1, CPU_COUNT // n_workers))
-    with ExitStack() as stack:
-        # dask would set OMP_NUM_THREADS=1 for its workers, by changing the environment of this process.
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
-            cluster = stack.enter_context(LocalCluster(
-                n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1",
-                dashboard_address="127.0.0.1:0", memory_limit=0, silence_logs=logging.CRITICAL,
-                # Whoever may talk to a scheduler may run code. Keys that only this process has keep other users out.
-                protocol="tls", security=Security.temporary(),
-            ))
-        client = stack.enter_context(Client(cluster, set_as_default=False))
-        yield client, lambda: dict.fromkeys(client.nthreads(), limits)
-
-
-def _limits_there(client: Any, folder: Path) -> dict[str, dict[str, str]]:
-    "The limits of each worker of a running scheduler; `InputError` for one that cannot run arms."
-    places = client.run(_place, str(folder), on_error="ignore")  # one that has just left has no answer
-    for address, place in places.items():
-        if place.threads != 1:
-            found, remedy = f"{place.threads} threads", "Start workers with: dask worker --nthreads 1 ADDRESS"
-            raise InputError(f"worker {address}", found, "1: one arm at a time", remedy)
-        if not place.sees:
-            remedy = "Use a folder on a file system that all workers share."
-            raise InputError(f"worker {address}", f"no folder {folder}", "the folder of the sweep", remedy)
-    shared = [place.shared for place in places.values()]
-    return {address: thread_limits(max(1, place.cores // shared.count(place.shared)))
-            for address, place in places.items()}
-
-
-_ANSWER_S = 10  # how long a scheduler may take to answer
-
-
-@contextmanager
-def _workers_of(scheduler: str, folder: Path) -> Iterator[tuple[Any, Callable]]:
-    "A client of a running scheduler, and what tells the limits of each of its workers by its address."
-    from distributed import Client
-    from distributed.utils import silence_logging_cmgr
-
-    with ExitStack() as stack:
-        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what is lost is said here, in one sentence
-        try:
-            client = stack.enter_context(Client(scheduler, timeout=_ANSWER_S, set_as_default=False))
-        except (OSError, TimeoutError, TypeError, ValueError) as error:  # TypeError: tls:// without keys
-            remedy = "Start one with: dask scheduler"
-            raise InputError(f"scheduler {scheduler}", error, "the address of a running one", remedy) from error
-        if not client.nthreads():
-            _logger.warning("scheduler %s has no workers yet; waiting for the first", scheduler)
-            client.wait_for_workers(1)
-        yield client, lambda: _limits_there(client, folder)
-
 # %% ../../nbs/8_studies/10_sweep.ipynb #8f7104f1
 def _connection_lost() -> InputError:
     remedy = "Start it and the sweep again: what is done stays done."
@@ -302,7 +180,7 @@ def _run_all(
         while waiting and len(running) < slots:
             arm = waiting.popleft()
             arguments = str(notebook), str(arm.folder), arm.parameters, limits
-            running[client.submit(_run_one, *arguments, pure=False, retries=0)] = arm
+            running[client.submit(run_one, *arguments, pure=False, retries=0)] = arm
             if arm.state != "running":
                 arm.state = "running"
                 changed(arm)
@@ -319,7 +197,7 @@ def _run_all(
     show(slots)
 
 
-def _outcome(future: Any, arm: ArmState) -> _Outcome:
+def _outcome(future: Any, arm: ArmState) -> Outcome:
     "What came of an arm that was handed out."
     if future.status == "finished":
         return future.result()
@@ -331,7 +209,7 @@ def _outcome(future: Any, arm: ArmState) -> _Outcome:
     arm.folder.mkdir(exist_ok=True)
     with replacing(arm.folder / ERROR) as path:
         path.write_text(f"{error}\n\n{exception!r}\n", encoding="utf-8")
-    return _Outcome("failed", None, error)
+    return Outcome("failed", None, error)
 
 # %% ../../nbs/8_studies/10_sweep.ipynb #c37e598f
 @dataclass(frozen=True)
@@ -445,7 +323,7 @@ def sweep(
     manifest.write(plan)
     with ExitStack() as stack:
         if missing:
-            workers = _workers_of(scheduler, out) if scheduler else _local_workers(n_workers or default_workers(len(missing)))
+            workers = workers_of(scheduler, out) if scheduler else local_workers(n_workers or default_workers(len(missing)))
             client, limits_now = stack.enter_context(workers)
             show = stack.enter_context(showing(plan, audience(progress)))
             try:
