@@ -45,7 +45,7 @@ study-dose: $(READY)  ## two doses, two losses, side by side (about 10 minutes);
 study-dose-curve: $(READY)  ## eight doses, two losses, three seeds (about 40 minutes with PRECISION=bfloat16); goes on where it was stopped
 	@$(BIN)/ptycho-nb run-arm studies_nbs/dose_curve.ipynb runs/study-dose-curve -p profile full -p precision $(PRECISION)
 
-study-overlap: $(READY)  ## the same light in few or in many patterns (some minutes); goes on where it was stopped
+study-overlap: $(READY)  ## every method with few photons, and the same light in few or many patterns (10 minutes); goes on where it was stopped
 	@$(BIN)/ptycho-nb run-arm studies_nbs/dose_overlap.ipynb runs/study-overlap -p profile quick
 
 photon-grid: $(READY)  ## the photon grid in small, a baseline on it and every method beside the limit (a minute)
