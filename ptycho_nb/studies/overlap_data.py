@@ -23,15 +23,7 @@ from ..physics.probes import crop_probe_fourier, load_probe, make_probe, probe_d
 from ..physics.scans import half_regions, make_positions, nearest_pixel, nearest_spacing_px
 from ..runs.arms import arm_name
 from ..solvers.result import Reconstruction, covered_region, load_reconstructions
-from ptycho_nb.studies.overlap_views import (
-    VIEWS,
-    OverlapDesign,
-    OverlapView,
-    SkippedView,
-    design_view,
-    overlap_report,
-    plot_spacings,
-)
+from .overlap_views import VIEWS, OverlapDesign, OverlapView, SkippedView, design_view, overlap_report, plot_spacings
 
 # %% auto #0
 __all__ = ['HALVES', 'MANIFEST', 'SKIPPED', 'extended', 'base_object', 'study_probe', 'study_views', 'dose_folder', 'build_data',
