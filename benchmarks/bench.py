@@ -1,6 +1,7 @@
 """What the solvers reach and what they cost, in one run and one table: `python benchmarks/bench.py [--quick]`.
 
 quality   every solver on simulated scans with known truth: probes × doses, with overlap and without
+limits    what the photons allow on these scans, and a yardstick; nothing of it is timed
 speed     how fast each part is, beside the matrix products of the same run
 scaling   seconds and peak memory against the number and the size of the patterns
 star      the measured Siemens star, if its file is at hand: agreement with a converged LSQML
@@ -24,7 +25,7 @@ from ptycho_nb.config import check_choice
 from ptycho_nb.machine import processors, versions
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("speed", "quality", "scaling", "star")  # rates first, in a fresh process
+PARTS = ("speed", "quality", "limits", "scaling", "star")  # rates first, in a fresh process
 STAR_FILE = "siemens-star-small.npz.bz2"
 
 
@@ -88,6 +89,10 @@ def main() -> None:
             import quality
 
             quality.measure(table, arguments.quick, star)
+        elif part == "limits":
+            import references
+
+            references.measure(table, arguments.quick, star)
         elif part == "speed":
             import speed
 

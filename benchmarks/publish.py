@@ -1,7 +1,9 @@
 """A finished run of `bench.py` into the repository: `python benchmarks/publish.py FOLDER`, or `--check`.
 
 Copies results.json, and makes RESULTS.md and the table between the markers of nbs/index.ipynb from it, so that neither
-is written by hand. Quick or incomplete runs are refused. `--check` compares, and exits with 1 if something is stale.
+is written by hand. Quick or incomplete runs are refused. `--limits` takes the part `limits` alone, of which nothing is
+timed, from a run that may have only that one (`bench.py --parts limits`), and leaves the others as they were published.
+`--check` compares, and exits with 1 if something is stale.
 """
 import argparse
 import json
@@ -12,7 +14,7 @@ from pathlib import Path
 from summary import readme_table
 from table import markdown
 
-from ptycho_nb.files import read_json, replacing
+from ptycho_nb.files import read_json, replacing, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PLOT = ROOT / "benchmarks" / "results.json", ROOT / "docs" / "scaling.png"
@@ -44,17 +46,41 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def checked(folder: Path, asked: dict[str, str]) -> dict:
+    """The results of a run that says this about itself."""
+    results = read_json(folder / "results.json")
+    for name, value in asked.items():
+        if results["about"].get(name) != value:
+            raise SystemExit(f"{folder}: {name} is {results['about'].get(name)!r}, not {value!r}: nothing is published")
+    return results
+
+
 def publish(folder: Path) -> None:
     """Put the results of a full run where readers look for them."""
-    results = read_json(folder / "results.json")
-    for name, asked in {"profile": "full", "complete": "yes"}.items():
-        if results["about"].get(name) != asked:
-            raise SystemExit(f"{folder}: {name} is {results['about'].get(name)!r}, not {asked!r}: nothing is published")
+    results = checked(folder, {"profile": "full", "complete": "yes"})
     text = with_table(NOTEBOOK.read_text(encoding="utf-8"), results)
     for source, target in ((folder / "results.json", RESULTS), (folder / "scaling.png", PLOT)):
         shutil.copyfile(source, target)
     write(PAGE, page(results))
     write(NOTEBOOK, text)
+
+
+def with_limits(published: dict, results: dict) -> dict:
+    """Published results with the limits of another run in place of theirs, after the quality rows."""
+    rows = [row for row in published["rows"] if row["part"] != "limits"]
+    after = max((k + 1 for k, row in enumerate(rows) if row["part"] == "quality"), default=len(rows))
+    limits = [row for row in results["rows"] if row["part"] == "limits"]
+    if not limits:
+        raise SystemExit("a run without the part 'limits': nothing is published")
+    said = f"of another run, started {results['about']['started']}, code {results['about']['code']}"
+    return {"about": published["about"] | {"limits": said}, "rows": rows[:after] + limits + rows[after:]}
+
+
+def publish_limits(folder: Path) -> None:
+    """Put the limits alone where readers look for them."""
+    results = with_limits(read_json(RESULTS), checked(folder, {"profile": "full"}))
+    write_json(RESULTS, results)
+    write(PAGE, page(results))
 
 
 def stale() -> list[str]:
@@ -72,9 +98,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "runs" / "bench", help="of the run")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    parser.add_argument("--limits", action="store_true", help="the part limits alone")
     arguments = parser.parse_args()
     if not arguments.check:
-        publish(arguments.folder)
+        (publish_limits if arguments.limits else publish)(arguments.folder)
     faults = stale()
     print(*faults, sep="\n")
     sys.exit(len(faults) > 0)

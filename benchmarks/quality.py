@@ -8,7 +8,8 @@ import numpy as np
 from skimage.metrics import structural_similarity
 from table import Table
 
-from ptycho_nb.analysis.metrics import compare
+from ptycho_nb.analysis.limits import frc_resolution, photon_limit
+from ptycho_nb.analysis.metrics import frc, image_metrics
 from ptycho_nb.config import ModelConfig, SimulationConfig, TrainingConfig, loss_weights
 from ptycho_nb.data.formats import load_data
 from ptycho_nb.data.scan import RawData
@@ -81,8 +82,18 @@ Score = Callable[[Reconstruction], dict[str, float]]
 
 
 def amplitude_score(scan: RawData) -> Score:
-    """SSIM, PSNR and FRC50 of the amplitude on the bounding box of the patch centres."""
-    return lambda result: {name: compare(result, scan.truth)["amplitude"][name] for name in ("ssim", "psnr", "frc50")}
+    """SSIM, PSNR and FRC50 of the amplitude on the bounding box of the patch centres, raw and smoothed."""
+    limit = photon_limit(scan).amplitude.value
+
+    def score(result: Reconstruction) -> dict[str, float]:
+        aligned, truth, _ = aligned_pair(result, scan.truth)
+        image, truth = np.abs(aligned), np.abs(truth)
+        found, smooth = image_metrics(image, truth), frc_resolution(frc(image, truth), draws=200)
+        return {name: found[name] for name in ("ssim", "psnr", "frc50")} | {
+            "frc50_smoothed": smooth.value, "frc50_low": smooth.low, "frc50_high": smooth.high,
+            "of_limit": smooth.value / limit}
+
+    return score
 
 
 def lit_score(scan: RawData, coverage: Reconstruction) -> Score:
@@ -265,19 +276,30 @@ def overlap_free_halves(config: SimulationConfig, probe: np.ndarray) -> tuple[Ra
     return tuple(scans)
 
 
+def benchmark_probes(profile: Profile, star: Path | None) -> dict[str, np.ndarray]:
+    """The idealised probe, and the measured one or another that is curved."""
+    second = crop_probe_fourier(load_data(star).probe, N) if star else make_probe("defocused", N)
+    probes = {"disk": make_probe("disk", N), "experimental" if star else "defocused": second}
+    return dict(list(probes.items())[: profile.n_probes])
+
+
+def benchmark_halves(profile: Profile, probe: np.ndarray, nphotons: float, object_kind: str,
+                     seed: int) -> tuple[RawData, RawData]:
+    """Training and test half of a simulated scan with overlap."""
+    return simulate_halves(SimulationConfig(nphotons=nphotons, object_kind=object_kind, n_train=profile.n_train,
+                                            n_test=profile.n_test, noise_seed=seed), probe)
+
+
 def measure(table: Table, quick: bool, star: Path | None) -> None:
     """All quality rows."""
     profile = QUICK if quick else Profile()
-    second = crop_probe_fourier(load_data(star).probe, N) if star else make_probe("defocused", N)
     table.about["trained on"] = (f"{profile.n_train} patterns, {profile.nepochs[0]} epochs at gridsize 1, "
                                  f"{profile.nepochs[1]} at gridsize 2, {profile.cnn_epochs} of the cnn")
-    probes = {"disk": make_probe("disk", N), "experimental" if star else "defocused": second}
-    for rank, (kind, probe) in enumerate(list(probes.items())[: profile.n_probes]):
+    for rank, (kind, probe) in enumerate(benchmark_probes(profile, star).items()):
         table.about[f"{kind} probe"] = f"correlation with its twin {twin_ambiguity(probe)['correlation']:.2f}"
 
         def halves(seed: int, nphotons: float, object_kind: str = "lines", probe=probe) -> tuple[RawData, RawData]:
-            return simulate_halves(SimulationConfig(nphotons=nphotons, object_kind=object_kind, n_train=profile.n_train,
-                                                    n_test=profile.n_test, noise_seed=seed), probe)
+            return benchmark_halves(profile, probe, nphotons, object_kind, seed)
 
         def apart(seed: int, nphotons: float, probe=probe) -> tuple[RawData, RawData]:
             return overlap_free_halves(SimulationConfig(

@@ -11,6 +11,8 @@ from ptycho_nb.files import replacing, write_json
 
 COLUMNS = {  # name: title and format, in the order of the table
     "ssim": ("SSIM", ".4f"), "ssim_std": ("±", ".4f"), "psnr": ("PSNR (dB)", ".1f"), "frc50": ("FRC50", ".3f"),
+    "frc50_smoothed": ("smoothed", ".3f"), "frc50_low": ("from", ".3f"), "frc50_high": ("to", ".3f"),
+    "of_limit": ("of the limit", ".2f"),
     "pearson": ("Pearson of the phase", ".4f"), "relative_squared_error": ("relative squared error", ".4f"),
     "rate": ("rate", ".4g"), "unit": ("unit", "s"), "fraction": ("of the possible", ".3f"),
     "seconds": ("seconds", ".2f"), "cpu_seconds": ("CPU seconds", ".2f"), "peak_mb": ("peak MB", ".0f"),
@@ -19,13 +21,14 @@ COLUMNS = {  # name: title and format, in the order of the table
 
 
 class Table:
-    """Rows of measurements, printed and written as they come. Every row has seconds by the clock and of all cores."""
+    """Rows of measurements, printed and written as they come, with seconds by the clock and of all cores."""
 
     def __init__(self, out: Path | None = None, about: dict | None = None) -> None:
         self.rows: list[dict] = []
         self.out, self.about, self.began = out, about or {}, time.perf_counter()
 
-    def add(self, part: str, case: str, method: str, seconds: float, cpu_seconds: float, **numbers) -> None:
+    def add(self, part: str, case: str, method: str, seconds: float | None, cpu_seconds: float | None,
+            **numbers) -> None:
         row = {"part": part, "case": case, "method": method, "seconds": seconds, "cpu_seconds": cpu_seconds, **numbers}
         unknown = set(numbers) - set(COLUMNS)
         assert not unknown, unknown

@@ -31,7 +31,7 @@ def test_no_part_imports_another_in_a_circle():
                   for name, text in files.items()}
     imports = {name: {getattr(node, "module", None) or node.names[0].name for node in nodes} & files.keys()
                for name, nodes in statements.items()}
-    assert imports["bench"] >= {"table", "quality", "speed", "scaling", "star"}
+    assert imports["bench"] >= {"table", "quality", "references", "speed", "scaling", "star"}
     TopologicalSorter(imports).prepare()  # raises CycleError
 
 
@@ -64,6 +64,19 @@ def test_a_quick_run_is_not_published(module, tmp_path):
         publish.publish(tmp_path)
 
 
+def test_limits_of_another_run_replace_the_published_ones_and_nothing_else(module):
+    limits = [{"part": "limits", "case": "disk, 1e+04", "method": "photon limit", "seconds": None,
+               "frc50_smoothed": 0.4}]
+    run = {"about": {"started": "today", "code": "abc"}, "rows": limits}
+    merge, before = module("publish").with_limits, {"about": {}, "rows": [*quality_rows(), {"part": "speed"}]}
+    once = merge(before, run)
+    assert [row for row in once["rows"] if row["part"] != "limits"] == before["rows"]
+    assert [row["part"] for row in once["rows"][-2:]] == ["limits", "speed"] and merge(once, run) == once
+    assert "| disk, 1e+04 | photon limit | 0.400 |" in module("table").markdown({}, limits)
+    with pytest.raises(SystemExit, match="without the part"):
+        merge(before, {"about": run["about"], "rows": quality_rows()})
+
+
 def test_key_figures_compare_what_the_run_has(module):
     figures = dict(module("summary").key_figures(quality_rows()))
     assert figures["SSIM at 1e+04 photons, disk probe"] == "amortised 0.8000, no network 0.7000"
@@ -71,7 +84,7 @@ def test_key_figures_compare_what_the_run_has(module):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("parts", ["scaling,quality", "speed,star"])
+@pytest.mark.parametrize("parts", ["scaling,quality", "limits,speed,star"])
 def test_every_benchmark_runs_in_quick_sizes(parts, tmp_path):
     command = [sys.executable, str(BENCHMARKS / "bench.py"), "--quick", "--out", str(tmp_path),
                "--parts", *parts.split(",")]

@@ -24,7 +24,8 @@ from ptycho_nb.network.model import PtychoModel
 from ptycho_nb.network.training import _read_checkpoint
 from ptycho_nb.physics.probes import disk_probe
 from ptycho_nb.runs.arms import locked, start_arm
-from ptycho_nb.studies.reports import report, results_table
+from ptycho_nb.studies.reports import report
+from ptycho_nb.studies.results import results_table
 from ptycho_nb.studies.workers import local_workers
 
 

@@ -34,11 +34,11 @@ from ptycho_nb.studies.reports import (
     certainty_sentences,
     method_scores,
     report,
-    results_table,
     settings_of,
     training_sentences,
     why_sentences,
 )
+from ptycho_nb.studies.results import results_table
 
 DOSES, LOSSES, SEEDS = (1e6, 1e4), ("nll", "mae"), (1, 2)
 

@@ -401,6 +401,28 @@ def test_another_pattern_of_the_same_dose_keeps_the_estimate():
     np.testing.assert_array_equal(explorer.state.image, image)
 
 
+def test_two_doses_of_an_own_scan_come_fast_and_are_kept(scan, tmp_path):
+    explorer, seconds = DoseExplorer(data=scan.save(tmp_path / "scan.npz"), right_percent=10.0), []
+    dim = explorer.state.images["right"]
+    for percent in (0.5, 3.0, 30.0, 70.0):
+        began = time.process_time()
+        explorer.set(right_percent=percent)
+        seconds.append(time.process_time() - began)
+        assert explorer.state.preview and explorer.state.right_percent == percent
+    assert np.median(seconds) <= 0.150
+    explorer.settle()
+    assert not explorer.state.preview and explorer.state.agreement["right"] is None  # above half of the photons
+    explorer.set(right_percent=10.0)
+    assert not explorer.state.preview and np.array_equal(explorer.state.images["right"], dim)
+    command = explorer.command()
+    assert f"data_path {tmp_path / 'scan.npz'}" in command and "-p dose_right_percent 10" in command
+
+
+def test_counts_that_are_no_photons_cannot_be_dealt(scan):
+    with pytest.raises(InputError, match="multiples of no number"):
+        DoseExplorer(data=replace(scan, diff3d=np.sqrt(np.maximum(scan.diff3d**2 - 0.31, 0))))
+
+
 # --- what all have in common ---
 
 

@@ -187,6 +187,7 @@ class Limit:
     deviation: float  # limit of the standard deviation of the amplitude, root mean square over the region
     photons: float  # on a pixel of the object, median
     curves: dict[str, dict[str, np.ndarray]]  # of 'amplitude' and 'phase', as `predicted_frc` returns them
+    parts: dict[str, tuple[np.ndarray, np.ndarray]]  # of the same: float (h, w) both, the image, and the limit of each pixel
 
 
 _LEAST_RANGE = 1e-3
@@ -222,4 +223,4 @@ def photon_limit(
     known = {name: pair for name, pair in parts.items() if np.ptp(pair[0]) > _LEAST_RANGE}
     found = {name: predicted_resolution(*pair) for name, pair in known.items()}
     return Limit(found.get("amplitude"), found.get("phase"), float(np.sqrt(np.mean(deviation**2))),
-                 float(np.median(photons)), {name: predicted_frc(*pair) for name, pair in known.items()})
+                 float(np.median(photons)), {name: predicted_frc(*pair) for name, pair in known.items()}, known)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -23,11 +24,12 @@ from ..physics.objects import make_object
 from ..physics.probes import PROBE_KINDS, make_probe
 from ..physics.scans import make_positions
 from ..solvers.estimate import estimate
-from ..solvers.result import crop
+from ..solvers.result import Reconstruction, crop
 from ..solvers.steps import Problem, solve
 from .controls import slider
-from .explorer import Explorer
+from .explorer import Explorer, scan_of
 from .panels import Panels, Place, PositionMap, number_table, photon_image, show_photons
+from .thinned_dose import ThinnedPanels, ThinnedScan, ThinnedState
 
 # %% auto #0
 __all__ = ['DoseState', 'DosePanels', 'DoseExplorer']
@@ -118,9 +120,10 @@ class DosePanels(Panels):
 
 # %% ../../nbs/9_explorers/50_dose.ipynb #3bd3759b
 class DoseExplorer(Explorer):
-    """Turn the dose of a small scan and see its counts and what can be recovered from them.
+    """Turn the dose of a small scan and see its counts and what can be recovered from them; or two doses of one's own scan.
 
-    `InputError` for an unknown kind of object, another N than the configurations allow, or a value out of bounds.
+    `InputError` for an unknown kind of object, another N than the configurations allow, a value out of bounds, or a scan
+    whose counts are no photons.
     """
 
     prefix = "dose"
@@ -133,8 +136,17 @@ class DoseExplorer(Explorer):
         N: int = 64,  # side of a pattern, px
         object_kind: str = "lines",  # see `ptycho_nb.physics.objects`
         object_seed: int = 0,
-        **settings: Any,  # where the controls start, see `DoseState`
+        data: RawData | str | Path | None = None,  # one's own scan, or its file; then nothing is simulated
+        full: Reconstruction | None = None,  # of `data`, if there is one already
+        **settings: Any,  # where the controls start, see `DoseState`, or of one's own scan `ThinnedState`
     ) -> None:
+        self.own = None
+        if data is not None:
+            scan = scan_of(data)
+            self.own, self.panels_type = ThinnedScan(scan, full), ThinnedPanels
+            fixed = {"data_path": scan.source} if Path(scan.source).is_file() else {}
+            super().__init__(self.own.controls(), settings, fixed)
+            return
         SimulationConfig(N=N, object_size_px=4 * N)  # refuses an N that cannot be
         self.N, self.object = N, make_object(object_kind, 4 * N, object_seed)
         region_px = (1.5 * N, 2.5 * N, 1.5 * N, 2.5 * N)
@@ -178,8 +190,10 @@ class DoseExplorer(Explorer):
         low, high = self.positions_px.min(axis=0).astype(int), self.positions_px.max(axis=0).astype(int) + 1
         return int(low[0]), int(high[0]), int(low[1]), int(high[1])
 
-    def compute(self, settings: Mapping[str, Any], preview: bool = False) -> DoseState:
+    def compute(self, settings: Mapping[str, Any], preview: bool = False) -> DoseState | ThinnedState:
         "Counts and recovered object at a dose; in a preview after a few steps of the solver."
+        if self.own is not None:
+            return self.own.compute(settings, preview)
         nphotons, k = 10 ** settings["log10_nphotons"], settings["pattern"]
         rate = self._rate(settings["probe"]) * nphotons
         key = (nphotons, settings["probe"], settings["noise_seed"])

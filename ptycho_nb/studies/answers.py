@@ -87,7 +87,7 @@ def _cell(row: Any, form: str, best: float) -> str:
 
 def scores_table(
     scores: pd.DataFrame,  # one row for each method, loss, dose and seed
-    limits: Mapping[float, float] | None = None,  # the FRC50 that the photons allow, by dose: a row of its own
+    references: Mapping[float, Mapping[str, Mapping[str, float]]] | None = None,  # further rows: see `references_by_dose`
 ) -> str:  # Markdown
     "Mean and standard deviation over the seeds of every method at every dose, highest dose first, the best in bold."
     scores = scores.fillna({"nphotons": 0.0})  # of a study without doses
@@ -102,8 +102,9 @@ def scores_table(
             cells = [_cell(rows.loc[(*key, nphotons)], _COLUMNS[name], best[name].get(nphotons) if name in best else np.nan)
                      if (*key, nphotons) in rows.index else "" for name, rows in summaries.items()]
             lines.append([plain_dose(nphotons) if nphotons else "", method_label(*key), str(counts[(*key, nphotons)]), *cells])
-        if limits and nphotons in limits and "frc50" in shown:
-            of_limit = [format(limits[nphotons], _COLUMNS[name]) if name == "frc50" else "" for name in shown]
-            lines.append([plain_dose(nphotons), "*photon limit*", "", *of_limit])
+        for title, values in (references or {}).get(nphotons, {}).items():
+            cells = [format(values[name], _COLUMNS[name]) if name in values else "" for name in shown]
+            if any(cells):
+                lines.append([plain_dose(nphotons), f"*{title}*", "", *cells])
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(map(as_markdown, line))} |" for line in lines)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ..analysis.limits import photon_limit
 from ..analysis.metrics import METRIC_LABELS, frc
+from ..analysis.yardstick import YARDSTICK, yardstick
 from ..config import InputError, SimulationConfig
 from ..data.scan import RawData
 from ..files import read_arrays, read_json, reading
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Aligned', 'Stacks', 'halves_of', 'intensity_table', 'dark_pixel_table', 'certainty_table', 'limit_by_dose',
-           'draw_dose_study']
+__all__ = ['Aligned', 'Stacks', 'PHOTON_LIMIT', 'halves_of', 'intensity_table', 'dark_pixel_table', 'certainty_table',
+           'references_by_dose', 'limit_by_dose', 'draw_dose_study']
 
 # %% ../../nbs/8_studies/40_dose_images.ipynb #32228fbe
 def _simulation(arm: Path) -> SimulationConfig:
@@ -255,17 +256,37 @@ def _draw_spread(aligned: Aligned, arms: pd.DataFrame, folder: Path) -> Figure:
     return dose_figures.plot_seed_spread({nphotons: stacks[nphotons] for nphotons in chosen}, halves=halves)
 
 # %% ../../nbs/8_studies/40_dose_images.ipynb #b913af80
+PHOTON_LIMIT = "photon limit"  # the name of its row
+
+
+def references_by_dose(
+    arms: pd.DataFrame,  # arms that are done, of one object, probe and scan: columns arm and nphotons
+    folder: str | Path,  # the folder that holds theirs
+    with_yardstick: bool = True,
+) -> dict[float, dict[str, dict[str, float]]]:  # by dose and name: scores; empty if the truth is not known
+    "What methods are held against at each dose of a study: `PHOTON_LIMIT`, an FRC50, and `YARDSTICK`."
+    arms = arms.dropna(subset=["nphotons"])
+    if not len(arms) or truth_of_arm(Path(folder) / arms["arm"].iloc[0]) is None:
+        return {}
+    _, scan = halves_of(Path(folder) / arms["arm"].iloc[0])
+    found: dict[float, dict[str, dict[str, float]]] = {}
+    for dose in sorted(arms["nphotons"].unique()):
+        limit = photon_limit(scan, dose=dose / scan.nphotons_mean)
+        if limit.amplitude is not None:
+            found[float(dose)] = {PHOTON_LIMIT: {"frc50": limit.amplitude.value}}
+            if with_yardstick:
+                scores = yardstick(*limit.parts["amplitude"]).scores
+                found[float(dose)][YARDSTICK] = scores | {"frc50": scores["frc50_smoothed"]}
+    return found
+
+
 def limit_by_dose(
     arms: pd.DataFrame,  # arms that are done, of one object, probe and scan: columns arm and nphotons
     folder: str | Path,  # the folder that holds theirs
 ) -> dict[float, float]:  # FRC50 of the amplitude by dose; empty if the truth is not known
     "The FRC50 that the photons allow at each dose of a study."
-    arms = arms.dropna(subset=["nphotons"])
-    if not len(arms) or truth_of_arm(Path(folder) / arms["arm"].iloc[0]) is None:
-        return {}
-    _, scan = halves_of(Path(folder) / arms["arm"].iloc[0])
-    limits = {dose: photon_limit(scan, dose=dose / scan.nphotons_mean).amplitude for dose in sorted(arms["nphotons"].unique())}
-    return {float(dose): limit.value for dose, limit in limits.items() if limit is not None}
+    references = references_by_dose(arms, folder, with_yardstick=False)
+    return {dose: rows[PHOTON_LIMIT]["frc50"] for dose, rows in references.items()}
 
 # %% ../../nbs/8_studies/40_dose_images.ipynb #f311609b
 def _draw_trainings(arms: pd.DataFrame, folder: Path) -> Figure:

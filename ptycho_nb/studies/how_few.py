@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.optimize import isotonic_regression
 
 from ..analysis.limits import crossing
 from ..analysis.plots import save_figure
@@ -27,95 +26,13 @@ from ..solvers.estimate import estimate
 from ..solvers.goodness import DOUBTFUL, WRONG, Goodness, goodness
 from ..solvers.held_out import hold_out
 from ..solvers.result import Reconstruction, covered_region
+from .dose_answer import Answer, answer_from, answer_sentence, photons_text
 from .fidelity import BEYOND, PARTS, at_dose, dose_limits, fidelities, part_of
 from .how_few_figures import METHOD_NAMES, plot_dose_answer, plot_dose_strip
 from .thinning import METHODS, Pair, make_pairs, scan_to_thin, whole_photons
 
 # %% auto #0
-__all__ = ['SHARES', 'Answer', 'answer_from', 'answer_sentence', 'HowFew', 'how_few']
-
-# %% ../../nbs/8_studies/75_how_few.ipynb #8dea35ab
-@dataclass(frozen=True)
-class Answer:
-    "From which dose on a method resolves what is wanted."
-
-    method: str
-    share: float  # of the measured photons; 0: already at the lowest dose; infinite: nowhere
-    low: float  # 90 % interval
-    high: float
-    lowest: float  # share that was tried
-    unknown: str = ""  # why it cannot be told
-
-    @property
-    def extrapolated(self) -> bool:
-        "Whether the answer lies above the doses at which images were made."
-        return self.share > 0.5
-
-
-def _dose_for(shares: np.ndarray, frc50: np.ndarray, target: float) -> float:
-    known = np.isfinite(frc50)
-    if not known.any():
-        return np.inf
-    shares, rising = np.log(shares[known]), isotonic_regression(frc50[known]).x
-    if rising[0] >= target:
-        return 0.0
-    if rising[-1] < target:
-        return np.inf
-    k = int(np.argmax(rising >= target))
-    part = (target - rising[k - 1]) / max(rising[k] - rising[k - 1], 1e-12)
-    return float(np.exp(shares[k - 1] + part * (shares[k] - shares[k - 1])))
-
-
-def answer_from(
-    method: str,
-    shares: Sequence[float],  # ascending
-    frc50: np.ndarray,  # (shares, 1 + draws)
-    target: float,
-) -> Answer:
-    "Look a wanted FRC50 up."
-    shares, frc50 = np.asarray(shares, float), np.asarray(frc50, float)
-    if not np.nanmax(frc50[shares <= 0.5, 0]) > 0:
-        return Answer(method, np.inf, 0.0, np.inf, float(shares[0]), "the halves of the photons agree at no detail")
-    drawn = np.sort([_dose_for(shares, column, target) for column in frc50.T[1:]])
-    low, high = (drawn[int(np.clip(round(q * (len(drawn) - 1)), 0, len(drawn) - 1))] for q in (0.05, 0.95))
-    share = _dose_for(shares, frc50[:, 0], target)
-    return Answer(method, share, float(min(low, share)), float(max(high, share)), float(shares[0]))
-
-# %% ../../nbs/8_studies/75_how_few.ipynb #c1cb046c
-def _photons(value: float) -> str:
-    return f"{value:.2g}" if value < 999 else f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
-
-
-def _percent(value: float, lowest: float) -> str:
-    return f"under {100 * lowest:.2g}" if value <= 0 else f"{100 * value:.2g}" if value < 0.995 else f"{100 * value:.0f}"
-
-
-def answer_sentence(
-    answer: Answer,
-    photons: float,  # per pattern, measured
-    detail: str,  # what is wanted, in words
-    again: bool = False,  # said of another method already: in brief
-) -> str:
-    "The answer of one method, without its name."
-    if answer.unknown:
-        return f"cannot be told: {answer.unknown}"
-    dose = _photons(answer.lowest * photons)
-    if answer.share <= 0:
-        return (f"already under {100 * answer.lowest:.2g} % of your photons, {dose} per pattern, the lowest dose tried, {detail} "
-                "is resolved")
-    no = f"not even at the measured dose of {_photons(photons)} per pattern is {detail} resolved"
-    if np.isinf(answer.share):
-        return f"{no}, nor at {BEYOND[-1]:.0f} times that"
-    most = "more" if np.isinf(answer.high) else None
-    if answer.share > 1:
-        interval = f"({max(answer.low, answer.lowest):.2g}-{most or format(answer.high, '.2g')})"
-        return f"{no}; about {answer.share:.2g} {interval} times as many photons would do it, by extrapolation"
-    interval = f"({_percent(answer.low, answer.lowest)}-{most or _percent(answer.high, answer.lowest)})"
-    how = ", by extrapolation from half of them" if answer.extrapolated else ""
-    share, dose = _percent(answer.share, answer.lowest), _photons(answer.share * photons)
-    if again:
-        return f"at {share} {interval} %, {dose} per pattern{how}"
-    return f"at {share} {interval} % of your photons, {dose} per pattern, {detail} is still resolved{how}"
+__all__ = ['SHARES', 'HowFew', 'how_few']
 
 # %% ../../nbs/8_studies/75_how_few.ipynb #460d906a
 @dataclass(frozen=True, eq=False, repr=False)
@@ -177,7 +94,7 @@ class HowFew:
                  "| --- | --- | --- | --- | --- | --- | --- |"]
         for row in self.rows():
             others = ("frc50_between", "limit", "share_of_limit")
-            cells = [_photons(row["photons_per_pattern"]), f"{100 * row['share']:.3g} %", METHOD_NAMES[row["method"]],
+            cells = [photons_text(row["photons_per_pattern"]), f"{100 * row['share']:.3g} %", METHOD_NAMES[row["method"]],
                      f"{row['frc50']:.3f} ({row['low']:.3f}-{row['high']:.3f})" + " extrapolated" * row["extrapolated"],
                      *("" if row[name] is None else f"{row[name]:.3f}" for name in others)]
             lines.append(f"| {' | '.join(cells)} |")
