@@ -99,6 +99,7 @@ def train_job(
     job: Job,
     training: TrainingConfig,
     output_dir: str | Path,  # gets the history and the weights; a training that was stopped goes on
+    estimate_scope: str = "group",  # what the network improves: "group", "scan" or "pretrained"
 ) -> dict[str, Any]:  # plain: what it was trained on and by, the epoch that was kept, seconds, and the checksum of the weights
     "Train the network of one job."
     from ptycho_nb.network.bundle import save_bundle
@@ -111,7 +112,7 @@ def train_job(
     targets = "input" if job.view == "sparse" else training.targets
     own = replace(training, targets=targets, neighbor_count=design.neighbor_count)
     model, history = (train_supervised if job.supervised else train)(
-        data, ModelConfig(N=design.N, gridsize=job.gridsize), own, output_dir=output_dir, progress=False)
+        data, ModelConfig(N=design.N, gridsize=job.gridsize, estimate_scope=estimate_scope), own, output_dir=output_dir, progress=False)
     checksum, header = save_bundle(Path(output_dir) / WEIGHTS, model), history["header"]
     return {"targets": targets, "n_patterns": data.n_patterns, "gridsize": job.gridsize, "weights_sha256": checksum,
             **{key: header[key] for key in ("seconds", "cpu_seconds", "kept_epoch", "ended", "precision")}}
@@ -193,6 +194,7 @@ class _Task:
 def _lsqml_twice(test: RawData, held: HeldOut, epochs: int) -> dict[str, Reconstruction]:
     "After the last epoch, and after that which predicts the held-out counts best."
     best, least = None, np.inf
+    list(lsqml_epochs(test.subset(np.arange(min(test.n_patterns, 50))), 1, "gaussian"))  # PyTorch's first steps would count
     for last in lsqml_epochs(test, epochs, "gaussian", held=held):
         deviance = held.deviance(last)
         if best is None or deviance < least:
