@@ -111,8 +111,8 @@ def train_job(
     data = RawData.load(dose_folder(folder, job.dose) / "train.npz").subset(np.unique(groups))
     targets = "input" if job.view == "sparse" else training.targets
     own = replace(training, targets=targets, neighbor_count=design.neighbor_count)
-    model, history = (train_supervised if job.supervised else train)(
-        data, ModelConfig(N=design.N, gridsize=job.gridsize, estimate_scope=estimate_scope), own, output_dir=output_dir, progress=False)
+    config = ModelConfig(N=design.N, gridsize=job.gridsize, estimate_scope=estimate_scope)
+    model, history = (train_supervised if job.supervised else train)(data, config, own, output_dir=output_dir, progress=False)
     checksum, header = save_bundle(Path(output_dir) / WEIGHTS, model), history["header"]
     return {"targets": targets, "n_patterns": data.n_patterns, "gridsize": job.gridsize, "weights_sha256": checksum,
             **{key: header[key] for key in ("seconds", "cpu_seconds", "kept_epoch", "ended", "precision")}}
