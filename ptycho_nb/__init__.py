@@ -33,6 +33,7 @@ _HOME = {  # where each public name lives; it is imported when it is first used
     "amortised": "network.pretrained",
     "train": "network.training",
     "reconstruct": "network.candidates",
+    "uncertainty": "network.uncertainty",
     "compare": "analysis.metrics",
     "data_fit": "analysis.metrics",
     "plot_object": "analysis.plots",

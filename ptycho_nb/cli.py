@@ -19,6 +19,7 @@ from .cli_overlap import add_overlap
 from .cli_plan import add_plan
 from .cli_words import Commands, deal_settings, defaults_text, failure, parameters_text, read_grid, settings_of
 from .config import InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig
+from .files import write_arrays
 from .quiet import load_quietly
 from .runs import notebooks
 from .runs.arms import WEIGHTS, literal, run_arm
@@ -79,8 +80,10 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         print(moves_in_words(refined), flush=True)
 
     load_quietly("keras")
+    from ptycho_nb.analysis.interval_plots import plot_intervals
     from ptycho_nb.analysis.plots import plot_object, save_figure
     from ptycho_nb.network.candidates import candidates_text, reconstruct
+    from ptycho_nb.network.uncertainty import uncertainty
     from ptycho_nb.solvers.result import save_reconstructions
 
     if arguments.network is None:
@@ -90,7 +93,13 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         result = reconstruct(data, Path(arguments.network) / WEIGHTS, config)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_reconstructions(output, **{result.method: result})
-    save_figure(plot_object(result), output.with_suffix(".png"))
+    figure = plot_object(result)
+    if arguments.network is None:
+        intervals = uncertainty(data, result)
+        print(intervals)
+        figure, beside = plot_intervals(result, intervals), output.with_suffix(".uncertainty.npz")
+        write_arrays(beside, amplitude=intervals.amplitude, phase_rad=intervals.phase_rad, region_px=intervals.region)
+    save_figure(figure, output.with_suffix(".png"))
     height, width = result.object.shape
     print(f"{output}, {output.with_suffix('.png')}: object of {height} x {width} px in {result.seconds:.1f} s")
 

@@ -128,6 +128,10 @@ def test_simulate_train_reconstruct_info(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert said.count("chosen") == 1 and "what photon noise allows" in said and Path("best.png").stat().st_size > 5000
     assert load_reconstructions("best.npz")["best"].N == 32
+    with np.load("best.uncertainty.npz", allow_pickle=False) as arrays:
+        y0, y1, x0, x1 = arrays["region_px"]
+        assert arrays["amplitude"].shape == arrays["phase_rad"].shape == (y1 - y0, x1 - x0)
+        assert np.nanmin(arrays["amplitude"]) > 0 and "90 % intervals" in said
 
 
 def test_a_failing_study_is_exit_code_one(tmp_path, monkeypatch, capsys):
