@@ -30,7 +30,8 @@ _logger = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['replacing', 'sha256_of', 'inside', 'plain_json', 'write_json', 'as_markdown', 'free_bytes', 'check_memory', 'Place',
-           'reading', 'check_shape', 'read_json', 'write_arrays', 'read_npy', 'read_members', 'read_arrays']
+           'reading', 'check_shape', 'read_json', 'write_arrays', 'read_npy', 'npy_header', 'members_of',
+           'read_members', 'read_arrays']
 
 # %% ../nbs/0_base/20_files.ipynb #5ea852ba
 _STALE_S = 60.0  # younger ones may be about to be locked
@@ -328,9 +329,20 @@ def read_npy(
     what: str,  # what to call it in an error
 ) -> np.ndarray:  # of numbers or text
     "Read one array, after comparing what its header claims with what is there."
+    check_memory(what, npy_header(file, n_bytes, what)[2])
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def npy_header(
+    file: BinaryIO,  # at the beginning of an NPY; left at its first number
+    n_bytes: int,  # that it has
+    what: str,  # what to call it in an error
+) -> tuple[tuple[int, ...], np.dtype, int, bool]:  # shape, type, bytes of the numbers, and whether the first axis runs fastest
+    "What the header of an array claims, compared with what is there."
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = header(file)
+    shape, is_fortran, dtype = header(file)
     if dtype.kind not in "buifcUS" or not dtype.itemsize:
         kind = "pickled Python objects" if dtype.hasobject else f"the type {dtype}"
         raise InputError(what, kind, "plain numbers or text", _PLAIN_REMEDY)
@@ -339,19 +351,19 @@ def read_npy(
         claimed *= int(length)  # Python's integers do not overflow
     if claimed != there or min(shape, default=0) < 0:
         raise InputError(what, f"{there} bytes", f"the {claimed} of an array {shape} of {dtype}", _PLAIN_REMEDY)
-    check_memory(what, claimed)
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
+    return shape, dtype, claimed, is_fortran
 
 
-def _members(
+def members_of(
     archive: zipfile.ZipFile,
     path: Path,
-    only: Collection[str] | None,  # with their endings; None: all
+    only: Collection[str] | None = None,  # with their endings; None: all
+    in_memory: bool = True,  # that is where they will be read to
 ) -> dict[str, zipfile.ZipInfo]:
     "The members of a ZIP by name, their claims checked."
     members = [member for member in archive.infolist() if only is None or member.filename in only]
-    check_memory(str(path), sum(member.file_size for member in members))
+    if in_memory:
+        check_memory(str(path), sum(member.file_size for member in members))
     for member in members:
         _check_ratio(f"{path}, {member.filename}", member.file_size, member.compress_size)
     if len({member.filename for member in members}) < len(members):
@@ -367,7 +379,7 @@ def read_members(
 ) -> dict[str, bytes]:  # their content by name
     "Read members of a ZIP; `InputError` if one is missing or damaged, or would not fit into memory."
     with reading(path, expected, remedy), zipfile.ZipFile(path) as archive:
-        members = _members(archive, Path(path), names)
+        members = members_of(archive, Path(path), names)
         return {name: archive.read(members[name]) for name in names}
 
 
@@ -381,7 +393,7 @@ def read_arrays(
     path, arrays = Path(path), {}
     named = None if only is None else {f"{name}.npy" for name in only}
     with reading(path, expected, remedy) as place, open(path, "rb") as file, zipfile.ZipFile(_unpacked(path, file)) as archive:
-        for filename, member in _members(archive, path, named).items():
+        for filename, member in members_of(archive, path, named).items():
             name = filename.removesuffix(".npy")
             place.member = f"key {name!r}"
             if name == filename:

@@ -17,6 +17,7 @@ from ..config import InputError, check_choice
 from ..files import read_arrays
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
+from ..physics.patterns import Patterns, in_blocks
 
 _logger = logging.getLogger(__name__)
 
@@ -33,25 +34,29 @@ def read_npz(
 # %% ../../nbs/2_data/08_contract.ipynb #6908519a
 def check_array(
     what: str,  # file and key, for the message
-    array: Any,
+    array: Any,  # or `Patterns`, whose numbers were checked when they were first read
     shape: tuple[str, ...],  # names of the axes
     lengths: dict[str, int],  # lengths of the axes known so far; new ones are added
     dtype: type,
 ) -> np.ndarray:
     "The array in the type wanted, or an `InputError` that says what is wrong with it."
-    array = np.asarray(array)
+    array = array if isinstance(array, Patterns) else np.asarray(array)
     fixed = [f"{name} = {lengths[name]}" for name in dict.fromkeys(shape) if name in lengths]
     wanted = ", ".join([f"shape ({', '.join(shape)}{',' * (len(shape) == 1)})", *fixed])
     known = {**dict(zip(shape, array.shape, strict=False)), **lengths}
     if array.ndim != len(shape) or array.shape != tuple(known[name] for name in shape) or array.size == 0:
         raise InputError(what, f"shape {array.shape}", wanted, "Store one entry for each pattern, in this shape.")
+    if isinstance(array, Patterns):
+        lengths.update(zip(shape, array.shape, strict=True))
+        return array
     allowed = {"c": "buifc", "f": "buif", "i": "bui"}[np.dtype(dtype).kind]
     is_whole_float = np.dtype(dtype).kind == "i" and array.dtype.kind == "f" and bool(np.all(array % 1 == 0))
     if array.dtype.kind not in allowed and not is_whole_float:
         raise InputError(what, f"{array.dtype} of shape {array.shape}", f"numbers that fit {np.dtype(dtype).name}",
                          "Convert the array before saving it.")
     converted = array.astype(dtype, copy=False)
-    bad = np.flatnonzero(~np.isfinite(converted.reshape(len(converted), -1)).all(axis=1))
+    finite = [np.isfinite(block).reshape(len(block), -1).all(axis=1) for _, block in in_blocks(converted)]
+    bad = np.flatnonzero(~np.concatenate(finite))
     if len(bad):
         found = f"NaN or infinity in {len(bad)} of {len(array)} entries of shape {array.shape}, first at {bad[0]}"
         raise InputError(what, found, "finite numbers",

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from ..config import InputError
 from ..files import write_arrays
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
+from ..physics.patterns import Patterns, counts_of, largest_counts, part_of
 from ..physics.scans import nearest_pixel
+from ..rows import write_arrays_in_rows
 from .contract import check_array, fields_from_arrays, read_npz, refuse_negative
 from .view import ScanView
 
@@ -65,12 +68,10 @@ class _Quantities:
         "complex64: the probe (N, N), or all its modes (L, N, N) if there are several."
         return self.probe if self.weaker_modes is None else np.concatenate([self.probe[None], self.weaker_modes])
 
-    @property
+    @cached_property
     def photons_per_pattern(self) -> np.ndarray:
         "(M,) float64: detected photons in the good pixels of each pattern, those of a background among them."
-        if self.good_pixels.all():
-            return np.einsum("kyx,kyx->k", self.diff3d, self.diff3d, dtype=np.float64)
-        return np.einsum("kyx,kyx,yx->k", self.diff3d, self.diff3d, self.good_pixels, dtype=np.float64)
+        return counts_of(self.diff3d, self.good_pixels)
 
     @property
     def nphotons_mean(self) -> float:
@@ -88,7 +89,7 @@ class _Quantities:
             "photons_per_pattern_mean": float(photons.mean()),
             "photons_per_pattern_min": float(photons.min()),
             "photons_per_pattern_max": float(photons.max()),
-            "counts_per_pixel_max": float(self.diff3d.max(axis=0)[self.good_pixels].max()) ** 2,
+            "counts_per_pixel_max": float(largest_counts(self.diff3d)[self.good_pixels].max()),
             "y_range_px": [float(self.positions_px[:, 0].min()), float(self.positions_px[:, 0].max())],
             "x_range_px": [float(self.positions_px[:, 1].min()), float(self.positions_px[:, 1].max())],
             "object_shape": None if self.object is None else list(self.object.shape),
@@ -107,6 +108,13 @@ class _Quantities:
         }
 
 # %% ../../nbs/2_data/10_scan.ipynb #4b4273e4
+def _sha256(array: np.ndarray | Patterns) -> str:
+    found = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    for block in array if isinstance(array, Patterns) else (array,):
+        found.update(block.tobytes())
+    return found.hexdigest()
+
+
 class _Stored:
     "A scan as one file, there and back."
 
@@ -133,10 +141,7 @@ class _Stored:
 
     def checksums(self) -> dict[str, str]:
         "SHA-256 of every array, by key: equal if and only if type, shape and content are."
-        return {
-            key: hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
-            for key, array in self.to_arrays().items()
-        }
+        return {key: _sha256(array) for key, array in self.to_arrays().items()}
 
     def save(self, path: str | Path) -> Path:
         "Write the data as one NPZ, whole or not at all."
@@ -144,7 +149,10 @@ class _Stored:
         if path.suffix != ".npz":
             raise InputError(str(path), f"the suffix {path.suffix!r}", "'.npz'", "Name the file something.npz.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        return write_arrays(path, **self.to_arrays())
+        arrays = self.to_arrays()
+        if isinstance(self.diff3d, Patterns):
+            return write_arrays_in_rows(path, {"diff3d": arrays.pop("diff3d")}, **arrays)
+        return write_arrays(path, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> RawData:
@@ -163,8 +171,8 @@ class RawData(_Quantities, _Stored, ScanView):
 
     Parameters
     ----------
-    diff3d : ndarray of float32, shape (M, N, N)
-        Diffraction amplitude, the square root of counted photons; zero frequency in the centre.
+    diff3d : ndarray or Patterns of float32, shape (M, N, N)
+        Diffraction amplitude, the square root of counted photons; zero frequency in the centre. `Patterns` stay on disk.
     positions_px : ndarray of float64, shape (M, 2)
         Patch centres (y, x) on the object grid, px.
     probe : ndarray of complex64, shape (N, N)
@@ -204,7 +212,7 @@ class RawData(_Quantities, _Stored, ScanView):
     (3, 64, 4096.0)
     """
 
-    diff3d: np.ndarray
+    diff3d: np.ndarray | Patterns
     positions_px: np.ndarray
     probe: np.ndarray
     object: np.ndarray | None = None
@@ -230,7 +238,8 @@ class RawData(_Quantities, _Stored, ScanView):
                 key = _KEY_OF_FIELD.get(name, name)
                 checked = check_array(f"{self.source}, key {key!r}", array, shape, lengths, dtype)
                 object.__setattr__(self, name, checked)
-        refuse_negative(f"{self.source}, key 'diff3d'", self.diff3d)
+        if not isinstance(self.diff3d, Patterns):  # what makes these has looked at them already
+            refuse_negative(f"{self.source}, key 'diff3d'", self.diff3d)
         if self.detector is not None and self.detector.good.shape != self.diff3d.shape[1:]:
             raise InputError(f"{self.source}, detector", f"pixels of shape {self.detector.good.shape}",
                              f"shape {self.diff3d.shape[1:]}, that of a pattern", "Give the mask of these patterns.")
@@ -239,9 +248,9 @@ class RawData(_Quantities, _Stored, ScanView):
 
     def subset(self, indices: np.ndarray) -> RawData:
         "The data of some patterns only, in the order of `indices`; the object and its frame stay."
-        per_pattern = ("diff3d", "positions_px", "scan_index", "positions_start_px", "ground_truth_patches", "light")
+        per_pattern = ("positions_px", "scan_index", "positions_start_px", "ground_truth_patches", "light")
         chosen = {name: getattr(self, name)[indices] for name in per_pattern if getattr(self, name) is not None}
-        return dataclasses.replace(self, **chosen)
+        return dataclasses.replace(self, diff3d=part_of(self.diff3d, indices), **chosen)
 
 # %% ../../nbs/2_data/10_scan.ipynb #64bb6f13
 _FIELDS = {

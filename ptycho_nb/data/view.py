@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..physics.patterns import counts_of, in_blocks, mean_counts
 from ..physics.scans import scan_report
 from ..pictures import Panel, Showing
 
@@ -38,8 +39,7 @@ class ScanView(Showing):
 
     @cached_property
     def _brightness(self) -> tuple[float, float]:  # mean photons of a pattern, brightest pixel
-        energy = np.einsum("kyx,kyx->k", self.diff3d, self.diff3d, dtype=np.float64)
-        return float(energy.mean()), float(self.diff3d.max()) ** 2
+        return float(counts_of(self.diff3d).mean()), max(float(block.max()) for _, block in in_blocks(self.diff3d)) ** 2
 
     def facts(self) -> dict[str, str]:
         "Patterns, photons, step, probe and overlap, each with its unit."
@@ -58,7 +58,7 @@ class ScanView(Showing):
         return said
 
     def _panels(self) -> list[Panel]:
-        mean = np.mean(np.square(self.diff3d, dtype=np.float32), axis=0)
+        mean = mean_counts(self.diff3d)
         top = max(float(np.log10(max(mean.max(), 1e-12))), -11.0)
         shown = np.log10(np.maximum(mean, 10 ** (top - 5)))
         pattern = Panel("mean pattern, log10 photons", shown, "counts", top - 5, top, bar=False)

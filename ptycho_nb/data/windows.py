@@ -12,6 +12,7 @@ import numpy as np
 
 from ..config import InputError
 from ..physics.detector import Detector, shifted_counts
+from ..physics.patterns import changed, largest_counts, mean_counts
 from .scan import RawData
 
 _logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def beam_centre(
     data: RawData,
 ) -> tuple[int, int]:  # (y, x), px
     "The pixel nearest to the centre of the light on the good pixels, in the mean of all patterns."
-    mean = np.einsum("kyx,kyx->yx", data.diff3d, data.diff3d, dtype=np.float64)
+    mean = mean_counts(data.diff3d)
     mean = mean if data.detector is None else np.where(data.detector.good, mean, 0)
     centre = [float((mean.sum(1 - axis) * np.arange(data.N)).sum() / max(mean.sum(), 1e-30)) for axis in (0, 1)]
     return round(centre[0]), round(centre[1])
@@ -100,7 +101,7 @@ def take_window(
                     "%d pixels of the window are masked", data.source, side, y, x, data.N, 1 / factor,
                     np.count_nonzero(~detector.good))
     return _with_modes(
-        data, resample(_modes(data), side), diff3d=cut(data.diff3d, corner, (side, side)),
+        data, resample(_modes(data), side), diff3d=changed(data.diff3d, lambda block: cut(block, corner, (side, side)), side),
         positions_px=data.positions_px * factor, positions_start_px=data.positions_start_px * factor,
         detector=None if detector.is_perfect else detector,
         geometry=None if data.geometry is None else data.geometry.cropped(data.N, side))
@@ -116,13 +117,14 @@ def bin_patterns(
     if rest:
         raise InputError(f"{data.source}, bin", f"{data.N} px by {factor}", "a factor that divides the patterns",
                          "Crop the patterns to a multiple of it first.")
-    patterns = np.zeros((data.n_patterns, side, side), np.float32)
-    for k, pattern in enumerate(data.diff3d):
-        counts = np.square(pattern, dtype=np.float64).reshape(side, factor, side, factor)
-        patterns[k] = np.sqrt(counts.sum((1, 3)))
+
+    def added(block: np.ndarray) -> np.ndarray:
+        counts = np.square(block, dtype=np.float64).reshape(-1, side, factor, side, factor)
+        return np.sqrt(counts.sum((2, 4))).astype(np.float32)
+
     good = np.ones((data.N,) * 2, bool) if data.detector is None else data.detector.good
     if data.detector is not None and np.isfinite(data.detector.end):  # the sum of pixels that stopped counting has no end
-        good = good & (data.diff3d.max(axis=0) < data.detector.last_amplitude)
+        good = good & (np.sqrt(largest_counts(data.diff3d)) < data.detector.last_amplitude)
     background = np.zeros((data.N,) * 2) if data.detector is None else data.detector.background
     good, background = (image.reshape(side, factor, side, factor) for image in (good, background))
     detector = Detector(good.all((1, 3)), background.sum((1, 3)))
@@ -134,7 +136,7 @@ def bin_patterns(
     lost = 1 - np.sum(np.abs(part) ** 2) / np.sum(np.abs(modes) ** 2)
     _logger.warning("%s: %d x %d pixels became one, patterns of %d px; %.2g %% of the light of the probe lies outside the "
                     "smaller field of view", data.source, factor, factor, side, 100 * lost)
-    return _with_modes(data, (part * slope).astype(np.complex64), diff3d=patterns,
+    return _with_modes(data, (part * slope).astype(np.complex64), diff3d=changed(data.diff3d, added, side),
                        detector=None if detector.is_perfect else detector,
                        geometry=None if data.geometry is None else data.geometry.binned(factor))
 
@@ -147,5 +149,5 @@ def with_readout_noise(
     variance = readout_noise**2
     own = Detector.perfect(data.N) if data.detector is None else data.detector
     detector = replace(own, background=own.background + np.float32(variance), end=own.end + variance)
-    amplitude = np.sqrt(shifted_counts(np.square(data.diff3d), np.float32(readout_noise)))
+    amplitude = changed(data.diff3d, lambda block: np.sqrt(shifted_counts(np.square(block), np.float32(readout_noise))))
     return replace(data, diff3d=amplitude, detector=detector)

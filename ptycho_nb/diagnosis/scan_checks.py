@@ -20,6 +20,7 @@ from ..data.scan import RawData
 from ..physics import scans
 from ..physics.forward import Layout
 from ..physics.noise import radial_mean
+from ..physics.patterns import mean_counts
 from ..physics.scans import area_overlap, linear_overlap, nearest_spacing_px, scan_report, validation_indices
 from ..solvers.fit import fit_scan
 from ..solvers.held_out import hold_out
@@ -175,7 +176,7 @@ def pattern_report(
     if sizes["n_dark"] == len(diff3d):
         return PatternReport(**sizes)
     stored = stored_quantity(diff3d[np.linspace(0, len(diff3d) - 1, min(200, len(diff3d))).astype(int)][:, good])
-    centre = _centre(np.mean(np.square(diff3d, dtype=np.float64), axis=0) * good)
+    centre = _centre(mean_counts(diff3d) * good)
     return PatternReport(quantity=stored.quantity, whole_number_share=stored.whole_number_share, **centre, **sizes)
 
 
@@ -210,7 +211,7 @@ def photon_reach(
     photons_per_pixel: float,  # W: photons that pass through an object pixel
 ) -> float:  # fraction of Nyquist, 0 to 1
     "The highest frequency at which the patterns that see a place together count a photon per detector pixel."
-    counts = np.nan_to_num(radial_mean(np.mean(np.square(data.diff3d, dtype=np.float64), axis=0), data.good_pixels))
+    counts = np.nan_to_num(radial_mean(mean_counts(data.diff3d), data.good_pixels))
     if not counts.any():
         return 0.0
     summed = counts * photons_per_pixel * data.N**2 / data.nphotons_mean

@@ -19,6 +19,7 @@ from ..data.scan import RawData
 from ..physics import probes
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.noise import closed_form_intensity_scale
+from ..physics.patterns import mean_counts
 from ..physics.scans import area_overlap, linear_overlap, nearest_pixel, nearest_spacing_px
 from .controls import slider
 from .explorer import Explorer, dose_of, scan_of, scan_parameters
@@ -144,7 +145,7 @@ class ProbeExplorer(Explorer):
         middle = data.positions_px.mean(axis=0)
         nearest = int(np.argmin(np.linalg.norm(data.positions_px[: len(objects)] - middle, axis=1)))
         self._patch = objects[nearest]
-        self._estimated = probes.estimated_probe(data.diff3d * data.good_pixels)
+        self._estimated = probes.estimated_probe(np.sqrt(mean_counts(data.diff3d) * data.good_pixels)[None])
         step_px = nearest_spacing_px(data.positions_px).mean() if data.n_patterns > 1 else 0.0
         text = ipywidgets.Text(description="file", placeholder="empty: the probe of the scan", continuous_update=False)
         controls = {

@@ -207,7 +207,7 @@ def with_filled_pixels(
     placed = scan_layout(container, np.unique(container.inputs))
     *_, last = _steps(container, placed, _FILLING_STEPS, cores())
     bad, background = ~container.detector.good, container.detector.background
-    amplitude = container.amplitude.copy()
+    amplitude = np.array(container.amplitude)
     for part in np.array_split(np.arange(len(placed.patterns)), -(-len(placed.patterns) // 256)):
         rate = np.square(scan_amplitudes(last.objects, last.probe, _lit(container, placed)[part])) + background
         patterns = amplitude[placed.patterns[part]]

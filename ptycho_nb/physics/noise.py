@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['FLOOR_SHARE', 'FLOOR_PHOTONS', 'intensity_scale', 'closed_form_intensity_scale', 'observe_poisson', 'deal_photons',
-           'radial_mean', 'rate_floor', 'poisson_deviance', 'pattern_deviances']
+           'radial_mean', 'rate_floor', 'counts_floor', 'poisson_deviance', 'pattern_deviances', 'deviances_in_blocks']
 
 # %% ../../nbs/1_physics/60_noise.ipynb #9f816a96
+from collections.abc import Callable
+
 import numpy as np
 
 from ..machine import compiled
 from .detector import Detector
+from .patterns import Patterns, in_blocks
 
 # %% ../../nbs/1_physics/60_noise.ipynb #33ac70c9
 def intensity_scale(
@@ -18,9 +21,9 @@ def intensity_scale(
     patterns: np.ndarray | None = None,  # int (m,): which of them; None: all
 ) -> float:  # s, square root of photons
     "The data's own intensity scale, sqrt(mean photons per pattern)/(N/2)."
-    patterns = np.arange(len(amplitude)) if patterns is None else patterns
-    total = sum(float(np.vdot(amplitude[k], amplitude[k])) for k in patterns)  # without a copy of the scan
-    return float(np.sqrt(total / len(patterns)) / (amplitude.shape[-1] / 2))
+    many = len(amplitude) if patterns is None else len(patterns)
+    total = sum(float(np.vdot(pattern, pattern)) for _, block in in_blocks(amplitude, patterns) for pattern in block)
+    return float(np.sqrt(total / many) / (amplitude.shape[-1] / 2))
 
 
 def closed_form_intensity_scale(
@@ -78,6 +81,19 @@ def rate_floor(
     return min(FLOOR_SHARE * mean_counts, FLOOR_PHOTONS)
 
 
+def counts_floor(
+    measured: np.ndarray | Patterns,  # float32 (m, N, N): amplitudes
+    detector: Detector | None = None,  # None: perfect
+) -> float:  # photons per pixel
+    "The `rate_floor` of the mean counts in the good pixels of some patterns."
+    total = pixels = 0.0
+    for _, block in in_blocks(measured):
+        block = block if detector is None else block[:, detector.good]
+        total += sum(float(np.vdot(pattern, pattern)) for pattern in block)
+        pixels += block.size
+    return rate_floor(total / pixels)
+
+
 _NUMBERS_AT_ONCE = 2**16  # that stay in a processor's cache
 
 
@@ -106,14 +122,15 @@ def pattern_deviances(
     predicted: np.ndarray,  # float32 (m, N, N): predicted amplitude of the light, square root of photons
     measured: np.ndarray,  # float32 (m, N, N): measured amplitude
     detector: Detector | None = None,  # None: perfect
+    floor: float | None = None,  # photons per pixel, added to every rate; None: `counts_floor` of these patterns
 ) -> np.ndarray:  # float64 (m,)
-    "`poisson_deviance` of each pattern; their floor is that of all."
+    "`poisson_deviance` of each pattern."
+    floor = counts_floor(measured, detector) if floor is None else floor
     if detector is not None:
         predicted = np.sqrt(np.square(predicted[:, detector.good]) + detector.background[detector.good])
         measured = measured[:, detector.good]
         if np.isfinite(detector.end):
             measured = np.where(detector.ended(measured, predicted), predicted, measured)
-    floor = rate_floor(sum(float(np.vdot(pattern, pattern)) for pattern in measured) / measured.size)
     deviances, size = np.empty(len(measured)), measured[0].size
     at_once = max(1, _NUMBERS_AT_ONCE // size)
     counts, ratio = np.empty((2, at_once, size))
@@ -124,3 +141,14 @@ def pattern_deviances(
         counts[some] *= np.log(ratio[some], out=ratio[some])  # NumPy's logarithm does several numbers at a time
         deviances[first : first + at_once] += counts[some].sum(axis=1)
     return deviances / size
+
+
+def deviances_in_blocks(
+    predict: Callable[[np.ndarray], np.ndarray],  # from numbers (k,) of measured patterns to predicted amplitudes (k, N, N)
+    measured: np.ndarray | Patterns,  # float32 (m, N, N): amplitudes
+    detector: Detector | None = None,  # None: perfect
+    floor: float | None = None,  # photons per pixel; None: `counts_floor` of all of them
+) -> np.ndarray:  # float64 (m,)
+    "`poisson_deviance` of each pattern, for more of them than can be predicted at once."
+    floor = counts_floor(measured, detector) if floor is None else floor
+    return np.concatenate([pattern_deviances(predict(k), block, detector, floor) for k, block in in_blocks(measured)])

@@ -15,6 +15,7 @@ from scipy.special import erfc
 
 from ..config import InputError, check_choice
 from ..files import read_arrays, read_npy, reading
+from .patterns import mean_counts
 
 # %% ../../nbs/1_physics/30_probes.ipynb #764e92ea
 _DEFAULT_RADIUS = 14 / 64  # of N, for every probe: 14 px at 64 px
@@ -79,8 +80,7 @@ def estimated_probe(
     amplitude: np.ndarray,  # (M, N, N), diffraction amplitude, zero frequency in the centre
 ) -> np.ndarray:  # (N, N), complex64, normalised
     """A first guess of the probe from the mean diffraction pattern, in focus and masked to a radius of N/4."""
-    mean_amplitude = np.sqrt(np.mean(np.square(amplitude, dtype=np.float64), axis=0))
-    field = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(mean_amplitude)))
+    field = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(np.sqrt(mean_counts(amplitude)))))
     return normalise_probe(field * circular_mask(field.shape[-1]))[0]
 
 # %% ../../nbs/1_physics/30_probes.ipynb #83189a04

@@ -12,10 +12,12 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.scan import RawData
-from ..physics.noise import pattern_deviances
+from ..physics.noise import counts_floor, pattern_deviances
+from ..physics.patterns import in_blocks, mean_counts
 from . import rungs
 from .aberrations import ABERRATIONS, aberrated, pupil_edge, search_aberrations
 from .fit import prepare
+from .held_out import HeldOut
 from .ladder import FEW, SOUND, SURE, WITH_PROBE, Climb, Rung, Trial, judge
 from .part import held_in_part, middle_of_scan, with_model_of_part
 from .position_rungs import common_moves, free_moves
@@ -88,7 +90,7 @@ def _detector_again(climb: Climb) -> None:
 def _probe_rungs(climb: Climb) -> None:
     began = time.perf_counter()
     joint = climb.see("probe", "probe refined with the object", climb.data, climb.fit(climb.data, refine_probe=True), began)
-    brightest = np.mean(np.square(climb.data.diff3d[climb.held.fitted], dtype=float), axis=0).max()
+    brightest = mean_counts(climb.data.diff3d, climb.held.fitted).max()
     if brightest > _FEW_PHOTONS and (joint or climb.goodness < SOUND):
         return
     began, given = time.perf_counter(), climb.data.probe
@@ -203,24 +205,36 @@ def with_light(
 ) -> Trial | None:  # None: the light does not change, or patterns stand alone
     "The scan with a number for the light on every pattern."
     held, result = climb.held, climb.result
+
+    def light_of(result: Reconstruction) -> np.ndarray:
+        return np.concatenate([rungs.light_of_patterns(predict_amplitudes(result, k), block, result.detector)
+                               for k, block in in_blocks(climb.data.diff3d)])
+
     if result.light is not None or held.share < 1 or not climb.is_worth_trying("light"):
         return None
     began, every = time.perf_counter(), np.arange(climb.data.n_patterns)
-    found = rungs.light_of_patterns(predict_amplitudes(result), climb.data.diff3d, result.detector)
+    found = light_of(result)
     if not rungs.changes_of_light(found[held.fitted], climb.data.photons_per_pattern[held.fitted]):
         return None
     light = np.ones(len(every))
     for iterations in (FEW, climb.further):  # a few tell whether it is worth more
         light = light * found / np.mean((light * found)[held.fitted])
         result = climb.fit(replace(climb.refined, light=light), start=result, refine_probe=True, iterations=iterations)
-        found = rungs.light_of_patterns(predict_amplitudes(result), climb.data.diff3d, result.detector)
-        judging = rungs.predicted_by_halves(predict_amplitudes(result, held.patterns), held.amplitude, result.detector)
-        after = pattern_deviances(judging, held.amplitude, result.detector)
+        found = light_of(result)
+        after = _deviances_by_halves(result, held)
         if not judge(held.deviances(climb.result), after)[2]:
             break
     low, high = np.percentile(light[held.fitted], (2, 98))
     what = f"light that changes from pattern to pattern, {low:.2f} to {high:.2f} of its mean"
     return climb.weigh("light", what, replace(climb.data, light=light), result, began, after)
+
+
+def _deviances_by_halves(result: Reconstruction, held: HeldOut) -> np.ndarray:
+    "Of judging patterns whose light the other half of their own pixels has told."
+    floor = counts_floor(held.amplitude, result.detector)
+    return np.concatenate([pattern_deviances(rungs.predicted_by_halves(predict_amplitudes(result, held.patterns[k]), block,
+                                                                       result.detector), block, result.detector, floor)
+                           for k, block in in_blocks(held.amplitude)])
 
 
 def with_another_mode(
@@ -263,7 +277,7 @@ def polish(
     climb: Climb,
 ) -> None:
     "Amplitudes find a probe quickly, but few counts are Poisson distributed: one more fit with what was found held fixed."
-    brightest = np.mean(np.square(climb.data.diff3d[climb.held.fitted], dtype=float), axis=0).max()
+    brightest = mean_counts(climb.data.diff3d, climb.held.fitted).max()
     if climb.result.info["likelihood"] != "poisson" and brightest < _MANY_PHOTONS:
         began, data = time.perf_counter(), climb.refined
         what = "the Poisson likelihood, with the probe that was found"

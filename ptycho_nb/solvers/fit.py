@@ -19,7 +19,8 @@ from ..machine import cores, progress_bar
 from ..physics.detector import Detector
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.geometry import Geometry
-from ..physics.noise import intensity_scale, pattern_deviances
+from ..physics.noise import counts_floor, deviances_in_blocks, intensity_scale
+from ..physics.patterns import Patterns, counts_of
 from ..physics.probes import normalise_probe
 from ..physics.scans import nearest_spacing_px
 from .held_out import HeldOut, hold_out, trimmed_mean
@@ -107,13 +108,17 @@ class Fit:
         self.judging_layout = self.problem.layout[self.held.patterns]
         self.brightness = np.float32(np.sqrt(self.held.share / self.held.fitted_share))  # of what judges against what is fitted
         if len(self.held.patterns):
+            self.floor = counts_floor(self.held.amplitude, self.problem.detector)
             first = Step(0, self.problem.start, self.problem.probe, 0.0, self.problem, self.problem.detector)
             self._remember(first, first.objects, self._deviance(first.objects, first), 0.0)
 
     def _deviance(self, objects: np.ndarray, step: Step) -> float:
-        predicted = scan_amplitudes(objects, step.probe * self.brightness, self.judging_layout)
-        detector = None if step.detector is None else step.detector.dimmed(float(self.brightness) ** 2)
-        return self._mean(pattern_deviances(predicted, self.held.amplitude, detector))
+        probe, detector = step.probe * self.brightness, self._judging_detector(step.detector)
+        return self._mean(deviances_in_blocks(lambda k: scan_amplitudes(objects, probe, self.judging_layout[k]),
+                                              self.held.amplitude, detector, self.floor))
+
+    def _judging_detector(self, detector: Detector | None) -> Detector | None:
+        return None if detector is None else detector.dimmed(float(self.brightness) ** 2)
 
     def _mean(self, deviances: np.ndarray) -> float:
         return trimmed_mean(deviances)[0] if self.robust else float(deviances.mean())
@@ -211,7 +216,7 @@ def place_start(
 
 
 def light_scale(
-    amplitude: np.ndarray,  # float32 (M, N, N): measured
+    amplitude: np.ndarray | Patterns,  # float32 (M, N, N): measured
     patterns: np.ndarray,  # int (m,): which of them
     probe: np.ndarray,  # complex64 (N, N) or (L, N, N), in any units
     detector: Detector | None = None,  # None: perfect
@@ -221,7 +226,7 @@ def light_scale(
         return intensity_scale(amplitude, patterns)
     power = np.sum(np.abs(np.fft.fftshift(np.fft.fft2(probe), axes=(-2, -1))) ** 2, axis=tuple(range(probe.ndim - 2)))
     good = detector.good
-    counted = np.mean([float(np.sum(np.square(amplitude[k][good], dtype=np.float64))) for k in patterns])
+    counted = float(np.mean(counts_of(amplitude, good, patterns)))
     light = max(counted - float(detector.background[good].sum()), 0.05 * counted)
     return float(np.sqrt(light * power.sum() / power[good].sum()) / (amplitude.shape[-1] / 2))
 

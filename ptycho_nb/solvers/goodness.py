@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln
 
+from ..physics.detector import Detector
 from ..physics.noise import rate_floor
+from ..physics.patterns import counts_of, in_blocks
 from .held_out import HeldOut, trimmed_mean
 from .result import Reconstruction, predict_amplitudes
 
@@ -101,16 +103,17 @@ def goodness(
     held: HeldOut,  # counts that it was not fitted to
 ) -> Goodness:
     "Held-out deviance over the deviance of a perfect model."
-    detector = held.detector_of(result)
-    seen = np.square(held.amplitude if detector is None else held.amplitude[:, detector.good], dtype=np.float64)
-    counts = float(np.mean(seen))
-    measured, rates = held.deviances(result), held.share * np.square(predict_amplitudes(result, held.patterns), dtype=np.float64)
-    if detector is not None:
-        rates = rates[:, detector.good] + detector.background[detector.good]
-    expected = np.array([expected_deviance(rate + rate_floor(counts)) for rate in rates])
-    if detector is not None and np.isfinite(detector.end):  # a pixel that has stopped counting leaves nothing
-        ended = detector.ended(held.amplitude[:, detector.good], np.sqrt(rates))
-        expected -= [np.sum(expected_terms(rate[out])[0]) / len(rate) for rate, out in zip(rates, ended, strict=True)]
+    detector = Detector.perfect(result.N) if (own := held.detector_of(result)) is None else own
+    counts = float(np.mean(counts_of(held.amplitude, detector.good))) / np.count_nonzero(detector.good)
+    measured, expected = held.deviances(result), np.zeros(len(held.patterns))
+    for some, block in in_blocks(held.amplitude):
+        rates = held.share * np.square(predict_amplitudes(result, held.patterns[some])[:, detector.good], dtype=np.float64)
+        rates += detector.background[detector.good]
+        told = np.ones(rates.shape, bool)  # a pixel that has stopped counting leaves nothing
+        if np.isfinite(detector.end):
+            told = ~detector.ended(block[:, detector.good], np.sqrt(rates))
+        for k, rate, use in zip(some, rates, told, strict=True):
+            expected[k] = np.mean(expected_terms(rate + rate_floor(counts))[0] * use)
     ratio, error = trimmed_mean(measured / expected)
     beyond = max(ratio - 1, 0) * float(expected.mean())  # about 2 (ΔA)² in each pixel
     missed = float(np.sqrt(beyond / (2 * counts))) if counts > 0 else 1.0

@@ -12,9 +12,11 @@ import numpy as np
 from ..config import VALIDATION_FRACTION, InputError
 from ..data.scan import RawData
 from ..physics.detector import Detector
-from ..physics.noise import deal_photons, pattern_deviances
+from ..physics.noise import deal_photons, deviances_in_blocks
+from ..physics.patterns import Patterns, in_blocks, part_of
 from ..physics.probes import probe_diameter_px
 from ..physics.scans import nearest_spacing_px, validation_indices
+from ..rows import rows_at, rows_on_disk
 from .result import Reconstruction, predict_amplitudes
 
 # %% auto #0
@@ -31,9 +33,9 @@ class HeldOut:
     "Counts that no fit sees and that judge it, and the counts that are left to fit."
 
     patterns: np.ndarray  # int (v,): where the judging counts were taken
-    amplitude: np.ndarray  # float32 (v, N, N): their square roots
+    amplitude: np.ndarray | Patterns  # float32 (v, N, N): their square roots
     fitted: np.ndarray  # int (m,): the patterns to fit
-    fitted_amplitude: np.ndarray  # float32 (M, N, N): what is left to fit; only the rows `fitted` are looked at
+    fitted_amplitude: np.ndarray | Patterns  # float32 (M, N, N): what is left to fit; only the rows `fitted` are looked at
     share: float = 1.0  # of the photons of `patterns` that judge
     fitted_share: float = 1.0  # of the photons of `fitted` that are fitted
     good: np.ndarray | None = None  # bool (N, N): pixels that may judge; None: all
@@ -54,15 +56,15 @@ class HeldOut:
         if not len(useless) or not keep.any():
             return self
         fitted = np.setdiff1d(self.fitted, useless)
-        return replace(self, patterns=self.patterns[keep], amplitude=self.amplitude[keep], fitted=fitted)
+        return replace(self, patterns=self.patterns[keep], amplitude=part_of(self.amplitude, keep), fitted=fitted)
 
     def deviances(
         self,
         result: Reconstruction,  # of the scan with all its photons
     ) -> np.ndarray:  # float64 (v,)
         "The deviance of each judging pattern, on the pixels that the scan and the result hold for good."
-        predicted = predict_amplitudes(result, self.patterns) * np.float32(np.sqrt(self.share))
-        return pattern_deviances(predicted, self.amplitude, self.detector_of(result))
+        return deviances_in_blocks(lambda k: predict_amplitudes(result, self.patterns[k]) * np.float32(np.sqrt(self.share)),
+                                   self.amplitude, self.detector_of(result))
 
     def detector_of(
         self,
@@ -126,7 +128,23 @@ def hold_out(data: RawData, patterns: np.ndarray | None = None, seed: int = 0) -
         raise InputError("patterns to fit", len(fitted), "at least 2",
                          "give a scan of more patterns or fewer validation patterns")
     good = None if data.detector is None else data.detector.good
-    return HeldOut(patterns, data.diff3d[patterns], fitted, data.diff3d, good=good)
+    return HeldOut(patterns, part_of(data.diff3d, patterns), fitted, data.diff3d, good=good)
+
+
+def _dealt_on_disk(patterns: Patterns, seed: int) -> tuple[Patterns, Patterns]:
+    "The same coins, in the same order; what judges is written into a temporary file, and the rest follows from it."
+    rng, largest = np.random.default_rng(seed), max(float(block.max()) ** 2 for _, block in in_blocks(patterns))
+    kind = next(kind for kind in (np.uint8, np.uint16, np.uint32) if largest <= np.iinfo(kind).max or kind is np.uint32)
+    dealt = (np.rint(np.square(deal_photons(block, 1 - HELD_OUT, rng)[1])) for _, block in in_blocks(patterns))
+    counts = rows_on_disk(dealt, patterns.shape, kind, "photons that judge")
+
+    def judging(numbers: np.ndarray) -> np.ndarray:
+        return np.sqrt(rows_at(counts, numbers), dtype=np.float32)
+
+    def fitted(numbers: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.rint(np.square(patterns[numbers], dtype=np.float64)) - rows_at(counts, numbers)).astype(np.float32)
+
+    return Patterns(fitted, patterns.shape), Patterns(judging, patterns.shape)
 
 
 def hold_out_photons(
@@ -134,7 +152,10 @@ def hold_out_photons(
     seed: int = 0,  # deals the photons out
 ) -> HeldOut:
     "Keep a tenth of the photons of each pattern from the fit."
-    fitted, judging = deal_photons(data.diff3d, 1 - HELD_OUT, seed)
+    if isinstance(data.diff3d, Patterns):
+        fitted, judging = _dealt_on_disk(data.diff3d, seed)
+    else:
+        fitted, judging = deal_photons(data.diff3d, 1 - HELD_OUT, seed)
     every, good = np.arange(data.n_patterns), None if data.detector is None else data.detector.good
     return HeldOut(every, judging, every, fitted, HELD_OUT, 1 - HELD_OUT, good)
 

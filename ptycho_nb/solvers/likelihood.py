@@ -15,6 +15,7 @@ from ..machine import compiled
 from ..physics.detector import Detector
 from ..physics.forward import Layout, checkerboard, exit_waves, shift_probes, sum_shifted_back
 from ..physics.fourier import fourier_transform, image_planes, images_at_once, roots_of_unity
+from ..physics.patterns import Patterns
 
 LIKELIHOODS = ("poisson", "amplitude")
 
@@ -168,6 +169,9 @@ def _mirrored_detector(detector: Detector | None, N: int, dtype: np.dtype) -> tu
     return *images, dtype.type(detector.last_amplitude)
 
 # %% ../../nbs/3_solvers/30_likelihood.ipynb #506af2d2
+_PIXELS_AT_ONCE = 2**21  # of patterns that are read from disk
+
+
 class ScanGradient(NamedTuple):
     "What one pass over the patterns gives."
 
@@ -198,7 +202,7 @@ def light_on_patterns(
 def scan_gradient(
     objects: np.ndarray,  # complex64 (G, H, W): canvases
     probe: np.ndarray,  # complex64 (N, N), or (L, N, N): modes, whose intensities add; scaled to photons
-    amplitude: np.ndarray,  # float32 (M, N, N): measured
+    amplitude: np.ndarray | Patterns,  # float32 (M, N, N): measured
     layout: Layout,  # of the M patterns
     patterns: np.ndarray,  # int (m,): which of the M patterns to use
     likelihood: str = "poisson",
@@ -225,18 +229,20 @@ def scan_gradient(
         far = np.stack([np.stack(planes[:2])] * len(modes))
     shared = remainder is None and layout.light is None  # one light for all patterns
     remainder = np.zeros(layout.corners_px.shape, np.float32) if remainder is None else remainder
+    on_demand = isinstance(amplitude, Patterns)
     if shared or light is not None:
-        chunk = max(len(patterns), 1)
+        chunk = max(_PIXELS_AT_ONCE // N**2, 1) if on_demand else max(len(patterns), 1)
     for start in range(0, len(patterns), chunk):
         k = patterns[start : start + chunk]
-        lit = light_on_patterns(probe, layout, k) if light is None else light
+        lit = light_on_patterns(probe, layout, k) if light is None else light if shared else light[:, start : start + chunk]
+        measured, rows = (amplitude[k], np.arange(len(k))) if on_demand else (amplitude, k)
         back = np.zeros_like(lit if for_probe else lit[:, :0])
         places = layout.canvas[k], layout.corners_px[k]
         if several:
-            squared_error += _add_gradients_of_modes(objects, lit, amplitude, k, *places, poisson, good, background, end, planes,
-                                                     far, roots, gradient, back, ratio)
+            squared_error += _add_gradients_of_modes(objects, lit, measured, rows, *places, poisson, good, background, end,
+                                                     planes, far, roots, gradient, back, ratio)
         else:
-            squared_error += _add_gradients(objects, lit[0], amplitude, k, *places, poisson, planes, roots, gradient, back[0])
+            squared_error += _add_gradients(objects, lit[0], measured, rows, *places, poisson, planes, roots, gradient, back[0])
         if for_probe:
             back *= board * layout.brightness(k)
             probe_gradient += back[:, 0] if shared else [sum_shifted_back(of_mode, remainder[k]) for of_mode in back]

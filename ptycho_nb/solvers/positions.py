@@ -19,7 +19,8 @@ from ..data.scan import RawData
 from ..machine import cores, progress_bar
 from ..physics.detector import Detector
 from ..physics.forward import Layout, checkerboard, scan_amplitudes, shift_probes
-from ..physics.noise import pattern_deviances
+from ..physics.noise import deviances_in_blocks
+from ..physics.patterns import Patterns
 from ..quiet import stopping
 from .fit import SMOOTHING_PX, Fit, check_positions, fit_scan, prepare, smooth_correction
 from .held_out import HeldOut, hold_out
@@ -36,7 +37,7 @@ _REACH = 4  # no position moves farther than this many times the error that it w
 def position_gradient(
     object: np.ndarray,  # complex64 (H, W)
     probe: np.ndarray,  # complex64 (N, N), or (L, N, N) modes: scaled to photons
-    amplitude: np.ndarray,  # float32 (M, N, N): measured
+    amplitude: np.ndarray | Patterns,  # float32 (M, N, N): measured
     patterns: np.ndarray,  # int (m,): which of the M patterns to use; the same one may come twice
     layout: Layout,  # where each of these m lies now
     likelihood: str = "poisson",  # or "amplitude"
@@ -73,7 +74,6 @@ def position_gradient(
         information[k] = 4 * np.einsum("kayx,kbyx->kab", jacobian, jacobian)
     return gradient, information
 
-
 # %% ../../nbs/3_solvers/60_positions.ipynb #e7efc4c2
 class _Places:
     "Positions under way: of every fitted pattern one, of every validation pattern one for each half of its detector."
@@ -103,10 +103,14 @@ class _Places:
         light = None if self.canvas.light is None else self.canvas.light[self.rows[which]]
         return replace(self.canvas, light=light).moved_to(self.now[which])
 
-    def predict(self, object: np.ndarray, probe: np.ndarray) -> np.ndarray:
-        "Amplitudes of the validation patterns (v, N, N); each pixel from the position that it has not seen."
-        white, black = (scan_amplitudes(object, probe, self.lying(self.sides == side)) for side in (1, -1))
-        return np.where(checkerboard(self.data.N) > 0, black, white)
+    def deviances(self, object: np.ndarray, probe: np.ndarray, measured: np.ndarray | Patterns,
+                  detector: Detector | None) -> np.ndarray:
+        "Of the validation patterns (v,); each pixel is predicted from the position that it has not seen."
+        def predict(k: np.ndarray) -> np.ndarray:
+            white, black = (scan_amplitudes(object, probe, self.lying(np.flatnonzero(self.sides == side)[k])) for side in (1, -1))
+            return np.where(checkerboard(self.data.N) > 0, black, white)
+
+        return deviances_in_blocks(predict, measured, detector)
 
     def move(self, object: np.ndarray, probe: np.ndarray, likelihood: str, detector: Detector | None = None) -> Layout:
         "One Gauss-Newton step of every position; where the patterns of the scan lie after it."
@@ -137,8 +141,7 @@ class _FitInPlace(Fit):
     places: _Places = None
 
     def _deviance(self, objects: np.ndarray, step: Step) -> float:
-        predicted = self.places.predict(objects[0], step.probe)
-        return self._mean(pattern_deviances(predicted, self.held.amplitude, step.detector))
+        return self._mean(self.places.deviances(objects[0], step.probe, self.held.amplitude, step.detector))
 
     def _remember(self, *best: Any) -> None:
         super()._remember(*best)
@@ -253,7 +256,7 @@ def moved_freely(
     places.now, positions_px = fit.best_places, places.merged(fit.best_places)
     found = fit.reconstruction(positions_px, places.canvas.moved_to(positions_px), "no_network" if start is None else "refined",
                                probe_refined=refine_probe, geometry=data.geometry)
-    return found, pattern_deviances(places.predict(fit.objects[0], fit.probe), held.amplitude, fit.detector)
+    return found, places.deviances(fit.objects[0], fit.probe, held.amplitude, fit.detector)
 
 
 def _solve_and_move(fit: _FitInPlace, refine_probe: bool, iterations: int, seed: int, progress: bool,

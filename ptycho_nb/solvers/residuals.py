@@ -12,6 +12,7 @@ import numpy as np
 from ..data.scan import RawData
 from ..physics.forward import Layout
 from ..physics.noise import rate_floor
+from ..physics.patterns import counts_of
 from .goodness import expected_terms
 from .result import Reconstruction, good_pixels, predict_amplitudes
 
@@ -58,14 +59,15 @@ def residual_maps(
     patterns = np.arange(data.n_patterns) if patterns is None else np.asarray(patterns, int)
     good, N = good_pixels(result, data), data.N
     background = 0.0 if result.detector is None else result.detector.background[good]
-    mean = float(np.mean([np.mean(np.square(data.diff3d[k][good], dtype=np.float64)) for k in patterns]))
+    mean = float(np.mean(counts_of(data.diff3d, good, patterns))) / max(np.count_nonzero(good), 1)
     of_pixel, of_pattern = np.zeros((5, np.count_nonzero(good))), []
     for part in np.array_split(patterns, -(-len(patterns) // _AT_ONCE)):
-        counts = np.square(data.diff3d[part][:, good], dtype=np.float64)
+        seen = data.diff3d[part][:, good]
+        counts = np.square(seen, dtype=np.float64)
         rate = np.square(predict_amplitudes(result, part)[:, good], dtype=np.float64) + background + rate_floor(mean)
         told = np.ones(rate.shape, bool)
         if result.detector is not None and np.isfinite(result.detector.end):
-            told = ~result.detector.ended(data.diff3d[part][:, good], np.sqrt(rate))
+            told = ~result.detector.ended(seen, np.sqrt(rate))
             counts = np.where(told, counts, rate)
         deviance = rate - counts + counts * np.log(np.maximum(counts, 1e-12) / rate)
         terms = deviance, *(term * told for term in expected_terms(rate)), counts, rate

@@ -15,6 +15,7 @@ from ..data.scan import RawData
 from ..physics.detector import Detector
 from ..physics.forward import checkerboard
 from ..physics.noise import radial_mean
+from ..physics.patterns import counts_of, in_blocks, mean_counts
 from .fit import orthogonal_modes
 from .result import Reconstruction
 
@@ -51,13 +52,9 @@ def useless_patterns(
 ) -> np.ndarray:  # int (k,): their numbers
     "Patterns with far less or far more light than the others."
     bad = unreadable_pixels(data)
-    if bad.any():
-        photons = np.array([float(np.sum(np.square(pattern[~bad], dtype=float))) for pattern in data.diff3d])
-    else:
-        photons = data.photons_per_pattern
+    photons = counts_of(data.diff3d, ~bad) if bad.any() else data.photons_per_pattern
     middle = np.median(photons)
     return np.flatnonzero((photons < middle / _TIMES) | (photons > middle * _TIMES))
-
 
 # %% ../../nbs/3_solvers/75_rungs.ipynb #6ddd67b2
 _EXPECTED = 30.0  # counts of the neighbours in the whole scan, below which nothing can be said
@@ -74,8 +71,8 @@ def suspicious_pixels(
     usable = np.setdiff1d(np.arange(data.n_patterns), useless_patterns(data))
     total, least, most = np.zeros(every.shape), np.full(every.shape, np.inf), np.zeros(every.shape)
     unreadable = unreadable_pixels(data)
-    for k in usable:  # one at a time: a scan may fill the memory
-        counts = np.where(unreadable, 0, np.square(data.diff3d[k], dtype=np.float64))
+    for pattern in (pattern for _, block in in_blocks(data.diff3d, usable) for pattern in block):
+        counts = np.where(unreadable, 0, np.square(pattern, dtype=np.float64))
         total += counts
         np.minimum(least, counts, out=least)
         np.maximum(most, counts, out=most)
@@ -102,7 +99,8 @@ def _saturated(data: RawData, usable: np.ndarray, most: np.ndarray, sound: np.nd
     reached = sound & (most > end * (1 - 4 * _SAME))
     if end < _END or not reached.any():
         return np.zeros(most.shape, bool)
-    bright = np.square(data.diff3d[usable][:, sound & (most > 0.9 * end)], dtype=np.float64)
+    near = sound & (most > 0.9 * end)
+    bright = np.concatenate([np.square(block[:, near], dtype=np.float64) for _, block in in_blocks(data.diff3d, usable)])
     at_end, below = np.count_nonzero(bright > end * (1 - 4 * _SAME)), np.count_nonzero(bright > 0.9 * end)
     return reached & (at_end >= 10 and 2 * at_end > below)
 
@@ -119,9 +117,7 @@ def with_background(
 ) -> RawData | None:  # None: the darkest ring is dark
     "The scan with the largest constant background that its counts allow."
     usable = np.setdiff1d(np.arange(data.n_patterns), useless_patterns(data))
-    mean = np.zeros(data.diff3d.shape[1:])
-    for k in usable:
-        mean += np.square(data.diff3d[k], dtype=np.float64) / len(usable)
+    mean = mean_counts(data.diff3d, usable)
     detector = Detector.perfect(data.N) if data.detector is None else data.detector
     share = radial_mean(detector.good.astype(float))
     rings = (radial_mean(mean * detector.good) / np.maximum(share, 1e-9))[share > 0.2]

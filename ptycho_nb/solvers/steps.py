@@ -16,7 +16,8 @@ import numpy as np
 from ..machine import compiled, cores
 from ..physics.detector import Detector
 from ..physics.forward import Layout, scan_amplitudes
-from ..physics.noise import poisson_deviance
+from ..physics.noise import deviances_in_blocks
+from ..physics.patterns import Patterns, part_of
 from .likelihood import ScanGradient, illumination, light_on_patterns, scan_gradient
 
 _PARTS = 4  # partial sums over the patterns; a fixed number, so that the result does not depend on the processor
@@ -26,7 +27,7 @@ _PARTS = 4  # partial sums over the patterns; a fixed number, so that the result
 class Problem:
     "What a solver is given: counts, where they were taken, the light, and where to start."
 
-    amplitude: np.ndarray  # float32 (M, N, N): measured
+    amplitude: np.ndarray | Patterns  # float32 (M, N, N): measured
     layout: Layout  # of the M patterns
     probe: np.ndarray  # complex64 (N, N), or (L, N, N) modes: scaled to photons; the first guess where it is refined
     start: np.ndarray  # complex64 (G, H, W): first guess of the objects
@@ -55,8 +56,8 @@ class Step:
     def deviance(self) -> float:
         "`poisson_deviance` of the fitted patterns; computed when it is asked for, by one more pass over them."
         fitted = self.problem.patterns
-        predicted = scan_amplitudes(self.objects, self.probe, self.problem.layout[fitted])
-        return poisson_deviance(predicted, self.problem.amplitude[fitted], self.detector)
+        return float(deviances_in_blocks(lambda k: scan_amplitudes(self.objects, self.probe, self.problem.layout[fitted[k]]),
+                                         part_of(self.problem.amplitude, fitted), self.detector).mean())
 
 
 Solver = Generator[Step, Layout | None, None]  # send a layout in, and the patterns lie there from the next step on
