@@ -13,6 +13,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,6 +54,15 @@ class Rows:
     def nbytes(self) -> int:
         "What it would take in memory."
         return self.dtype.itemsize * math.prod(self.shape)
+
+    def reshaped(
+        self,
+        shape: tuple[int, ...],  # of as many elements
+    ) -> Rows:
+        "The same numbers with other axes."
+        other = copy(self)
+        other.shape = shape
+        return other
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..config import InputError
-from ..files import check_memory
+from ..files import check_memory, reading
+from ..machine import progress_bar
 from ..physics.detector import Detector, shifted_counts
 from ..physics.geometry import Geometry
+from ..physics.patterns import Patterns
 from ..physics.probes import estimated_probe
+from ..rows import rows_at, runs_of
+from .contract import LARGE_BYTES
 from .hdf5 import in_si
 from .scan import RawData
 from .windows import cut, resample
@@ -44,6 +48,7 @@ class Recording:
     in_corner: bool = False  # zero frequency
     readout_noise: float = 0.0  # of an integrating detector: standard deviation, photons
     metadata: dict = field(default_factory=dict)
+    keeps: Any = None  # what has to stay open as long as the counts are read
 
     @property
     def n_patterns(self) -> int:
@@ -64,8 +69,19 @@ class Recording:
             yield slice(done, done + len(block)), block
             done += len(block)
 
+    def some(
+        self,
+        numbers: np.ndarray,  # int (m,), ascending and each once
+    ) -> np.ndarray:  # (m, h, w)
+        "Patterns by their numbers."
+        if len(self.counts.shape) == 3:
+            return rows_at(self.counts, numbers)
+        across = self.counts.shape[1]
+        return np.concatenate([self.counts[row, max(first - row * across, 0) : last - row * across]
+                               for first, last in runs_of(numbers) for row in range(first // across, -(-last // across))])
 
-_BLOCK = 2**22  # pixels read at a time
+
+_BLOCK = 2**20  # pixels read at a time
 _FAR = 8.0  # standard deviations of the readout noise below zero: no noise any more
 
 # %% ../../nbs/2_data/15_assembly.ipynb #8e6b6ac2
@@ -96,42 +112,106 @@ def _lies_in_corner(recording: Recording) -> bool:
     return bool(seen)
 
 
-def _amplitudes(recording: Recording) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    "The amplitudes (M, N, N), the pixels that tell something (N, N), and the first of them on the detector."
-    source, n = recording.source, recording.n_patterns
+@dataclass(frozen=True, eq=False)
+class _Conversion:
+    "How counts become amplitudes, in every block alike."
+
+    recording: Recording
+    side: int  # of the window
+    corner: tuple[int, int]  # of it
+    shifted: bool  # zero frequency lies in the corner of the patterns
+    may_be_wrong: bool = True  # False: all numbers are known to be counts
+
+    def window(self, block: np.ndarray) -> np.ndarray:
+        "The part of the patterns that is used."
+        block = np.fft.fftshift(block, axes=(-2, -1)) if self.shifted else block
+        return block if block.shape[-2:] == (self.side, self.side) else cut(block, self.corner, (self.side, self.side))
+
+    def wrong(self, block: np.ndarray) -> np.ndarray:
+        "Where there is no count: nothing that is a number, or the largest that fits, or less than none."
+        kind = block.dtype
+        if kind.kind == "u" and kind.itemsize > 1:
+            return block == np.iinfo(kind).max
+        wrong = ~(block >= -_FAR * self.recording.readout_noise)
+        return wrong | ~np.isfinite(block) if kind.kind == "f" else wrong
+
+    def amplitudes(self, block: np.ndarray, wrong: np.ndarray | None) -> np.ndarray:
+        "The square roots; 0 where there is no count."
+        counts, noise = block.astype(np.float32), self.recording.readout_noise  # NumPy's own roots of 8 bits have 16, of 32 bits 64
+        if wrong is not None:
+            counts[wrong] = 0
+        if noise:
+            counts = shifted_counts(np.square(counts) if self.recording.is_amplitude else counts, noise)
+        return (counts if self.recording.is_amplitude and not noise else np.sqrt(counts)).astype(np.float32, copy=False)
+
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        "Patterns by their numbers, as `Patterns` asks for them."
+        with reading(self.recording.source, "the scan as it was"):
+            block = self.window(self.recording.some(numbers))
+            return self.amplitudes(block, self.wrong(block) if self.may_be_wrong else None)
+
+
+@dataclass
+class _Seen:
+    "What one look at all patterns has shown."
+
+    patterns: np.ndarray | Patterns  # float32 (M, N, N)
+    told: np.ndarray  # bool (N, N): pixels that are numbers in all patterns
+    mean: np.ndarray  # float64 (N, N): counts of the mean pattern
+    corner: tuple[int, int]  # of the window on the detector
+
+    @property
+    def side(self) -> int:
+        "N."
+        return len(self.mean)
+
+
+def _look(recording: Recording, on_disk: bool | None) -> _Seen:
+    "Go through all patterns once: those in memory are converted then, those on disk when they are asked for."
+    source, n, kind = recording.source, recording.n_patterns, np.dtype(recording.counts.dtype)
     side, corner = _square_window(recording.counts.shape[-2:], source)
-    check_memory(f"{source}, patterns", 4 * n * side**2)
-    kind = np.dtype(recording.counts.dtype)
     if kind.kind not in "buif":
         raise InputError(f"{source}, patterns", f"{kind}", "real numbers", "Say where the counts are.")
-    largest = np.iinfo(kind).max if kind.kind == "u" and kind.itemsize > 1 else None
-    shifted = _lies_in_corner(recording)
-    amplitude, wrong_in, lost = np.zeros((n, side, side), np.float32), np.zeros((side, side), np.int64), []
-    for where, block in recording.blocks():
-        block = cut(np.fft.fftshift(block, axes=(-2, -1)) if shifted else block, corner, (side, side))
-        wrong = ~(block >= -_FAR * recording.readout_noise) if largest is None else block == largest
-        wrong |= ~np.isfinite(block) if kind.kind == "f" else False
+    stays = kind.itemsize * n * side**2 > LARGE_BYTES if on_disk is None else on_disk
+    if not stays:
+        check_memory(f"{source}, patterns", 4 * n * side**2, "Leave them on disk: load_data(path, on_disk=True).")
+    conversion = _Conversion(recording, side, corner, _lies_in_corner(recording))
+    amplitude = np.zeros((0 if stays else n, side, side), np.float32)
+    wrong_in, total, lost = np.zeros((side, side), np.int64), np.zeros((side, side)), []
+    for where, block in progress_bar(recording.blocks(), unit="block"):
+        block = conversion.window(block)
+        wrong = conversion.wrong(block)
         dark = wrong.mean(axis=(1, 2)) > 0.5
         lost += (where.start + np.flatnonzero(dark)).tolist()
         wrong_in += wrong[~dark].sum(axis=0)
-        counts = np.where(wrong, 0, block)
-        if recording.readout_noise:
-            counts = shifted_counts(np.square(counts) if recording.is_amplitude else counts, recording.readout_noise)
-        amplitude[where] = counts if recording.is_amplitude and not recording.readout_noise else np.sqrt(counts)
+        made = conversion.amplitudes(block, wrong)
+        total += np.einsum("kyx,kyx->yx", made, made, dtype=np.float64)
+        if not stays:
+            amplitude[where] = made
+    _say_what_is_wrong(source, wrong_in, lost)
+    if stays:
+        conversion = replace(conversion, may_be_wrong=bool(lost or wrong_in.any()))
+        _logger.warning("%s: %d patterns stay on disk, %.3g GB there, and are read a few at a time", source, n,
+                        kind.itemsize * n * np.prod(recording.counts.shape[-2:]) / 1e9)
+    return _Seen(Patterns(conversion, (n, side, side)) if stays else amplitude, wrong_in == 0, total / n, corner)
+
+
+def _say_what_is_wrong(source: str, wrong_in: np.ndarray, lost: list[int]) -> None:
+    "Lines in the log about patterns and pixels without counts; `InputError` for too many."
     if lost:
         _logger.warning("%s: patterns %s hold hardly a number and are empty", source, lost[:10])
-    if np.count_nonzero(wrong_in) > 0.3 * side**2:
+    if np.count_nonzero(wrong_in) > 0.3 * wrong_in.size:
         raise InputError(f"{source}, patterns", f"NaN, negative or saturated values in {np.count_nonzero(wrong_in)} of "
-                         f"{side**2} pixels", "counts >= 0", "Give counts as they were measured, and dark frames beside them.")
+                         f"{wrong_in.size} pixels", "counts >= 0",
+                         "Give counts as they were measured, and dark frames beside them.")
     if wrong_in.any():
         _logger.warning("%s: %d pixels are not a number, negative or saturated in some patterns and are left out", source,
                         np.count_nonzero(wrong_in))
-    return amplitude, wrong_in == 0, corner
 
 # %% ../../nbs/2_data/15_assembly.ipynb #ac374f1c
-def _detector(recording: Recording, amplitude: np.ndarray, told: np.ndarray, corner: tuple[int, int]) -> Detector | None:
+def _detector(recording: Recording, seen: _Seen) -> Detector | None:
     "What the file and the counts themselves say about the pixels."
-    side, good = amplitude.shape[-1], told
+    side, good, corner, mean = seen.side, seen.told, seen.corner, seen.mean
     if recording.good is not None:
         mask = np.asarray(recording.good, bool)
         if mask.ndim == 3 and len(mask) and np.any(mask != mask[0]):
@@ -142,7 +222,6 @@ def _detector(recording: Recording, amplitude: np.ndarray, told: np.ndarray, cor
             raise InputError(f"{recording.source}, mask", f"shape {mask.shape}", f"{recording.counts.shape[-2:]}, that of a "
                              "pattern", "Give the mask of these patterns.")
         mask = cut(np.fft.fftshift(mask) if recording.in_corner else mask, corner, (side, side))
-        mean = np.einsum("kyx,kyx->yx", amplitude, amplitude, dtype=np.float64)
         if mean[~mask].sum() > mean[mask].sum() and np.count_nonzero(mask) < mask.size / 2:
             _logger.warning("%s: nearly all light lies on pixels that the mask calls bad; read in the other sense",
                             recording.source)
@@ -176,12 +255,12 @@ def _positions_px(recording: Recording, side: int, geometry: Geometry | None) ->
     return in_si(positions, recording.unit, f"{source}, unit of the positions") / pixel_m
 
 
-def _modes(recording: Recording, amplitude: np.ndarray) -> np.ndarray:
+def _modes(recording: Recording, seen: _Seen) -> np.ndarray:
     "The modes of the probe, complex64 (L, N, N)."
-    side = amplitude.shape[-1]
+    side = seen.side
     if recording.probe is None:
         _logger.warning("%s: no probe; estimated from the mean pattern, in focus", recording.source)
-        return estimated_probe(amplitude)[None]
+        return estimated_probe(np.sqrt(seen.mean)[None])[None]
     modes = np.asarray(recording.probe)
     while modes.ndim > 3:  # other wavelengths or variations along the scan: the first
         modes = modes[0]
@@ -200,19 +279,20 @@ def _modes(recording: Recording, amplitude: np.ndarray) -> np.ndarray:
 # %% ../../nbs/2_data/15_assembly.ipynb #0a1e8477
 def assemble(
     recording: Recording,
+    on_disk: bool | None = None,  # leave the patterns in the file; None: if they are large
 ) -> RawData:
     "The scan that a file of another program holds; `InputError` for what cannot be used or is missing."
-    amplitude, told, corner = _amplitudes(recording)
-    side, before, source = amplitude.shape[-1], recording.counts.shape[-1], recording.source
+    seen = _look(recording, on_disk)
+    side, before, source = seen.side, recording.counts.shape[-1], recording.source
     geometry = recording.geometry
     if geometry is not None and before != side:
         geometry = geometry.cropped(before, side)
     positions_px = _positions_px(recording, side, geometry)
     origin_px = np.floor(positions_px.min(axis=0) + 1e-6)
-    modes = _modes(recording, amplitude)
+    modes = _modes(recording, seen)
     metadata = {"format": recording.format, "diff3d_quantity": "amplitude", "origin_px": origin_px.tolist(),
                 **({"probe": "estimated"} if recording.probe is None else {}), **recording.metadata}
     return RawData(
-        diff3d=amplitude, positions_px=positions_px - origin_px + side // 2, probe=modes[0],
-        weaker_modes=modes[1:] if len(modes) > 1 else None, detector=_detector(recording, amplitude, told, corner),
+        diff3d=seen.patterns, positions_px=positions_px - origin_px + side // 2, probe=modes[0],
+        weaker_modes=modes[1:] if len(modes) > 1 else None, detector=_detector(recording, seen),
         geometry=geometry, metadata=metadata, source=source)

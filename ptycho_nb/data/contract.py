@@ -7,29 +7,39 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..config import InputError, check_choice
-from ..files import read_arrays
+from ..files import check_memory, read_arrays
+from ..machine import progress_bar
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
 from ..physics.patterns import Patterns, in_blocks
+from ..rows import Rows, arrays_on_disk, rows_at
 
 _logger = logging.getLogger(__name__)
 
+LARGE_BYTES = 2**29  # of patterns as they are stored; those that take more stay on disk
+
 # %% auto #0
-__all__ = ['read_npz', 'check_array', 'refuse_negative', 'fields_from_arrays']
+__all__ = ['LARGE_BYTES', 'read_npz', 'check_array', 'refuse_negative', 'made_on_demand', 'fields_from_arrays']
 
 # %% ../../nbs/2_data/08_contract.ipynb #5e7f44e3
 def read_npz(
     path: str | Path,  # an NPZ, plain or inside a bzip2
-) -> dict[str, np.ndarray]:  # all its arrays by name
+    on_disk: bool | None = False,  # leave large arrays in the file; None: those of more than `LARGE_BYTES`
+) -> dict[str, np.ndarray | Rows]:  # all its arrays by name
     """Read every array of a scan's NPZ; `InputError` if it is missing, damaged or holds Python objects."""
-    return read_arrays(path)
+    if on_disk is False:
+        return read_arrays(path)
+    arrays = arrays_on_disk(path, LARGE_BYTES if on_disk is None else 0)
+    if isinstance(arrays.pop("ground_truth_patches", None), Rows):
+        _logger.warning("%s: 'ground_truth_patches' is as large as the patterns and is left out", path)
+    return arrays
 
 # %% ../../nbs/2_data/08_contract.ipynb #6908519a
 def check_array(
@@ -81,13 +91,16 @@ def refuse_negative(
 _REQUIRED = ("xcoords", "ycoords", "diff3d", "probeGuess")
 
 
-def _patterns_first(patterns: np.ndarray, n_positions: int, source: str) -> np.ndarray:
-    "The patterns along the first axis, wherever they were."
+def _patterns_first(patterns: Any, n_positions: int, source: str) -> np.ndarray | Rows:
+    "The patterns along the first axis, wherever they were; those on disk are read for that."
+    patterns = patterns if isinstance(patterns, Rows) else np.asarray(patterns)
     is_last = patterns.ndim == 3 and patterns.shape[0] == patterns.shape[1] and patterns.shape[2] == n_positions
     if not is_last or patterns.shape[0] == n_positions:
         return patterns
     _logger.warning("%s: 'diff3d' of shape %s has its patterns last; moved to (M, N, N)", source, patterns.shape)
-    return np.moveaxis(patterns, -1, 0)
+    if isinstance(patterns, Rows):
+        check_memory(f"{source}, key 'diff3d'", patterns.nbytes, "Save it in the shape (M, N, N): then it may stay on disk.")
+    return np.moveaxis(patterns[:], -1, 0)
 
 
 def _parsed_metadata(stored: np.ndarray | None, source: str) -> dict[str, Any]:
@@ -132,11 +145,12 @@ def _unread_pixels(patterns: np.ndarray) -> np.ndarray:
 
 
 def _detector_of(arrays: Mapping[str, np.ndarray], source: str) -> tuple[np.ndarray, Detector | None]:
-    "The patterns with a number in the pixels that have none in any pattern, and the detector that says which these are."
-    patterns = np.asarray(arrays["diff3d"])
-    unread = _unread_pixels(patterns) if patterns.ndim == 3 and len(patterns) else np.zeros(1, bool)
+    "The pixels (N, N) that have no number, and the detector without these and without those that the file masks."
+    patterns = arrays["diff3d"]
+    is_stack = patterns.ndim == 3 and len(patterns) > 0
+    unread = _unread_pixels(patterns) if is_stack else np.zeros(patterns.shape[1:], bool)
     if not unread.any() and not {"mask", "background", "end"} & set(arrays):
-        return patterns, None
+        return unread, None
     good = np.ones(patterns.shape[1:], bool) & ~unread
     if "mask" in arrays:
         mask = np.asarray(arrays["mask"])
@@ -146,8 +160,55 @@ def _detector_of(arrays: Mapping[str, np.ndarray], source: str) -> tuple[np.ndar
         good &= mask.astype(bool)
     if unread.any():
         _logger.warning("%s: %d pixels are not numbers, or -1, and are left out", source, np.count_nonzero(unread))
-        patterns = np.where(unread, np.zeros((), patterns.dtype), patterns)
-    return patterns, Detector(good, arrays.get("background", 0.0), float(arrays.get("end", np.inf)))
+    return unread, Detector(good, arrays.get("background", 0.0), float(arrays.get("end", np.inf)))
+
+# %% ../../nbs/2_data/08_contract.ipynb #465a8a82
+def made_on_demand(
+    rows: Rows,  # (M, N, N) in a file
+    change: Callable[[np.ndarray], np.ndarray],  # from some of them to amplitudes
+    what: str,  # file and key, for the message
+) -> Patterns:
+    "Patterns that stay in their file; `InputError` for what is no number, or less than 0."
+    if rows.dtype.kind not in "buif":
+        raise InputError(what, f"{rows.dtype} of shape {rows.shape}", "real numbers", "Convert the array before saving it.")
+    patterns = Patterns(lambda numbers: change(rows_at(rows, numbers)).astype(np.float32, copy=False), rows.shape)
+    with np.errstate(invalid="ignore"):  # roots of negative numbers are not numbers, and named here
+        bad = [first for numbers, block in progress_bar(in_blocks(patterns), unit="block")
+               for first in numbers[~(np.isfinite(block) & (block >= 0)).all(axis=(1, 2))]]
+    if bad:
+        raise InputError(what, f"NaN, infinity or negative values in {len(bad)} of {len(rows)} patterns, first in {bad[0]}",
+                         "finite numbers, 0 or more", "Give the counts as the detector wrote them; pixels that could not be read "
+                         "are NaN, and masked.")
+    _logger.warning("%s: %d patterns stay on disk, %.3g GB there, and are read a few at a time", what, len(rows),
+                    rows.nbytes / 1e9)
+    return patterns
+
+# %% ../../nbs/2_data/08_contract.ipynb #dfadf32e
+def _patterns_of(arrays: Mapping[str, Any], quantity: str, lengths: dict[str, int],
+                 source: str) -> tuple[np.ndarray | Patterns, Detector | None]:
+    "The amplitudes of a file, in memory or on disk, and what is known of the detector."
+    what = f"{source}, key 'diff3d'"
+    check_choice(f"{source}, diff3d_quantity in 'metadata'", quantity, ("amplitude", "intensity"))
+    stored = _patterns_first(arrays["diff3d"], np.size(arrays["xcoords"]), source)
+    unread, detector = _detector_of({**arrays, "diff3d": stored}, source)
+
+    def numbers(block: np.ndarray) -> np.ndarray:
+        return np.where(unread, np.zeros((), block.dtype), block) if unread.any() else block
+
+    def amplitudes(block: np.ndarray) -> np.ndarray:
+        block = numbers(block).astype(np.float32, copy=False)
+        return np.sqrt(block) if quantity == "intensity" else block
+
+    if quantity == "intensity":
+        _logger.warning("%s: 'diff3d' holds intensities by its metadata; square root taken", source)
+    if isinstance(stored, Rows):
+        check_array(what, Patterns(amplitudes, stored.shape), ("M", "N", "N"), lengths, np.float32)
+        return made_on_demand(stored, amplitudes, what), detector
+    patterns = check_array(what, numbers(stored), ("M", "N", "N"), lengths, np.float32)
+    if quantity == "intensity":
+        refuse_negative(what, patterns)
+        patterns = np.sqrt(patterns)
+    return patterns, detector
 
 # %% ../../nbs/2_data/08_contract.ipynb #a3166d20
 def fields_from_arrays(
@@ -169,14 +230,10 @@ def fields_from_arrays(
 
     lengths: dict[str, int] = {}
     metadata = _parsed_metadata(arrays.get("metadata"), source)
-    arrays["diff3d"] = _patterns_first(np.asarray(arrays["diff3d"]), np.size(arrays["xcoords"]), source)
-    arrays["diff3d"], detector = _detector_of(arrays, source)
-    patterns = checked("diff3d", ("M", "N", "N"), np.float32)
-    quantity = metadata.get("diff3d_quantity", "amplitude")
-    if check_choice(f"{source}, diff3d_quantity in 'metadata'", quantity, ("amplitude", "intensity")) == "intensity":
-        refuse_negative(f"{source}, key 'diff3d'", patterns)
-        _logger.warning("%s: 'diff3d' holds intensities by its metadata; square root taken", source)
-        patterns, metadata = np.sqrt(patterns), {**metadata, "diff3d_quantity": "amplitude"}
+    arrays = {name: array[:] if isinstance(array, Rows) and name != "diff3d" else array for name, array in arrays.items()}
+    patterns, detector = _patterns_of(arrays, metadata.get("diff3d_quantity", "amplitude"), lengths, source)
+    if "diff3d_quantity" in metadata:
+        metadata = {**metadata, "diff3d_quantity": "amplitude"}
 
     def positions(suffix: str) -> np.ndarray | None:
         if f"ycoords{suffix}" not in arrays and f"xcoords{suffix}" not in arrays:

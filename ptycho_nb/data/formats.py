@@ -8,6 +8,7 @@ __all__ = ['FORMATS', 'read_tike', 'Format', 'read_table', 'load_data', 'files_w
 # %% ../../nbs/2_data/20_formats.ipynb #330e5a21
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError
-from ..files import read_npy, reading
+from ..files import npy_header, read_npy, reading
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
+from ..physics.patterns import Patterns
+from ..rows import Rows
 from .assembly import Recording, assemble
-from .contract import read_npz
+from .contract import LARGE_BYTES, made_on_demand, read_npz
 from .electron_formats import as_raster, raster_positions, read_empad
 from .hdf5 import open_tree
 from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, recognise
@@ -34,15 +37,17 @@ _logger = logging.getLogger(__name__)
 _TIKE_KEYS = ("data", "scan", "probe")
 
 
-def _without_leading_ones(array: np.ndarray, rank: int) -> np.ndarray:
+def _without_leading_ones(array: np.ndarray | Rows, rank: int) -> np.ndarray | Rows:
     "The array without leading axes of length one, down to `rank` axes."
-    while array.ndim > rank and array.shape[0] == 1:
-        array = array[0]
-    return array
+    shape = array.shape
+    while len(shape) > rank and shape[0] == 1:
+        shape = shape[1:]
+    return array.reshaped(shape) if isinstance(array, Rows) else array.reshape(shape)
 
 
 def _from_tike(arrays: Mapping[str, np.ndarray], source: str) -> RawData:
     "The data in the arrays of a tike file."
+    arrays = {key: array[:] if isinstance(array, Rows) and key != "data" else array for key, array in arrays.items()}
     counts = _without_leading_ones(arrays["data"], 3)
     corners_px = _without_leading_ones(arrays["scan"], 2).astype(np.float64)
     modes = _without_leading_ones(arrays["probe"], 3)
@@ -52,13 +57,17 @@ def _from_tike(arrays: Mapping[str, np.ndarray], source: str) -> RawData:
                          "Write one scan with one detector.")
     if modes.ndim == 3 and len(modes) > 1:
         _logger.info("%s: the probe has %d modes", source, len(modes))
-    if counts.min() < 0:
+    if not isinstance(counts, Rows) and counts.min() < 0:
         raise InputError(f"{source}, key 'data'", f"a smallest count of {counts.min()}", "counts >= 0",
                          "Give the counts as the detector wrote them.")
     N = counts.shape[-1]
+
+    def amplitudes(block: np.ndarray) -> np.ndarray:
+        return np.fft.fftshift(np.sqrt(block.astype(np.float32)), axes=(-2, -1))
+
     origin_px = np.floor(corners_px.min(axis=0))
     return RawData(
-        diff3d=np.fft.fftshift(np.sqrt(counts), axes=(-2, -1)),
+        diff3d=made_on_demand(counts, amplitudes, f"{source}, key 'data'") if isinstance(counts, Rows) else amplitudes(counts),
         positions_px=corners_px - origin_px + N // 2,
         probe=modes[0] if modes.ndim == 3 else modes,
         weaker_modes=modes[1:] if modes.ndim == 3 and len(modes) > 1 else None,
@@ -155,15 +164,33 @@ def _with_what_is_known(recording: Recording, known: Mapping[str, Any]) -> Recor
     return replace(recording, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _read_hdf5(path: Path, keys: Mapping[str, str] | None, known: Mapping[str, Any]) -> RawData:
+def _read_hdf5(path: Path, keys: Mapping[str, str] | None, known: Mapping[str, Any], on_disk: bool | None) -> RawData:
     opened = open_matlab if path.suffix == ".mat" else open_tree
     with opened(path) as tree, reading(path, "an undamaged scan"):
         recording = HDF5_FORMATS[recognise(tree)].read(tree) if keys is None else by_keys(tree, keys)
-        return assemble(_with_what_is_known(recording, known))
+        data = assemble(replace(_with_what_is_known(recording, known), keeps=tree), on_disk)
+        if isinstance(data.diff3d, Patterns):
+            tree.keep_open()
+        return data
 
 
-def _read_npz(path: Path, known: Mapping[str, Any]) -> RawData:
-    arrays = read_npz(path)
+def _read_npy(path: Path, known: Mapping[str, Any], on_disk: bool | None) -> RawData:
+    size = path.stat().st_size
+    file = open(path, "rb")  # noqa: SIM115  stays open where the patterns stay on disk
+    with ExitStack() as stack:
+        stack.enter_context(file)
+        shape, dtype, n_bytes, is_fortran = npy_header(file, size, str(path))
+        if (n_bytes > LARGE_BYTES if on_disk is None else on_disk) and shape and not is_fortran:
+            counts = Rows(file, file.tell(), shape, dtype, str(path))
+            stack.pop_all()
+        else:
+            file.seek(0)
+            counts = read_npy(file, size, str(path))
+    return assemble(_with_what_is_known(Recording("NumPy", str(path), counts, None), known), on_disk)
+
+
+def _read_npz(path: Path, known: Mapping[str, Any], on_disk: bool | None) -> RawData:
+    arrays = read_npz(path, on_disk)
     kind = next(kind for kind in FORMATS.values() if kind.container == "npz" and kind.recognises(arrays))
     data = kind.read(arrays, str(path))
     if known["geometry"] is not None:
@@ -193,6 +220,7 @@ def load_data(
     raster: tuple[int, int] | None = None,
     keys: Mapping[str, str] | None = None,
     readout_noise: float | None = None,
+    on_disk: bool | None = None,
 ) -> RawData:
     """Read a scan from a file, in any format that the package knows.
 
@@ -230,6 +258,9 @@ def load_data(
         'probe', 'energy', 'wavelength', 'distance', 'pixel'.
     readout_noise : float, optional
         Of an integrating detector: standard deviation, in photons as the counts. None: it counts photons.
+    on_disk : bool, optional
+        Leave the patterns in the file, and read them a few at a time whenever they are needed: slower, with hardly any
+        memory, and the same results. None: if they take more than 512 MB as they are stored.
 
     Returns
     -------
@@ -254,17 +285,15 @@ def load_data(
                                "step": step, "raster": raster, "readout_noise": readout_noise}
     with reading(path, "a scan"), open(path, "rb") as file:
         first = file.read(8)
-        if first[:6] == b"\x93NUMPY":
-            file.seek(0)
-            counts = read_npy(file, path.stat().st_size, str(path))
     if first == b"\x89HDF\r\n\x1a\n" or path.suffix == ".mat":
-        data = _read_hdf5(path, keys, known)
+        data = _read_hdf5(path, keys, known, on_disk)
     elif first[:6] == b"\x93NUMPY":
-        data = assemble(_with_what_is_known(Recording("NumPy", str(path), counts, None), known))
+        with reading(path, "a scan"):
+            data = _read_npy(path, known, on_disk)
     elif FORMATS["EMPAD"].recognises(path):
-        data = assemble(_with_what_is_known(FORMATS["EMPAD"].read(path, str(path)), known))
+        data = assemble(_with_what_is_known(FORMATS["EMPAD"].read(path, str(path)), known), on_disk)
     else:
-        data = _read_npz(path, known)
+        data = _read_npz(path, known, on_disk)
     if crop is not None or centre is not None:
         data = take_window(data, data.N if crop is None else crop, centre)
     data = data if bin == 1 else bin_patterns(data, bin)

@@ -43,6 +43,13 @@ _SOUND = "an undamaged HDF5 file"
 _DEEPEST = 20  # links after each other; more is a circle
 
 
+_CACHE_BYTES = 2**26  # of a data set's chunks: patterns that lie together in one are not unpacked again for each
+
+
+def _opened(path: Path) -> h5py.File:
+    return h5py.File(path, "r", rdcc_nbytes=_CACHE_BYTES)
+
+
 class Tree:
     "The data sets of an HDF5 file by name."
 
@@ -63,7 +70,7 @@ class Tree:
         if not target.is_file():
             raise InputError(str(self.path), f"a link to {target.name}, which is not there", "the files beside it",
                              "Copy the files of the detector into the same folder.")
-        return self._stack.enter_context(h5py.File(target, "r"))
+        return self._stack.enter_context(_opened(target))
 
     def _walk(self, here: h5py.Group, name: str, depth: int = 0) -> h5py.Group | h5py.Dataset | None:
         "What stands at a path, None if nothing; links are followed by hand."
@@ -103,7 +110,11 @@ class Tree:
     ) -> Tree:
         "Another file, closed together with this one."
         with reading(path, _SOUND):
-            return Tree(self._stack.enter_context(h5py.File(path, "r")), path, self._stack)
+            return Tree(self._stack.enter_context(_opened(path)), path, self._stack)
+
+    def keep_open(self) -> None:
+        "Leave the files open when the block of `open_tree` ends, until nobody uses this tree any more."
+        self._stack = self._stack.pop_all()
 
     def __contains__(self, name: str) -> bool:
         return self.get(name) is not None
@@ -170,5 +181,5 @@ def open_tree(
     path = Path(path)
     with ExitStack() as stack:
         with reading(path, _SOUND):
-            file = stack.enter_context(h5py.File(path, "r"))
+            file = stack.enter_context(_opened(path))
         yield Tree(file, path, stack)

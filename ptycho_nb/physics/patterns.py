@@ -94,7 +94,7 @@ class Patterns:
         return Patterns(lambda numbers: change(self._make(numbers)), (len(self), side, side))
 
 # %% ../../nbs/1_physics/05_patterns.ipynb #4e8e692c
-_PIXELS_AT_ONCE = 2**21  # in a block
+_PIXELS_AT_ONCE = 2**20  # in a block
 
 
 def in_blocks(

@@ -169,7 +169,7 @@ def _mirrored_detector(detector: Detector | None, N: int, dtype: np.dtype) -> tu
     return *images, dtype.type(detector.last_amplitude)
 
 # %% ../../nbs/3_solvers/30_likelihood.ipynb #506af2d2
-_PIXELS_AT_ONCE = 2**21  # of patterns that are read from disk
+_PIXELS_AT_ONCE = 2**20  # of patterns that are read from disk
 
 
 class ScanGradient(NamedTuple):

@@ -1,0 +1,155 @@
+"""Patterns that stay in their file: the same scan and the same results as in memory, with hardly any of it."""
+import dataclasses
+import os
+import tracemalloc
+
+import h5py
+import numpy as np
+import pytest
+from test_formats import LAYOUTS
+
+import ptycho_nb as pt
+from ptycho_nb.config import InputError
+from ptycho_nb.data.formats import load_data, save_data
+from ptycho_nb.physics.patterns import Patterns
+
+GEOMETRY = pt.Geometry(energy_ev=8800, distance_m=1.9, detector_pixel_m=75e-6)
+
+
+@pytest.fixture(scope="module")
+def scan():
+    """Eighty patterns on fractions of pixels, with photons enough to tell an object."""
+    _, data = pt.simulate_halves(pt.SimulationConfig(nphotons=1e5, object_size_px=192, n_train=1, n_test=80, seed=5))
+    moved = data.positions_px + np.random.default_rng(0).uniform(-0.4, 0.4, data.positions_px.shape)
+    return dataclasses.replace(data, positions_px=moved, object=None, metadata={}, geometry=GEOMETRY)
+
+
+def assert_same(found, expected):
+    """Two scans of the same numbers, the first one on disk."""
+    assert isinstance(found.diff3d, Patterns) and isinstance(expected.diff3d, np.ndarray)
+    np.testing.assert_array_equal(np.asarray(found.diff3d), expected.diff3d)
+    np.testing.assert_array_equal(found.good_pixels, expected.good_pixels)
+    np.testing.assert_array_equal(found.positions_px, expected.positions_px)
+    np.testing.assert_allclose(found.probe, expected.probe, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found.photons_per_pattern, expected.photons_per_pattern)
+    assert found.checksums()["diff3d"] == expected.checksums()["diff3d"]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_format_is_the_same_on_disk(name, tmp_path):
+    path = LAYOUTS[name][0](tmp_path)
+    assert_same(load_data(path, on_disk=True), load_data(path, on_disk=False))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "emd", "raw"])
+def test_a_raster_is_the_same_on_disk(suffix, tmp_path):
+    counts, path = np.random.default_rng(1).poisson(5, (6, 7, 130, 128)).astype(np.float32), tmp_path / f"scan.{suffix}"
+    if suffix == "npy":
+        np.save(path, counts[..., :64, :64].astype(np.uint8))
+    elif suffix == "raw":
+        counts.tofile(path)
+    else:
+        with h5py.File(path, "w") as file:
+            file["datacube_root/datacube/data"] = counts[..., :128, :].astype(np.uint16)
+    how = {"step": 0.4, "unit": "nm", "raster": (6, 7), "geometry": pt.Geometry(object_pixel_m=2e-11)}
+    found, expected = (load_data(path, on_disk=where, **how) for where in (True, False))
+    assert_same(found, expected)
+    np.testing.assert_array_equal(found.diff3d[[40, 8, 6, 9]], expected.diff3d[[40, 8, 6, 9]])
+
+
+@pytest.mark.parametrize("how", ["amplitudes", "packed", "intensities", "unread", "patterns last"])
+def test_an_npz_is_the_same_on_disk(how, scan, tmp_path):
+    arrays, save = scan.to_arrays(), np.savez_compressed if how == "packed" else np.savez
+    counts = np.round(scan.diff3d**2)
+    if how == "intensities":
+        arrays |= {"diff3d": counts.astype(np.uint16), "metadata": np.array('{"diff3d_quantity": "intensity"}')}
+    elif how == "unread":
+        arrays["diff3d"] = scan.diff3d.copy()
+        arrays["diff3d"][:, 7, 9] = -1
+        arrays["diff3d"][3, 7, 8] = np.nan
+    elif how == "patterns last":
+        arrays["diff3d"] = np.moveaxis(scan.diff3d, 0, -1)
+    save(tmp_path / "scan.npz", **arrays)
+    found, expected = (load_data(tmp_path / "scan.npz", on_disk=where) for where in (True, False))
+    if how == "patterns last":  # they have to be read for that
+        np.testing.assert_array_equal(found.diff3d, expected.diff3d)
+    else:
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("spoil", ["negative", "not a number"])
+def test_what_is_refused_in_memory_is_refused_on_disk(spoil, scan, tmp_path):
+    arrays = scan.to_arrays()
+    arrays["diff3d"] = scan.diff3d.copy()
+    arrays["diff3d"][5:30:2, ::2] = -3 if spoil == "negative" else np.inf
+    np.savez(tmp_path / "scan.npz", **arrays)
+    for where in (True, False):
+        with pytest.raises(InputError, match=r"diff3d.* in 13 of 80 .*first (at|in) 5"):
+            load_data(tmp_path / "scan.npz", on_disk=where)
+
+
+def test_windows_and_noise_are_the_same_on_disk(scan, tmp_path):
+    path = save_data(tmp_path / "scan.cxi", scan)
+    for how in ({"crop": 48, "centre": "auto"}, {"bin": 2}, {"pad": 80}, {"readout_noise": 2.0, "crop": 32}):
+        assert_same(load_data(path, on_disk=True, **how), load_data(path, on_disk=False, **how))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".cxi", ".h5"])
+def test_a_scan_on_disk_is_written_like_any_other(suffix, scan, tmp_path):
+    there = load_data(save_data(tmp_path / "scan.npz", scan), on_disk=True)
+    found = load_data(save_data(tmp_path / f"again{suffix}", there))
+    np.testing.assert_allclose(found.diff3d, scan.diff3d, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["fixed", "joint"])
+def test_the_same_object_from_disk(model, scan, tmp_path):
+    path = save_data(tmp_path / "scan.cxi", scan)
+    found, expected = (pt.estimate(load_data(path, on_disk=where), model, iterations=12) for where in (True, False))
+    np.testing.assert_allclose(found.object, expected.object, rtol=1e-4, atol=1e-5)
+    assert found.info["chosen"] == pytest.approx(expected.info["chosen"], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*changed")
+def test_the_ladder_decides_the_same_from_disk(scan, tmp_path):
+    path = save_data(tmp_path / "scan.cxi", scan)
+    found, expected = (pt.estimate(load_data(path, on_disk=where), iterations=20) for where in (True, False))
+    assert [rung["kept"] for rung in found.info["rungs"]] == [rung["kept"] for rung in expected.info["rungs"]]
+    assert found.info["goodness"]["ratio"] == pytest.approx(expected.info["goodness"]["ratio"], rel=1e-4)
+
+
+def test_photons_are_dealt_by_the_same_coins(tmp_path):
+    _, sparse = pt.simulate_halves(pt.SimulationConfig(nphotons=1e4, object_size_px=320, n_train=1, n_test=12, seed=5))
+    there = load_data(save_data(tmp_path / "scan.npz", sparse), on_disk=True)
+    found, expected = pt.hold_out(there), pt.hold_out(sparse)
+    assert found.share == expected.share < 1 and isinstance(found.amplitude, Patterns)
+    np.testing.assert_array_equal(np.asarray(found.amplitude), expected.amplitude)
+    np.testing.assert_array_equal(np.asarray(found.fitted_amplitude), expected.fitted_amplitude)
+
+
+def test_hardly_any_memory(tmp_path):
+    _, data = pt.simulate_halves(pt.SimulationConfig(nphotons=1e5, object_size_px=256, n_train=1, n_test=60, seed=5))
+    counts, many = np.round(data.diff3d**2).astype(np.uint16), 40
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file.create_dataset("data", (60 * many, 64, 64), np.uint16, chunks=(1, 64, 64))
+        for k in range(many):
+            file["data"][60 * k : 60 * k + 60] = counts
+        y, x = np.tile(data.positions_px, (many, 1)).T
+        file.update({"y": y, "x": x, "probe": data.probe})
+    stored = many * counts.nbytes
+    how = {"keys": {name: name for name in ("data", "x", "y", "probe")}, "unit": "px", "on_disk": True}
+    pt.estimate(load_data(tmp_path / "scan.h5", **how).subset(np.arange(40)), "fixed", iterations=2)  # compiled
+    tracemalloc.start()
+    there = load_data(tmp_path / "scan.h5", **how)
+    loaded = tracemalloc.get_traced_memory()[1]
+    pt.estimate(there, "fixed", iterations=2)
+    fitted = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert loaded < 1.2 * stored and fitted < 1.5 * stored, f"{stored} bytes; {loaded} to load, {fitted} to fit them"
+
+
+def test_a_file_that_changes_is_not_half_believed(scan, tmp_path):
+    np.savez(tmp_path / "scan.npz", **scan.to_arrays())
+    there = load_data(tmp_path / "scan.npz", on_disk=True)
+    os.utime(tmp_path / "scan.npz", (0, 0))
+    with pytest.raises(InputError, match="changed after it was opened"):
+        there.diff3d[0]
