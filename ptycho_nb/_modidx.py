@@ -2267,6 +2267,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                              'ptycho_nb/solvers/positions.py'),
                                              'ptycho_nb.solvers.positions._Places.move': ( '3_solvers/positions.html#_places.move',
                                                                                            'ptycho_nb/solvers/positions.py'),
+                                             'ptycho_nb.solvers.positions._Places.predict': ( '3_solvers/positions.html#_places.predict',
+                                                                                              'ptycho_nb/solvers/positions.py'),
                                              'ptycho_nb.solvers.positions._solve_and_move': ( '3_solvers/positions.html#_solve_and_move',
                                                                                               'ptycho_nb/solvers/positions.py'),
                                              'ptycho_nb.solvers.positions._verdict': ( '3_solvers/positions.html#_verdict',

@@ -1,7 +1,9 @@
 """Patterns that stay in their file: the same scan and the same results as in memory, with hardly any of it."""
 import dataclasses
+import importlib
 import os
 import tracemalloc
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -128,7 +130,7 @@ def test_photons_are_dealt_by_the_same_coins(tmp_path):
 
 def test_hardly_any_memory(tmp_path):
     _, data = pt.simulate_halves(pt.SimulationConfig(nphotons=1e5, object_size_px=256, n_train=1, n_test=60, seed=5))
-    counts, many = np.round(data.diff3d**2).astype(np.uint16), 40
+    counts, many = np.round(data.diff3d**2).astype(np.uint16), 80
     with h5py.File(tmp_path / "scan.h5", "w") as file:
         file.create_dataset("data", (60 * many, 64, 64), np.uint16, chunks=(1, 64, 64))
         for k in range(many):
@@ -141,10 +143,18 @@ def test_hardly_any_memory(tmp_path):
     tracemalloc.start()
     there = load_data(tmp_path / "scan.h5", **how)
     loaded = tracemalloc.get_traced_memory()[1]
-    pt.estimate(there, "fixed", iterations=2)
+    pt.estimate(there, "fixed", iterations=1)
     fitted = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert loaded < 1.2 * stored and fitted < 1.5 * stored, f"{stored} bytes; {loaded} to load, {fitted} to fit them"
+    assert loaded < 1.2 * stored and fitted < 1.2 * stored, f"{stored} bytes; {loaded} to load, {fitted} to fit them"
+
+
+def test_the_benchmark_of_a_large_scan(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    words = "--gigabytes 0.01 --side 64 --iterations 8 --limit-gib 1".split()
+    found = importlib.import_module("large_scan").main(words)
+    assert found["ssim"] > 0.6 and found["iterations"] == 8
+    assert found["imports_bytes"] < found["peak_bytes"] < 2**30
 
 
 def test_a_file_that_changes_is_not_half_believed(scan, tmp_path):

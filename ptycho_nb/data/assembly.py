@@ -137,7 +137,7 @@ class _Conversion:
 
     def amplitudes(self, block: np.ndarray, wrong: np.ndarray | None) -> np.ndarray:
         "The square roots; 0 where there is no count."
-        counts, noise = block.astype(np.float32), self.recording.readout_noise  # NumPy's own roots of 8 bits have 16, of 32 bits 64
+        counts, noise = block.astype(np.float32), self.recording.readout_noise  # not the root of 8 bits, which has 16
         if wrong is not None:
             counts[wrong] = 0
         if noise:

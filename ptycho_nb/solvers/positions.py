@@ -103,14 +103,15 @@ class _Places:
         light = None if self.canvas.light is None else self.canvas.light[self.rows[which]]
         return replace(self.canvas, light=light).moved_to(self.now[which])
 
+    def predict(self, object: np.ndarray, probe: np.ndarray, some: np.ndarray | slice = slice(None)) -> np.ndarray:
+        "Amplitudes of validation patterns (v, N, N); each pixel from the position that it has not seen."
+        white, black = (scan_amplitudes(object, probe, self.lying(np.flatnonzero(self.sides == side)[some])) for side in (1, -1))
+        return np.where(checkerboard(self.data.N) > 0, black, white)
+
     def deviances(self, object: np.ndarray, probe: np.ndarray, measured: np.ndarray | Patterns,
                   detector: Detector | None) -> np.ndarray:
-        "Of the validation patterns (v,); each pixel is predicted from the position that it has not seen."
-        def predict(k: np.ndarray) -> np.ndarray:
-            white, black = (scan_amplitudes(object, probe, self.lying(np.flatnonzero(self.sides == side)[k])) for side in (1, -1))
-            return np.where(checkerboard(self.data.N) > 0, black, white)
-
-        return deviances_in_blocks(predict, measured, detector)
+        "Of the validation patterns (v,)."
+        return deviances_in_blocks(lambda some: self.predict(object, probe, some), measured, detector)
 
     def move(self, object: np.ndarray, probe: np.ndarray, likelihood: str, detector: Detector | None = None) -> Layout:
         "One Gauss-Newton step of every position; where the patterns of the scan lie after it."
