@@ -3,9 +3,10 @@
     python benchmarks/large_scan.py                    # 8 GB of counts, at most 4 GiB of memory, model "fixed"
     python benchmarks/large_scan.py --gigabytes 0.05 --side 128 --limit-gib 0      # a small one, without a limit
 
-The file (HDF5, counts in 32 bits, one pattern after the other) is simulated first, a few patterns at a time, and removed
-in the end. The reconstruction runs in a process of its own, whose data segment the system limits (RLIMIT_DATA: heap
-and private maps); its peak resident memory (VmHWM: libraries and pages of files too) is read at the end. Prints JSON.
+The file (HDF5, counts in 32 bits, one pattern after the other) is simulated first, a few at a time, and removed in the
+end. The reconstruction runs in a process of its own, whose data segment the system limits (RLIMIT_DATA: heap and
+private maps); its peak resident memory (VmHWM: libraries and pages of files too) is read at the end.
+Prints JSON.
 """
 import argparse
 import json

@@ -151,7 +151,7 @@ def test_hardly_any_memory(tmp_path):
 
 def test_the_benchmark_of_a_large_scan(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
-    words = "--gigabytes 0.01 --side 64 --iterations 8 --limit-gib 1".split()
+    words = ["--gigabytes", "0.01", "--side", "64", "--iterations", "8", "--limit-gib", "1"]
     found = importlib.import_module("large_scan").main(words)
     assert found["ssim"] > 0.6 and found["iterations"] == 8
     assert found["imports_bytes"] < found["peak_bytes"] < 2**30
