@@ -58,6 +58,10 @@ def add_reading(
     said.add_argument("--centre", metavar="Y,X", help="pixel that becomes zero frequency; auto: where the light is")
     said.add_argument("--bin", type=int, default=1, metavar="K", help="pixels of the detector that become one, along each axis")
     said.add_argument("--pad", type=int, metavar="PX", help="side of the patterns with masked pixels around them, even")
+    turns = ("90", "180", "270", "transpose", "antitranspose", "mirror-y", "mirror-x")
+    said.add_argument("--rotate", choices=turns, help="see the whole scan from another side (degrees: counterclockwise, row 0 on "
+                      "top)")
+    said.add_argument("--rotate-detector", choices=turns, help="turn patterns, mask and probe alone: the positions are right")
     said.add_argument("--mask", metavar="FILE", help="NPY or NPZ (key mask): good pixels are true, or not 0")
     said.add_argument("--positions", metavar="FILE", help="a table with a column for y and one for x, or the results of another "
                       "program (HDF5, MAT)")
@@ -122,7 +126,7 @@ def reading_of(
            "centre": None if arguments.centre is None else _centre_of(arguments.centre),
            "step": None if arguments.step is None else _pair_of("--step", arguments.step),
            "raster": None if arguments.raster is None else _pair_of("--raster", arguments.raster, int),
-           "readout_noise": arguments.readout_noise,
+           "readout_noise": arguments.readout_noise, "rotate": arguments.rotate, "rotate_detector": arguments.rotate_detector,
            "keys": _keys_of(arguments.keys) if arguments.keys else None, "bin": None if arguments.bin == 1 else arguments.bin}
     return {name: value for name, value in how.items() if value is not None}
 

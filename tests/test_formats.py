@@ -10,6 +10,7 @@ import scipy.io
 from hypothesis import HealthCheck, given, settings
 
 import ptycho_nb as pt
+from ptycho_nb.cli import main
 from ptycho_nb.config import InputError
 from ptycho_nb.data.formats import FORMATS, load_data, save_data
 from ptycho_nb.data.windows import bin_patterns, take_window
@@ -303,6 +304,24 @@ def test_crop_bin_and_pad_keep_places_and_mask(tmp_path):
     assert np.array_equal(binned.detector.good, GOOD[::2, ::2])
     assert take_window(whole, 64).checksums() == whole.checksums()
     np.testing.assert_allclose(bin_patterns(whole, 2).photons_per_pattern, whole.photons_per_pattern, rtol=1e-5)
+
+
+def test_a_turned_scan_is_the_same_sample(tmp_path, capsys):
+    path, given = cxi(tmp_path), load_data(cxi(tmp_path))
+    assert main(["convert", str(path), str(tmp_path / "turned.npz"), "--rotate", "90"]) == 0
+    turned = load_data(tmp_path / "turned.npz")
+    assert "the scan is turned: 90" in capsys.readouterr().out
+    np.testing.assert_array_equal(~turned.detector.good, ~GOOD.T)
+    np.testing.assert_allclose(np.ptp(turned.positions_px, axis=0), np.ptp(given.positions_px, axis=0)[::-1])
+    back = load_data(tmp_path / "turned.npz", rotate="270")
+    np.testing.assert_array_equal(back.diff3d, given.diff3d)
+    np.testing.assert_array_equal(back.probe, given.probe)
+    assert_positions(back)
+    other = load_data(path, rotate_detector="transpose")
+    np.testing.assert_array_equal(other.diff3d, given.diff3d.swapaxes(1, 2))
+    assert_positions(other)
+    with pytest.raises(InputError, match="counterclockwise"):
+        load_data(path, rotate="45")
 
 
 def test_links_lead_nowhere_outside_the_folder(tmp_path):

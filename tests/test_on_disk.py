@@ -92,7 +92,8 @@ def test_what_is_refused_in_memory_is_refused_on_disk(spoil, scan, tmp_path):
 
 def test_windows_and_noise_are_the_same_on_disk(scan, tmp_path):
     path = save_data(tmp_path / "scan.cxi", scan)
-    for how in ({"crop": 48, "centre": "auto"}, {"bin": 2}, {"pad": 80}, {"readout_noise": 2.0, "crop": 32}):
+    for how in ({"crop": 48, "centre": "auto"}, {"bin": 2}, {"pad": 80}, {"readout_noise": 2.0, "crop": 32},
+                {"rotate": "90", "crop": 48, "centre": (30, 34)}, {"rotate_detector": "mirror-y"}):
         assert_same(load_data(path, on_disk=True, **how), load_data(path, on_disk=False, **how))
 
 

@@ -28,6 +28,7 @@ from .hdf5 import open_tree
 from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, recognise
 from .matlab import open_matlab
 from .scan import RawData
+from .turns import turn_detector, turn_scan
 from .windows import bin_patterns, take_window, with_readout_noise
 from .writers import patterns_beside, write_cxi, write_product
 
@@ -213,6 +214,8 @@ def load_data(
     centre: str | tuple[int, int] | None = None,
     bin: int = 1,
     pad: int | None = None,
+    rotate: str | None = None,
+    rotate_detector: str | None = None,
     geometry: Geometry | None = None,
     positions: str | Path | np.ndarray | None = None,
     unit: str | None = None,
@@ -242,6 +245,11 @@ def load_data(
         Detector pixels that become one, along each axis.
     pad : int, optional
         Side of the patterns with masked pixels around them, px; even.
+    rotate : {'90', '180', '270', 'transpose', 'antitranspose', 'mirror-y', 'mirror-x'}, optional
+        See the whole scan from another side: patterns, mask, probe and positions. Degrees are counterclockwise, with row 0 on
+        top. Done first: `centre` is a pixel of the turned detector.
+    rotate_detector : str, optional
+        The same for patterns, mask and probe alone, where the file has them in other axes than its positions.
     geometry : Geometry, optional
         Wavelength, distance and pixels. None, or what of them is None: what the file says.
     positions : str, Path, or ndarray of float64, shape (M, 2), optional
@@ -294,6 +302,8 @@ def load_data(
         data = assemble(_with_what_is_known(FORMATS["EMPAD"].read(path, str(path)), known), on_disk)
     else:
         data = _read_npz(path, known, on_disk)
+    data = data if rotate_detector is None else turn_detector(data, rotate_detector)
+    data = data if rotate is None else turn_scan(data, rotate)
     if crop is not None or centre is not None:
         data = take_window(data, data.N if crop is None else crop, centre)
     data = data if bin == 1 else bin_patterns(data, bin)
