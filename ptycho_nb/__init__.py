@@ -7,7 +7,7 @@
 
 Everything that a first look needs is here. The wings hold the rest, each imports only from those above it in this list:
 
-config, quiet, files, machine, pictures   checked values; files written whole; processors; values that show themselves
+config, quiet, files, rows, machine, pictures   checked values; files written whole, or left on disk; processors; what values show
 physics                  objects, probes, scans; the forward model, photons and their noise
 data                     a scan and its checks, other programs' files, simulation
 solvers                  the likelihood solver, counts held out, the estimate, positions, LSQML; what they return
