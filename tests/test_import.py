@@ -10,7 +10,7 @@ import ptycho_nb
 
 HEAVY = {"tensorflow", "keras", "jax", "torch", "matplotlib", "papermill"}
 FRAMEWORKS = HEAVY - {"matplotlib"}
-WITHOUT_ANY = ("config", "quiet", "files", "machine", "pictures", "cli", "cli_files", "cli_overlap", "cli_plan",
+WITHOUT_ANY = ("config", "quiet", "files", "rows", "machine", "pictures", "cli", "cli_files", "cli_overlap", "cli_plan",
                "cli_words", "physics", "data", "solvers", "runs")
 
 
