@@ -1,10 +1,12 @@
-"""Does a plan come true? `python benchmarks/planner.py run fit|test FILE [--seconds S]`, then `... table FILE`.
+"""Does a plan come true? `python benchmarks/planner.py run first|second|unseen FILE [--seconds S]`, `... table FILE`.
 
-run: scans of the calibration set, or of the test set, which shares no family of objects and no probe with it. Each
+run: scans of the two calibration sets, or of a third, which shares no family of objects and no probe with them. Each
 case is simulated at five doses around what is planned, reconstructed without a network, and scored against its object.
 What is in FILE (a JSON value a line) is kept: a run that was stopped goes on.
 table: photons that were planned by those that were needed, and how often the intervals hold, by the plans that the
 library makes now. They know the spectrum of *another* sample of the same family, or a contrast alone.
+factors: photons that were needed by those of the limit, from the files of both calibration sets: 5, 50 and 95 % at the
+overlaps of the library's table.
 """
 import argparse
 import itertools
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
 
 from ptycho_nb.analysis.limits import frc_resolution
 from ptycho_nb.analysis.metrics import frc
@@ -29,7 +32,8 @@ from ptycho_nb.solvers.result import covered_region
 from ptycho_nb.studies.fidelity import part_of
 from ptycho_nb.studies.plan import plan
 from ptycho_nb.studies.plan_result import Plan
-from ptycho_nb.studies.spectra import random_mosaic
+from ptycho_nb.studies.prediction import PHOTONS, light_of, limit_frc50, why_unknown
+from ptycho_nb.studies.spectra import contrast_spectrum, image_spectrum, random_mosaic
 
 N = 64
 LEAST_SIDE, SIDE = 64, 96  # px of the field: 40 to some 400 patterns
@@ -55,6 +59,20 @@ def speckled_probe(seed: int = 3) -> np.ndarray:
     noise = rng.standard_normal((N, N)) + 1j * rng.standard_normal((N, N))
     field = gaussian_filter(noise.real, 2) + 1j * gaussian_filter(noise.imag, 2)
     return normalise_probe((field * np.abs(disk_probe(N, 12.0))).astype(np.complex64))[0]
+
+
+def annular_probe() -> np.ndarray:
+    "A soft ring of 14 px with a hole of 7 px, curved by a wave and a half."
+    light = np.abs(disk_probe(N, 14.0)) - np.abs(disk_probe(N, 7.0))
+    curved = np.exp(1j * np.angle(defocused_probe(N, 14.0, 1.5)))
+    return normalise_probe((light * curved).astype(np.complex64))[0]
+
+
+def vortex_probe() -> np.ndarray:
+    "A Gaussian ring whose phase turns once around its middle."
+    y, x = np.indices((N, N)) - (N - 1) / 2
+    field = np.hypot(y, x) * np.exp(-(x**2 + y**2) / (2 * 4.5**2)) * np.exp(1j * np.arctan2(y, x))
+    return normalise_probe(field.astype(np.complex64))[0]
 
 
 def text(size_px: int, rng: np.random.Generator) -> np.ndarray:
@@ -92,6 +110,40 @@ def grains(size_px: int, rng: np.random.Generator) -> np.ndarray:
     return gaussian_filter((smooth > 0).astype(float), 0.6)
 
 
+def cracks(size_px: int, rng: np.random.Generator) -> np.ndarray:
+    "The borders between cells, a pixel or two wide."
+    seeds = rng.uniform(0, size_px, (int((size_px / rng.uniform(10, 20)) ** 2), 2))
+    pixels = np.stack(np.indices((size_px, size_px)), axis=-1).reshape(-1, 2)
+    near = cKDTree(seeds).query(pixels, 2)[0]
+    return gaussian_filter((np.diff(near, axis=1) < 1.5).reshape(size_px, size_px).astype(float), 0.6)
+
+
+def labyrinth(size_px: int, rng: np.random.Generator) -> np.ndarray:
+    "Winding bands of one width."
+    noise, width = rng.standard_normal((size_px, size_px)), rng.uniform(1.5, 3)
+    band = gaussian_filter(noise, width, mode="wrap") - gaussian_filter(noise, 1.6 * width, mode="wrap")
+    return 0.5 + 0.5 * np.tanh(2 * band / band.std())
+
+
+def blocks(size_px: int, rng: np.random.Generator) -> np.ndarray:
+    "Rectangles of many sizes that lie on each other, each of its own grey."
+    image = np.zeros((size_px, size_px))
+    for _ in range(int((size_px / 5) ** 2)):
+        (y, x), (high, wide) = rng.integers(-20, size_px, 2), np.exp(rng.uniform(1, 3.3, 2)).astype(int)
+        image[max(y, 0) : max(y + high, 0), max(x, 0) : max(x + wide, 0)] = rng.random()
+    return gaussian_filter(image, 0.4)
+
+
+def bubbles(size_px: int, rng: np.random.Generator) -> np.ndarray:
+    "Thin round walls of many sizes."
+    y, x = np.indices((size_px, size_px))
+    image = np.zeros((size_px, size_px))
+    for _ in range(int((size_px / 12) ** 2)):
+        (v, u), radius_px = rng.uniform(0, size_px, 2), np.exp(rng.uniform(1.2, 2.8))
+        image = np.maximum(image, np.exp(-((np.hypot(y - v, x - u) - radius_px) ** 2)))
+    return image
+
+
 def sample(case: dict, other: bool = False) -> np.ndarray:
     """The complex transmission of a sample, or of another region of it, SIDE + N + 8 px wide.
 
@@ -109,17 +161,22 @@ def sample(case: dict, other: bool = False) -> np.ndarray:
     return whole[-size_px:, -size_px:] if other else whole[:size_px, :size_px]
 
 
-MADE = {"text": text, "grains": grains, "disks": disks, "mosaic": mosaic}
+MADE = {"text": text, "grains": grains, "disks": disks, "mosaic": mosaic, "cracks": cracks, "labyrinth": labyrinth,
+        "blocks": blocks, "bubbles": bubbles}
 SETS = {  # families, probes, overlaps, contrasts, seed
-    "fit": (("shapes", "random_field", "grains", "disks", "mosaic"),
+    "first": (("shapes", "random_field", "grains", "disks", "mosaic"),
             {"defocused 14 px, 2 waves": defocused_probe(N), "disk 14 px": disk_probe(N),
              "defocused 10 px, 1 wave": defocused_probe(N, 10.0, 1.0), "Gaussian 7 px": gaussian_probe(7.0),
              "defocused 16 px, 3.5 waves": defocused_probe(N, 16.0, 3.5)},
             (0.8, 0.7, 0.6, 0.45), (1.0, 0.3), 100),
-    "test": (("lines", "siemens_star", "points", "text"),
+    "second": (("lines", "siemens_star", "points", "text"),
              {"defocused 12 px, 2.5 waves": defocused_probe(N, 12.0, 2.5), "focused 5 px": focused_probe(),
               "speckled 12 px": speckled_probe(), "disk 10 px": disk_probe(N, 10.0)},
-             (0.85, 0.75, 0.65, 0.58, 0.45), (0.7, 0.2), 200)}
+             (0.85, 0.75, 0.65, 0.58, 0.45), (0.7, 0.2), 200),
+    "unseen": (("cracks", "labyrinth", "blocks", "bubbles"),
+               {"defocused 18 px, 3 waves": defocused_probe(N, 18.0, 3.0), "focused 8 px": focused_probe(8.0),
+                "annular 14 px": annular_probe(), "vortex": vortex_probe()},
+               (0.86, 0.78, 0.68, 0.6), (0.9, 0.4, 0.15), 300)}
 
 
 def cases(which: str) -> list[dict]:
@@ -245,14 +302,38 @@ def table(path: Path) -> None:
                   f"{np.sqrt(np.mean(error**2)):.3f}, mean {error.mean():+.3f}")
 
 
+def factors(paths: list[Path]) -> None:
+    "Photons that were needed by those of the limit, around each overlap of the library's table."
+    rows, found = [json.loads(line) for path in paths for line in path.read_text().splitlines()], []
+    for row in rows:
+        light, other = light_of(SETS[row["set"]][1][row["probe"]], row["step_px"]), middle(sample(row, True))
+        if why_unknown(light):
+            continue
+        spectra = {"another region": image_spectrum(other, row["part"]),
+                   "contrast": contrast_spectrum(**looks(row, other), part=row["part"])}
+        limits = {name: limit_frc50(light, spectrum) for name, spectrum in spectra.items()}
+        for (name, limit), (given, frc50) in itertools.product(limits.items(), row["seen"]):
+            if 0.1 < frc50 < 0.97:
+                rising = limit + np.arange(len(limit)) * 1e-9
+                least = np.exp(np.interp(frc50, rising, np.log(PHOTONS)))
+                found.append((name, row["overlap"], given / least))
+    for name, (middle_of, low, high) in itertools.product(
+            ("another region", "contrast"), ((0.6, 0.57, 0.66), (0.7, 0.64, 0.76), (0.8, 0.74, 0.86))):
+        some = [item[2] for item in found if item[0] == name and low <= item[1] <= high]
+        print(f"{name}, overlap {middle_of}: {len(some)} scans, 5, 50, 95 %: "
+              f"{np.round(np.quantile(some, (0.05, 0.5, 0.95)), 2).tolist()}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("words", nargs="+", help="run: fit or test, and the file; table: the file")
+    parser.add_argument("what", choices=("run", "table", "factors"))
+    parser.add_argument("words", nargs="+", help="run: a set, and the file; table: the file; factors: files")
     parser.add_argument("--seconds", type=float, default=270)
     arguments = parser.parse_args()
     if arguments.what == "run":
         run(arguments.words[0], Path(arguments.words[1]), arguments.seconds)
+    elif arguments.what == "factors":
+        factors([Path(word) for word in arguments.words])
     else:
         table(Path(arguments.words[0]))
 

@@ -3075,6 +3075,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                        'ptycho_nb/studies/thinning.py'),
                                             'ptycho_nb.studies.thinning._on': ( '8_studies/thinning.html#_on',
                                                                                 'ptycho_nb/studies/thinning.py'),
+                                            'ptycho_nb.studies.thinning.converged': ( '8_studies/thinning.html#converged',
+                                                                                      'ptycho_nb/studies/thinning.py'),
                                             'ptycho_nb.studies.thinning.deal': ( '8_studies/thinning.html#deal',
                                                                                  'ptycho_nb/studies/thinning.py'),
                                             'ptycho_nb.studies.thinning.images_at': ( '8_studies/thinning.html#images_at',

@@ -15,7 +15,7 @@ from ..data.scan import RawData
 from ..physics.fisher import deviation_limit, information_shares, photon_weight
 from ..physics.forward import Layout
 from ..solvers.result import Reconstruction, covered_region, crop, predict_amplitudes
-from .thinning import Pair
+from .thinning import JUDGE, Pair
 
 # %% auto #0
 __all__ = ['PARTS', 'BEYOND', 'part_of', 'fidelities', 'extended_snr', 'at_dose', 'signal_power', 'dose_limits']
@@ -23,7 +23,7 @@ __all__ = ['PARTS', 'BEYOND', 'part_of', 'fidelities', 'extended_snr', 'at_dose'
 # %% ../../nbs/8_studies/73_fidelity.ipynb #2610b3c7
 PARTS = ("amplitude", "phase")
 _DRAWS = 200
-_LEAST = 0.3  # fidelity of the rest, below which it cannot judge
+_LEAST = 0.3  # fidelity of a judge, below which it cannot judge
 
 
 def part_of(
@@ -56,25 +56,22 @@ def fidelities(
     """
     rng, found = np.random.default_rng(seed), {}
     deals = sorted({pair.deal for pair in pairs})
-    plain = {pair.deal: pair for pair in pairs if pair.share == 0.5 and pair.method == "no_network"}
+    judges = {pair.deal: pair for pair in pairs if pair.method == JUDGE}
     chosen = np.hstack([np.arange(len(deals))[:, None], rng.integers(0, len(deals), (len(deals), _DRAWS))])
-    halves = _over_deals([_correlation(plain[k].first, plain[k].second, part, rng) for k in deals], chosen)
-    of_rest = np.sqrt(np.clip(halves, 0, 1))
-    for method, share in dict.fromkeys((pair.method, pair.share) for pair in pairs):
+    halves = _over_deals([_correlation(judges[k].first, judges[k].second, part, rng) for k in deals], chosen)
+    of_judge = np.sqrt(np.clip(halves, 0, 1))
+    fails = (of_judge < _LEAST) & (np.arange(of_judge.shape[1]) > 2)
+    judges_it = ~np.maximum.accumulate(fails, axis=1)  # a judge judges up to where it fails first
+    for method, share in dict.fromkeys((pair.method, pair.share) for pair in pairs if pair.method != JUDGE):
         own = {pair.deal: pair for pair in pairs if (pair.method, pair.share) == (method, share)}
         between = _over_deals([_correlation(own[k].first, own[k].second, part, rng) for k in deals], chosen)
-        if (method, share) == ("no_network", 0.5):
-            found[method, share] = of_rest, halves
-            continue
         judged = []
         for k in deals:
-            others = (plain[k].second, plain[k].first if share == 0.5 else plain[k].second)
+            others = (judges[k].second, judges[k].first if share == 0.5 else judges[k].second)
             judged.append(np.mean([_correlation(image, other, part, rng)
                                    for image, other in zip((own[k].first, own[k].second), others, strict=True)], axis=0))
-        with_rest = _over_deals(judged, chosen)
-        fails = (of_rest < _LEAST) & (np.arange(of_rest.shape[1]) > 2)
-        judges = ~np.maximum.accumulate(fails, axis=1)  # the rest judges up to where it fails first
-        fidelity = np.where(judges, with_rest / np.maximum(of_rest, _LEAST), 0)
+        with_judge = _over_deals(judged, chosen)
+        fidelity = np.where(judges_it, with_judge / np.maximum(of_judge, _LEAST), 0)
         found[method, share] = np.clip(fidelity, 0, 1), between
     return found
 

@@ -305,7 +305,7 @@ def how_few(
     fit = goodness(full, hold_out(data, seed=seed))
     shares = [share for share in shares if share == 0.5 or share * data.nphotons_mean >= _FEWEST]
     steps = make_pairs(scan_to_thin(data, full, refine_probe), full, shares, methods, deals, refine_probe, seed)
-    n_pairs = deals * len(shares) * (2 if "amortised" in methods else 1)
+    n_pairs = deals * (len(shares) * (2 if "amortised" in methods else 1) + 1)
     pairs = list(progress_bar(steps, n_pairs, "dose", progress))
     rows, found = _rows(data, full, pairs, methods, seed)
     part = _best_part(found, methods) if part is None else part

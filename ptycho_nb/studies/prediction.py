@@ -144,8 +144,8 @@ class Interval:
 
 
 _OVERLAPS = (0.45, 0.6, 0.7, 0.8)  # linear
-_FACTORS = ((1.8, 10, 500), (0.45, 2.0, 16), (0.33, 1.35, 8.5), (0.22, 1.1, 3.0))  # low, median, high at each of them
-_BY_CONTRAST = (2.0, 2.8, 9)  # times these, where a contrast is all that is known
+_FACTORS = ((1.8, 10, 500), (0.65, 1.6, 8.0), (0.43, 1.3, 6.2), (0.26, 1.05, 3.3))  # low, median, high at each of them
+_BY_CONTRAST = (1.6, 3.4, 16)  # times these, where a contrast is all that is known
 
 
 def photon_factors(

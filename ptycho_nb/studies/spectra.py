@@ -132,7 +132,8 @@ def pilot_spectrum(
     if fit.ratio - 2 * fit.error > WRONG:
         raise InputError(scan.source, f"a reconstruction of which {fit.verdict}", "one that explains the pilot scan",
                          "Look at it with pt.diagnose first, or give a contrast instead.")
-    (pair,) = make_pairs(scan_to_thin(scan, full, False), full, (0.5,), seed=seed)
+    pairs = make_pairs(scan_to_thin(scan, full, False), full, (0.5,), seed=seed)
+    pair = next(pair for pair in pairs if pair.method == "no_network")
     smoothing_px = full.info.get("chosen", {}).get("smoothing_px", 0.0)
     image = crop(full.object, covered_region(full), full.origin_px)
     largest = max(np.quantile(np.abs(image), 0.99), 1e-30)

@@ -20,7 +20,8 @@ from ..solvers.held_out import hold_out
 from ..solvers.result import Reconstruction, Region, covered_region
 
 # %% auto #0
-__all__ = ['METHODS', 'photon_unit', 'whole_photons', 'thinned', 'deal', 'images_at', 'scan_to_thin', 'Pair', 'make_pairs']
+__all__ = ['METHODS', 'JUDGE', 'photon_unit', 'whole_photons', 'thinned', 'deal', 'images_at', 'converged', 'scan_to_thin',
+           'Pair', 'make_pairs']
 
 # %% ../../nbs/8_studies/70_thinning.ipynb #a46db0a9
 _SAMPLE = 64  # patterns that are looked at
@@ -104,6 +105,8 @@ def deal(
 
 # %% ../../nbs/8_studies/70_thinning.ipynb #847b21db
 METHODS = ("no_network", "amortised")
+JUDGE = "judge"  # the images that judge, neither stopped nor smoothed
+_CONVERGED = 160  # iterations after which they no longer change much
 _JOINT = 50  # iterations of object and probe together
 
 
@@ -127,6 +130,14 @@ def images_at(
         known = as_estimated(scan, best)
         made["amortised"] = amortised(known, refine_probe=False, splits=1, orientations=2, seed=seed, progress=False)
     return made
+
+
+def converged(
+    scan: RawData,  # with the probe that is to be believed
+) -> Reconstruction:
+    "The likelihood of all counts followed to its end: noisy, but nothing that stopping or smoothing adds or leaves out."
+    everything = hold_out(scan, np.array([], int))
+    return estimate(scan, "fixed", held=everything, iterations=_CONVERGED, smoothing_px=(0.0,), progress=False)
 
 
 def scan_to_thin(
@@ -161,7 +172,7 @@ def make_pairs(
     deals: int = 1,
     refine_probe: bool = False,
     seed: int = 0,
-) -> Iterator[Pair]:  # `deals` times, for each share, for each method
+) -> Iterator[Pair]:  # `deals` times, for each share, for each method; of the halves those that judge as well, by `JUDGE`
     "Deal the photons out, reconstruct both scans of each dose, and fix their gauge."
     region = covered_region(full)
     reference = full.crop_to(region).object
@@ -170,6 +181,9 @@ def make_pairs(
             made = [images_at(part, methods, refine_probe, seed + which) for which, part in enumerate(scans)]
             fits = [item["no_network"].info["goodness"] for item in made]
             wrong = max(max(fit["ratio"] - 2 * fit["error"], 0.0) for fit in fits)  # a single judge has an infinite error
+            if share == 0.5:
+                for part, item in zip(scans, made, strict=True):
+                    item[JUDGE] = converged(as_estimated(part, item["no_network"]))
             for method in made[0]:
                 images = [align(_on(item[method], region), reference)[0] for item in made]
                 yield Pair(number, share, method, *images, wrong)
