@@ -257,6 +257,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                       'ptycho_nb/data/contract.py'),
                                          'ptycho_nb.data.contract._patterns_of': ( '2_data/contract.html#_patterns_of',
                                                                                    'ptycho_nb/data/contract.py'),
+                                         'ptycho_nb.data.contract._share_in_middle': ( '2_data/contract.html#_share_in_middle',
+                                                                                       'ptycho_nb/data/contract.py'),
                                          'ptycho_nb.data.contract._unread_pixels': ( '2_data/contract.html#_unread_pixels',
                                                                                      'ptycho_nb/data/contract.py'),
                                          'ptycho_nb.data.contract.check_array': ( '2_data/contract.html#check_array',

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ptycho_nb as pt
 from ptycho_nb.config import InputError
 from ptycho_nb.data.formats import load_data, read_tike
 from ptycho_nb.data.scan import RawData
@@ -217,8 +218,8 @@ def test_as_many_patterns_as_pixels_are_left_in_the_order_of_the_contract(caplog
     cube = rng.uniform(size=(N, N, N)).astype(np.float32)
     arrays = {"diff3d": cube, "xcoords": np.zeros(N), "ycoords": np.zeros(N), "probeGuess": np.ones((N, N))}
     data = RawData.from_arrays(arrays)
-    np.testing.assert_array_equal(data.diff3d, cube)
-    assert not caplog.records
+    np.testing.assert_array_equal(data.diff3d, cube)  # flat patterns tell nothing
+    assert "along the first axis" in caplog.text
 
 
 def test_checksums_name_what_changed():
@@ -258,3 +259,20 @@ def test_tike_files_of_other_shapes_are_refused(tmp_path):
     np.savez(path, data=-np.ones((1, 5, 64, 64)), scan=np.ones((1, 5, 2)), probe=np.ones((64, 64)))
     with pytest.raises(InputError, match="counts >= 0"):
         load_data(path)
+
+
+@pytest.mark.parametrize("n", [40, 64])
+def test_a_file_of_ptychopinn_has_its_patterns_last(n, tmp_path, caplog):
+    _, scan = pt.simulate_halves(pt.SimulationConfig(nphotons=1e5, object_size_px=192, n_train=1, n_test=n, seed=3))
+    theirs = {"diffraction": np.moveaxis(scan.diff3d, 0, -1), "probeGuess": scan.probe, "objectGuess": scan.object,
+              "xcoords_start": scan.positions_px[:, 1], "ycoords_start": scan.positions_px[:, 0]}
+    np.savez(tmp_path / "theirs.npz", **theirs)
+    found = pt.load_data(tmp_path / "theirs.npz")
+    np.testing.assert_array_equal(found.diff3d, scan.diff3d)
+    np.testing.assert_array_equal(found.positions_px, scan.positions_px)
+    assert "'xcoords_start', 'ycoords_start' read as the positions" in caplog.text
+    assert ("the light tells: patterns lie along the last axis" in caplog.text) == (n == 64)
+    caplog.clear()
+    ours = pt.load_data(scan.save(tmp_path / "ours.npz"))
+    np.testing.assert_array_equal(ours.diff3d, scan.diff3d)
+    assert ("the light tells: patterns lie along the first axis" in caplog.text) == (n == 64)

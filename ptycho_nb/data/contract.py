@@ -91,11 +91,26 @@ def refuse_negative(
 _REQUIRED = ("xcoords", "ycoords", "diff3d", "probeGuess")
 
 
+_CLEARLY = 1.5  # times as much light in the middle: among the images of the wrong axis it is half as much
+
+
+def _share_in_middle(patterns: np.ndarray, axis: int) -> float:
+    "The share of the light in the middle of the mean image, were the patterns along this axis."
+    mean = np.square(np.nan_to_num(patterns).astype(np.float64)).mean(axis=axis)
+    inner = slice(len(mean) // 4, len(mean) - len(mean) // 4)
+    return float(mean[inner, inner].sum() / max(mean.sum(), 1e-30))
+
+
 def _patterns_first(patterns: Any, n_positions: int, source: str) -> np.ndarray | Rows:
     "The patterns along the first axis, wherever they were; those on disk are read for that."
     patterns = patterns if isinstance(patterns, Rows) else np.asarray(patterns)
     is_last = patterns.ndim == 3 and patterns.shape[0] == patterns.shape[1] and patterns.shape[2] == n_positions
-    if not is_last or patterns.shape[0] == n_positions:
+    if is_last and patterns.shape[0] == n_positions:
+        looked_at = patterns[:] if patterns.nbytes < LARGE_BYTES else None  # else as the contract has it
+        is_last = looked_at is not None and _share_in_middle(looked_at, -1) > _CLEARLY * _share_in_middle(looked_at, 0)
+        _logger.warning("%s: as many patterns as pixels, %d; %s patterns lie along the %s axis of 'diff3d'", source, n_positions,
+                        "nothing is known, but" if looked_at is None else "the light tells:", "last" if is_last else "first")
+    if not is_last:
         return patterns
     _logger.warning("%s: 'diff3d' of shape %s has its patterns last; moved to (M, N, N)", source, patterns.shape)
     if isinstance(patterns, Rows):
@@ -220,6 +235,9 @@ def fields_from_arrays(
     if "diff3d" not in arrays and "diffraction" in arrays:
         _logger.warning("%s: 'diffraction' read as 'diff3d'", source)
         arrays["diff3d"] = arrays.pop("diffraction")
+    if not {"xcoords", "ycoords"} & set(arrays) and {"xcoords_start", "ycoords_start"} <= set(arrays):
+        _logger.warning("%s: 'xcoords_start', 'ycoords_start' read as the positions", source)
+        arrays |= {f"{axis}coords": arrays[f"{axis}coords_start"] for axis in "xy"}
     missing = [key for key in _REQUIRED if key not in arrays]
     if missing:
         raise InputError(f"{source}, missing key {', '.join(map(repr, missing))}", f"the keys {sorted(arrays)}",
