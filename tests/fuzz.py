@@ -285,9 +285,17 @@ def as_text(mutate: Callable) -> Callable:
     return lambda content, chance: mutate(content.decode(), chance).encode("utf-8", "surrogatepass")
 
 
+def load_on_disk(path: Path) -> None:
+    """Load a scan whose patterns stay in the file, and go through them once more."""
+    for _ in load_data(path, on_disk=True).diff3d:
+        pass
+
+
 READERS = {
     "scan": (make_scan, of_zip, load_data),
+    "scan on disk": (make_scan, of_zip, load_on_disk),
     "cxi": (lambda folder: make_hdf5(folder, "scan.cxi"), of_bytes, load_data),
+    "cxi on disk": (lambda folder: make_hdf5(folder, "scan.cxi"), of_bytes, load_on_disk),
     "product": (lambda folder: make_hdf5(folder, "scan.h5"), of_bytes, load_data),
     **{name: (lambda folder, name=name: make_layout(folder, name), of_bytes, load_data)
        for name in ("ptylab.h5", "scan.ptyd", "scan.emd", "scan.mat")},
