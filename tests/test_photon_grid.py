@@ -109,7 +109,7 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_ends_it(grid, tmp_path
     words[words.index("40")] = "4000"
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not any(folder.glob(".*new*")) and time.monotonic() < deadline:
+    while not any(folder.glob(".photons_*.new-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
