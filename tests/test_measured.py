@@ -111,19 +111,21 @@ def test_positions_counted_the_other_way_are_turned_back(exact, sound):
     np.testing.assert_allclose(result.positions_px, exact.positions_px)
 
 
-def test_positions_that_are_turned_or_drift_are_found(exact):
-    data, middle = measured(exact, exact.diff3d.astype(float) ** 2), exact.positions_px.mean(axis=0)
+@pytest.mark.parametrize("name", ["affine", pytest.param("drift", marks=pytest.mark.long)])
+def test_positions_that_are_turned_or_drift_are_found(exact, name):
+    middle = exact.positions_px.mean(axis=0)
     turned = (exact.positions_px - middle) @ np.array([[1.01, 0.03], [-0.03, 1.01]]) + middle
     drifted = exact.positions_px + 2 * np.linspace(-1, 1, exact.n_patterns)[:, None] * [1, -0.5]
-    for name, wrong in (("affine", turned), ("drift", drifted)):
-        faulty = replace(data, positions_px=wrong)
-        result, said = quiet(faulty, iterations=25)
-        error, given = (positions - exact.positions_px for positions in (result.positions_px, wrong))
-        assert name in kept(result) and "positions" in said, name
-        assert np.std(error, axis=0).max() < 0.4 * np.std(given, axis=0).max()
-        assert ssim(result, exact) > ssim(pt.estimate(faulty, "joint", iterations=25), exact) + 0.01
+    wrong = turned if name == "affine" else drifted
+    faulty = measured(exact, exact.diff3d.astype(float) ** 2, positions_px=wrong)
+    result, said = quiet(faulty, iterations=25)
+    error, given = (positions - exact.positions_px for positions in (result.positions_px, wrong))
+    assert name in kept(result) and "positions" in said
+    assert np.std(error, axis=0).max() < 0.4 * np.std(given, axis=0).max()
+    assert ssim(result, exact) > ssim(pt.estimate(faulty, "joint", iterations=25), exact) + 0.01
 
 
+@pytest.mark.long
 def test_light_that_flickers_is_found(exact):
     light = np.random.default_rng(8).uniform(0.5, 1.5, exact.n_patterns)
     counts = observe_poisson(np.square(exact.diff3d, dtype=float) * light[:, None, None], 9).astype(float) ** 2

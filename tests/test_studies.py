@@ -134,6 +134,7 @@ def test_papermill_alone_leaves_a_whole_arm(by_papermill):
     assert set(load_reconstructions(folder / "reconstruction.npz")) >= {"network", "no_network", "refined"}
 
 
+@pytest.mark.long  # test_training.py and test_sweep.py kill each in a few seconds
 def test_killed_in_training_it_goes_on_to_the_same_metrics(by_papermill, tmp_path, request):
     """Two arms of the same training, its seed once derived and once stated: one is done before, one killed."""
     out, seed = tmp_path / "out", derive_seeds(0)["train_seed"]

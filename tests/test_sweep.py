@@ -238,7 +238,7 @@ def test_workers_share_the_cores_unless_told_otherwise(tmp_path, monkeypatch):
     metrics = read_arm(tmp_path / "one" / "dose=1").metrics
     assert metrics["limits"] == dict.fromkeys(names, str(cores)) and metrics["cores"] == cores
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert sweep(study, tmp_path / "many", grid={"dose": [1]}, n_workers=2 * cores).ok
+    assert sweep(study, tmp_path / "many", grid={"dose": [1]}, n_workers=cores + 1).ok
     metrics = read_arm(tmp_path / "many" / "dose=1").metrics
     assert metrics["limits"] == dict.fromkeys(names, "3") and metrics["cores"] == 3
     assert os.environ["OMP_NUM_THREADS"] == "3" and "TF_NUM_INTRAOP_THREADS" not in os.environ
@@ -312,13 +312,13 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):
 
 def test_two_sweeps_at_once_run_each_arm_once(tmp_path):
     study, log = make_study(tmp_path, "time.sleep(1)"), tmp_path / "log.txt"
-    command = [PROGRAM, "sweep", study, "--set", "dose=1,2,3", "-p", "log_path", log, "--out", "out", "--workers", "1"]
+    command = [PROGRAM, "sweep", study, "--set", "dose=1,2", "-p", "log_path", log, "--out", "out", "--workers", "1"]
     sweeps = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     texts = [process.communicate(timeout=120)[0] for process in sweeps]
     assert [process.returncode for process in sweeps] == [0, 0], texts
-    assert sorted(line.split()[0] for line in log.read_text().splitlines()) == ["1", "2", "3"]
+    assert sorted(line.split()[0] for line in log.read_text().splitlines()) == ["1", "2"]
     assert set(states(tmp_path / "out").values()) == {"done"}
-    assert all(read_arm(tmp_path / "out" / f"dose={dose}").done for dose in (1, 2, 3))
+    assert all(read_arm(tmp_path / "out" / f"dose={dose}").done for dose in (1, 2))
 
 
 def test_an_arm_that_somebody_runs_is_not_run_beside(tmp_path):
@@ -330,7 +330,7 @@ def test_an_arm_that_somebody_runs_is_not_run_beside(tmp_path):
     assert run_arm(study, tmp_path / "arm", {"dose": 1}).done
 
 
-@pytest.mark.parametrize("moment_s", [0.2, 3.0])
+@pytest.mark.parametrize("moment_s", [pytest.param(0.2, marks=pytest.mark.long), 3.0])
 def test_killed_at_any_moment_it_leaves_nobody_behind_and_goes_on(moment_s, tmp_path):
     study, out = make_study(tmp_path, "time.sleep(1)"), tmp_path / "out"
     command = [PROGRAM, "sweep", study, "--set", "dose=1,2", "--out", out, "--workers", "2"]

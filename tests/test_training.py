@@ -227,7 +227,7 @@ np.savez(result, object=made.object, probe=made.probe, coverage=made.coverage)
 """
 
 
-@pytest.mark.parametrize("generator", ["residual_unet", "cnn"])
+@pytest.mark.parametrize("generator", ["residual_unet", pytest.param("cnn", marks=pytest.mark.long)])
 def test_a_bundle_predicts_the_same_in_a_fresh_process(scans, trained, tmp_path, generator):
     model = trained.model
     if generator == "cnn":
