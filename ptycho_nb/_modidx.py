@@ -1226,6 +1226,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                 'ptycho_nb/network/candidates.py'),
                                               'ptycho_nb.network.candidates.choose': ( '4_network/candidates.html#choose',
                                                                                        'ptycho_nb/network/candidates.py'),
+                                              'ptycho_nb.network.candidates.familiarity': ( '4_network/candidates.html#familiarity',
+                                                                                            'ptycho_nb/network/candidates.py'),
                                               'ptycho_nb.network.candidates.preferred': ( '4_network/candidates.html#preferred',
                                                                                           'ptycho_nb/network/candidates.py'),
                                               'ptycho_nb.network.candidates.reconstruct': ( '4_network/candidates.html#reconstruct',

@@ -18,7 +18,7 @@ from ..config import InferenceConfig
 from ..data.scan import RawData
 from ..quiet import stopping
 from ..solvers.fit import fit_scan
-from ..solvers.goodness import goodness
+from ..solvers.goodness import CLOSE, goodness
 from ..solvers.held_out import HeldOut
 from ..solvers.ladder import judge
 from ..solvers.result import Reconstruction
@@ -29,7 +29,8 @@ from .pretrained import Pretrained, SolverView, corrected_views, merged
 from .training import TrainingResult
 
 # %% auto #0
-__all__ = ['best_smoothing', 'Candidate', 'preferred', 'choose', 'candidates_text', 'candidates_table', 'reconstruct']
+__all__ = ['best_smoothing', 'Candidate', 'preferred', 'choose', 'familiarity', 'candidates_text', 'candidates_table',
+           'reconstruct']
 
 # %% ../../nbs/4_network/72_candidates.ipynb #ef8888ad
 # Share of the photon noise that is expected to be left, and strength:
@@ -118,6 +119,22 @@ def choose(
     return [Candidate(name, float(verdicts[name][0]), float(verdicts[name][1]), name == chosen) for name in names]
 
 
+def familiarity(
+    table: list[Candidate],
+    error: float,  # of the amplitude beyond noise, relative, that the estimate misses: `SolverView.error`
+) -> str:
+    "One sentence on how much of the network's correction unseen counts want, and what it means if that is not all."
+    gains = {row.name: row.gain for row in table if row.name in _SHARES}
+    wanted = max(gains, key=gains.get)
+    if wanted == "network":
+        return "unseen counts want the network's correction as a whole"
+    some = {"estimate": "none", "network by half": "half"}[wanted]
+    if error < CLOSE:
+        return f"unseen counts want {some} of the network's correction: the likelihood alone leaves little to correct"
+    return (f"unseen counts want {some} of the network's correction, though the estimate misses {error:.1%} of the amplitude "
+            "beyond noise: this sample may be unlike those that the network was trained on")
+
+
 def _change(row: dict[str, Any]) -> str:
     "By how much the deviance of unseen counts is less than that of the estimate."
     return f"{np.expm1(-row['gain']):+.2%} ± {np.exp(-row['gain']) * row['error']:.2%}"
@@ -128,7 +145,8 @@ def candidates_text(
 ) -> list[str]:  # lines for a terminal
     "The candidates and what unseen counts said of them."
     rows = result.info["candidates"]
-    return [f"{row['name']}: deviance of unseen counts {_change(row)}{', chosen' * row['chosen']}" for row in rows]
+    lines = [f"{row['name']}: deviance of unseen counts {_change(row)}{', chosen' * row['chosen']}" for row in rows]
+    return [*lines, *filter(None, [result.info.get("familiarity")])]
 
 
 def candidates_table(
@@ -213,7 +231,8 @@ def reconstruct(
     -------
     Reconstruction
         With a model, of method "network". Without one, of method "best": ``info`` holds ``candidates`` (name, gain and its
-        standard error, chosen or not), ``chosen``, and ``goodness``; `candidates_table` shows them.
+        standard error, chosen or not), ``chosen``, ``familiarity`` (a sentence on what the counts think of the network), and
+        ``goodness``; `candidates_table` shows them.
 
     Raises
     ------
@@ -246,7 +265,9 @@ def reconstruct(
         table, is_best = _beside_measured(table, views[0].held, first, measured)
         image, first = (measured, measured) if is_best else (image, first)
     found = goodness(first, views[0].held)
+    error = float(np.mean([view.error for view in views]))
     info: dict[str, Any] = {"candidates": [asdict(row) for row in table], "chosen": next(row.name for row in table if row.chosen),
-                            "splits": len(views), "goodness": asdict(found), "verdict": found.verdict}
+                            "splits": len(views), "familiarity": familiarity(table, error),
+                            "goodness": asdict(found), "verdict": found.verdict}
     return replace(image, method="best", info=info, seconds=time.perf_counter() - wall,
                    cpu_seconds=time.process_time() - cpu)

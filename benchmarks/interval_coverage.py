@@ -1,10 +1,10 @@
-"""How many true values lie inside the intervals of `pt.uncertainty`? `python benchmarks/coverage.py fit|test FILE`.
+"""How many true values are inside the intervals of `pt.uncertainty`? `python benchmarks/interval_coverage.py fit FILE`.
 
-fit: scans of six families of samples under random probes at 630 to 1e6 photons; from them come the factors in
-`ptycho_nb.network.uncertainty`. test: four families and three probes that took no part, at 1e3, 1e4 and 1e5 photons.
-`table FILE`: the factors that the scans in FILE ask for, and the share of true values inside the intervals that the
-library makes. What is in FILE (a JSON value a line) is kept: a run that was stopped goes on. About eight seconds of
-one core a scan; 24 scans to fit (`--scans`) and 36 to test.
+fit: 24 scans of six families of samples under random probes at 630 to 1e6 photons, and 36 of four more under three
+probes at 1e3, 1e4 and 1e5; from them come the factors in `ptycho_nb.network.uncertainty`. test: 12 scans of two
+families and two probes that took no part. `table FILE`: the factors that the scans in FILE ask for, and the share of
+true values inside the intervals that the library makes. What is in FILE (a JSON value a line) is kept: a run that was
+stopped goes on. About eight seconds of one core a scan.
 """
 import argparse
 import itertools
@@ -27,18 +27,41 @@ from ptycho_nb.physics.scans import make_positions
 from ptycho_nb.solvers.gauge import align
 
 N, INNER_PX, OBJECT_PX = 64, 128, 392
-FAMILIES = {"fit": ("lines", "shapes", "points", "diagonals", "random_field", "text"),
-            "test": ("siemens_star", "grains", "disks", "mosaic")}
-PROBES = {"disk": disk_probe(N), "defocused": defocused_probe(N, 12.0, 2.5), "speckled": planner.speckled_probe()}
+RANDOM = ("lines", "shapes", "points", "diagonals", "random_field", "text")  # families under random probes
+PROBES = {"disk": disk_probe(N), "defocused": defocused_probe(N, 12.0, 2.5), "speckled": planner.speckled_probe(),
+          "gaussian": planner.gaussian_probe(7.0), "focused": planner.focused_probe(6.0)}
 DOSES = (1e3, 1e4, 1e5)
+CELLS = {which: list(itertools.product(families, probes, DOSES)) for which, families, probes in (
+    ("fit", ("siemens_star", "grains", "disks", "mosaic"), ("disk", "defocused", "speckled")),
+    ("test", ("rings", "clouds"), ("gaussian", "focused")))}
 QUANTILES = np.linspace(0.005, 0.995, 199)  # of error by half-width, kept of each scan
+
+
+def rings(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Thin circles around random centres."""
+    y, x = np.indices((size, size))
+    centres = rng.uniform(0, size, (40, 2))
+    radii_px = rng.uniform(4, 40, 40)
+    return sum(np.exp(-0.5 * ((np.hypot(y - cy, x - cx) - radius) / 1.2) ** 2) * rng.uniform(0.3, 1)
+               for (cy, cx), radius in zip(centres, radii_px, strict=True))
+
+
+def clouds(size: int, rng: np.random.Generator) -> np.ndarray:
+    """A field without edges: amplitudes that fall as the frequency to the power of -2.2."""
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    frequency[0, 0] = np.inf
+    return np.fft.irfft2(np.fft.rfft2(rng.standard_normal((size, size))) * frequency**-2.2, s=(size, size))
+
+
+OTHERS = {"rings": rings, "clouds": clouds, "text": planner.text, "disks": planner.disks, "mosaic": planner.mosaic,
+          "grains": planner.grains}
 
 
 def structure(kind: str, rng: np.random.Generator) -> np.ndarray:
     """A piece of a sample of a family, between 0 and 1."""
     size = INNER_PX + N
-    if kind in ("text", "disks", "mosaic", "grains"):
-        image = getattr(planner, kind)(size, rng)
+    if kind in OTHERS:
+        image = OTHERS[kind](size, rng)
         return (image - image.min()) / np.ptp(image)
     margin = 40 if kind == "siemens_star" else 0
     y, x = rng.integers(margin, OBJECT_PX - size - margin + 1, 2)
@@ -47,7 +70,7 @@ def structure(kind: str, rng: np.random.Generator) -> np.ndarray:
 
 def drawn(k: int, rng: np.random.Generator) -> tuple[str, str, np.ndarray, float, tuple[float, float], float]:
     """A scan to fit: family, name and probe, dose, range of the amplitude, patterns per px²."""
-    kind, probe, dose = FAMILIES["fit"][k % 6], random_probe(rng), float(10 ** rng.uniform(2.8, 6))
+    kind, probe, dose = RANDOM[k % 6], random_probe(rng), float(10 ** rng.uniform(2.8, 6))
     low, high = 0.5, 1.0
     if rng.random() >= 0.4:
         low = rng.uniform(0.1, 0.8)
@@ -57,13 +80,14 @@ def drawn(k: int, rng: np.random.Generator) -> tuple[str, str, np.ndarray, float
 
 def scan_of(which: str, k: int) -> tuple[RawData, dict]:
     """A scan, and what it is of."""
-    rng = np.random.default_rng([{"fit": 61, "test": 62}[which], k])
-    if which == "fit":
+    number = k - 24 if which == "fit" else k  # of the cell
+    rng = np.random.default_rng([61, k] if number < 0 else [{"fit": 62, "test": 63}[which], number])
+    if number < 0:
         kind, name, probe, dose, (low, high), density = drawn(k, rng)
         has_phase = bool((k // 6) % 2)
     else:
-        kind, name, dose = list(itertools.product(FAMILIES["test"], PROBES, DOSES))[k % 36]
-        probe, (low, high), density, has_phase = PROBES[name], (0.5, 1.0), 0.02, bool(k % 2)
+        kind, name, dose = CELLS[which][number]
+        probe, (low, high), density, has_phase = PROBES[name], (0.5, 1.0), 0.02, bool(number % 2)
     pattern = structure(kind, rng)
     angle = rng.uniform(0.5, 1.6) * (structure(kind, rng) - 0.5) if has_phase else 0 * pattern
     sample = ((low + (high - low) * pattern) * np.exp(1j * angle)).astype(np.complex64)
@@ -85,10 +109,10 @@ def ratios(scan: RawData, result: pt.Reconstruction) -> dict[str, list[float]]:
     return {part: np.nanquantile(error, QUANTILES).tolist() for part, error in errors.items()}
 
 
-def run(which: str, path: Path, scans: int) -> None:
+def run(which: str, path: Path) -> None:
     """Measure what is not in the file yet."""
     done = {json.loads(line)["k"] for line in path.read_text().splitlines()} if path.exists() else set()
-    for k in sorted(set(range(scans)) - done):
+    for k in sorted(set(range(len(CELLS[which]) + 24 * (which == "fit"))) - done):
         scan, row = scan_of(which, k)
         for method, solve in (("best", pt.reconstruct), ("no_network", pt.estimate)):
             row[method] = ratios(scan, solve(scan, progress=False))
@@ -123,13 +147,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("fit", "test", "table"))
     parser.add_argument("file", type=Path)
-    parser.add_argument("--scans", type=int, help="how many; default 24 to fit, 36 to test")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.what == "table":
         table(arguments.file)
     else:
-        run(arguments.what, arguments.file, arguments.scans or {"fit": 24, "test": 36}[arguments.what])
+        run(arguments.what, arguments.file)
 
 
 if __name__ == "__main__":
