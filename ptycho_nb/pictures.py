@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -15,8 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .machine import viewer
+
 # %% auto #0
-__all__ = ['palette', 'Panel', 'card_png', 'Showing', 'amplitude_and_phase', 'table']
+__all__ = ['palette', 'Panel', 'card_png', 'Showing', 'amplitude_and_phase', 'table', 'Live', 'watching']
 
 # %% ../nbs/0_base/40_pictures.ipynb #a89dc237
 _ANCHORS = {  # red, green, blue at equal distances
@@ -162,3 +166,66 @@ def table(
         return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
 
     return pd.DataFrame({"": {name: written(value) for name, value in facts.items()}})
+
+# %% ../nbs/0_base/40_pictures.ipynb #bd7f34c3
+_EVERY_S, _SHARE = 0.5, 0.1  # at most so often, and for at most this share of the time
+
+
+class Live:
+    "A bar and a picture of what there is so far, in a notebook that somebody looks at; elsewhere nothing."
+
+    title = ""  # said before the step; set by whoever does several things in turn
+
+    def __init__(
+        self,
+        show: bool = True,  # False: never
+    ) -> None:
+        self._handle, self._due = None, 0.0
+        if show and viewer() == "notebook":
+            from IPython.display import HTML, display
+
+            self._handle = display(HTML(_progress_html("preparing …", None)), display_id=True)
+
+    def __bool__(self) -> bool:
+        return self._handle is not None
+
+    def __call__(
+        self,
+        said: str,  # where the computation is
+        share: float | None,  # of it that is done, 0 to 1; None: unknown
+        panels: Callable[[], Sequence[Panel]],  # called only where there is time for a picture
+    ) -> None:
+        "Show how far it is, unless that was shown a moment ago."
+        began = time.perf_counter()
+        if self._handle is not None and began >= self._due:
+            from IPython.display import HTML
+
+            self._handle.update(HTML(_progress_html(" · ".join(filter(None, (self.title, said))), share, card_png(panels()))))
+            taken = time.perf_counter() - began
+            self._due = began + max(_EVERY_S, taken / _SHARE)
+
+    def close(self) -> None:
+        "Take bar and picture away."
+        if self._handle is not None:
+            from IPython.display import HTML
+
+            self._handle.update(HTML(""))
+
+
+def _progress_html(said: str, share: float | None, picture: bytes = b"") -> str:
+    bar = f'<progress max=1 style="width:20em" {"" if share is None else f"value={share:.3f}"}></progress> {html.escape(said)}'
+    image = f'<br><img src="data:image/png;base64,{base64.b64encode(picture).decode()}">' if picture else ""
+    return f'<div class="ptycho-nb-live">{bar}{image}</div>'
+
+
+@contextmanager
+def watching(
+    progress: bool | Live,  # a display that is there already, or whether to make one
+) -> Iterator[Live]:
+    "A display for the time of this block; one that was there before stays."
+    live = progress if isinstance(progress, Live) else Live(progress)
+    try:
+        yield live
+    finally:
+        if live is not progress:
+            live.close()

@@ -150,7 +150,7 @@ class MonitorPanels(Panels):
 def _training_numbers(state: MonitorState) -> str:
     "The last epoch, the best one and the seconds."
     if not state.rows:
-        return "no epoch yet"
+        return "preparing: the first epoch\nis not done yet"
     def written(value: Any, form: str) -> str:
         return "-" if value is None or not np.isfinite(value) else format(value, form)
 

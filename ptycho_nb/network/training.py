@@ -24,6 +24,7 @@ from ..data.scan import RawData
 from ..files import check_shape, read_arrays, reading, replacing, write_json
 from ..machine import viewer
 from ..physics.scans import validation_indices
+from ..pictures import watching
 from ..quiet import Stopped
 from .courses import Course, TrainingPlan, plan_training
 from .generators import fastest_precision
@@ -313,7 +314,8 @@ def train(
     resume : bool
         Go on from a checkpoint in `output_dir`, if there is one.
     progress : bool or callable
-        Show a progress bar where somebody sees it; or a function ``(rows, model)`` that is called after each epoch.
+        Show a progress bar where somebody sees it; a function ``(rows, model)`` is called after each epoch as well, as
+        `ptycho_nb.explorers.monitor.TrainingMonitor`, which shows losses and object.
     callback : callable, optional
         Called with the row of each epoch, a dictionary.
 
@@ -354,15 +356,16 @@ def train(
     stored = _read_checkpoint(folder / _CHECKPOINT, identity["fingerprint"]) if folder is not None and resume else None
     # On a busy machine a measurement might decide otherwise the second time: once begun, the precision stays.
     identity["precision"] = _stored_text(stored)["precision"] if stored else fastest_precision(training.precision)
-    plan = plan_training(data, test, model, training, validation, seeds)
-    network = _untrained_model(plan, model, training, identity["precision"], seeds["train_seed"])
-    run = _Training(plan, training, _State(network, [], 0, network.get_weights()), _first_header(plan, network), identity,
-                    seeds["train_seed"], folder, callback, progress if callable(progress) else None)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    if stored:
-        run.state.restore(stored)
-    else:
-        run.finish_epoch(0, None, 0, time.perf_counter())
-    stopped = run.run_until_stopped(bool(progress) and not callable(progress) and viewer())
+    with watching(bool(progress)):  # says that it is preparing, until the bar of the steps is there
+        plan = plan_training(data, test, model, training, validation, seeds)
+        network = _untrained_model(plan, model, training, identity["precision"], seeds["train_seed"])
+        run = _Training(plan, training, _State(network, [], 0, network.get_weights()), _first_header(plan, network), identity,
+                        seeds["train_seed"], folder, callback, progress if callable(progress) else None)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        if stored:
+            run.state.restore(stored)
+        else:
+            run.finish_epoch(0, None, 0, time.perf_counter())
+    stopped = run.run_until_stopped(bool(progress) and viewer())
     return TrainingResult(network, run.finish(stopped, time.perf_counter() - began, time.process_time() - cpu_began))

@@ -14,6 +14,7 @@ import numpy as np
 from ..config import InputError, check_choice
 from ..data.scan import RawData
 from ..machine import progress_bar
+from ..pictures import watching
 from ..quiet import stopping
 from .climb import every_rung
 from .fit import SMOOTHING_PX, check_far_field, check_positions, fit_scan, probe_moved
@@ -85,7 +86,8 @@ def estimate(
     seed : int
         Draws what is held out, if `held` is not given, and the order of mini-batches.
     progress : bool
-        Show a bar if it takes more than two seconds and somebody is looking.
+        Show what there is so far where somebody is looking: a bar and the object in a notebook, a bar in a terminal if it
+        takes more than two seconds.
 
     Returns
     -------
@@ -143,10 +145,11 @@ def _climbed(data: RawData, model: str | Measurement, held: HeldOut, iterations:
     check_far_field(data)
     useless = useless_patterns(data)
     usable = held.without(useless)
-    climb = Climb(data, usable, iterations, seed)
-    tried = named_rungs(climb, model) if isinstance(model, Measurement) else every_rung(climb)
-    for _ in progress_bar(tried, None, "rung", progress):
-        pass
+    with watching(progress) as live:
+        climb = Climb(data, usable, iterations, seed, live=live or False)
+        tried = named_rungs(climb, model) if isinstance(model, Measurement) else every_rung(climb)
+        for _ in progress_bar(tried, None, "rung", progress and not live):
+            pass
     found = goodness(climb.result, usable)
     changes = [rung.what for rung in climb.rungs if rung.kept and rung.name in _SAID]
     if climb.result.detector is not None and climb.result.detector.background.any():

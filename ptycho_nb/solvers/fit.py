@@ -23,6 +23,7 @@ from ..physics.noise import counts_floor, deviances_in_blocks, intensity_scale
 from ..physics.patterns import Patterns, counts_of
 from ..physics.probes import normalise_probe
 from ..physics.scans import nearest_spacing_px
+from ..pictures import Live, amplitude_and_phase, watching
 from .held_out import HeldOut, hold_out, trimmed_mean
 from .likelihood import LIKELIHOODS, illumination
 from .result import Reconstruction
@@ -292,7 +293,7 @@ def fit_scan(
     robust: bool = False,  # a few judging patterns do not decide
     at_least: tuple[int, float] | None = None,  # (iteration, deviance): given up unless the deviance is below that by then
     seed: int = 0,  # draws what is held out, and the order of mini-batches
-    progress: bool = True,  # show a bar if somebody is looking
+    progress: bool | Live = True,  # show a bar, in a notebook a picture too, if somebody is looking
 ) -> Reconstruction:  # method "no_network" from ones, "refined" from a start
     "One model of the measurement, fitted: the most likely object, stopped and smoothed by counts that were not fitted."
     wall, cpu = time.perf_counter(), time.process_time()
@@ -300,15 +301,19 @@ def fit_scan(
         refine_probe = not data.is_simulated
     likelihood = check_choice("likelihood", likelihood or ("amplitude" if refine_probe else "poisson"), LIKELIHOODS)
     held = hold_out(data, seed=seed) if held is None else held
-    fit = prepare(data, held, start, likelihood, smoothing_px=smoothing_px, patience=patience, robust=robust)
-    if refine_probe:
-        solver = solve_jointly(fit.problem, iterations, seed=seed, find_background=find_background)
-    else:
-        solver = solve(fit.problem, iterations)
-    for step in progress_bar(solver, iterations, "step", progress):
-        fit.see(step)
-        if fit.settled or (at_least is not None and step.iteration == at_least[0] and fit.best["nll_per_pixel"] > at_least[1]):
-            break
+    with watching(progress) as live:
+        fit = prepare(data, held, start, likelihood, smoothing_px=smoothing_px, patience=patience, robust=robust)
+        if refine_probe:
+            solver = solve_jointly(fit.problem, iterations, seed=seed, find_background=find_background)
+        else:
+            solver = solve(fit.problem, iterations)
+        for step in progress_bar(solver, iterations, "step", progress is True and not live):
+            fit.see(step)
+            live(f"step {step.iteration} of {iterations} at most", step.iteration / iterations,
+                 lambda: amplitude_and_phase(fit.objects[0]))
+            if fit.settled or (at_least is not None and step.iteration == at_least[0]
+                               and fit.best["nll_per_pixel"] > at_least[1]):
+                break
     result = fit.reconstruction(data.positions_px, fit.problem.layout, "no_network" if start is None else "refined",
                                 probe_refined=refine_probe, geometry=data.geometry)
     return replace(result, seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)

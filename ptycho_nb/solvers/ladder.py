@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data.scan import RawData
 from ..physics.detector import Detector
+from ..pictures import Live
 from .fit import fit_scan
 from .goodness import goodness
 from .held_out import HeldOut, trimmed_mean
@@ -83,10 +84,13 @@ class Climb:
     result: Reconstruction | None = None
     rungs: list[Rung] = field(default_factory=list)
     whole: RawData | None = None  # the scan that this is a part of; None: all of it
+    live: bool | Live = False  # shows the fits while they are made
 
     def fit(self, data: RawData, **options) -> Reconstruction:
         "Fit a model to the counts that do not judge."
-        options = {"iterations": self.iterations, "seed": self.seed, "progress": False, "patience": 8} | options
+        options = {"iterations": self.iterations, "seed": self.seed, "progress": self.live, "patience": 8} | options
+        if isinstance(self.live, Live):
+            self.live.title = f"{len(self.rungs)} changes of the model tried, {sum(rung.kept for rung in self.rungs)} kept"
         return fit_scan(data, self.held, **options)
 
     def fit_on(self, data: RawData, to_the_end: bool = False, **options) -> Reconstruction:
