@@ -77,12 +77,18 @@ _COLUMNS = {  # as many digits as a spread over seeds leaves
     "ssim": ".3f", "psnr": ".1f", "ms_ssim": ".3f", "frc50": ".3f", "phase_mae": ".4f", "nll_per_pixel": ".4f", "seconds": ".0f"}
 
 
-def _cell(row: Any, form: str, best: float) -> str:
-    "Mean and standard deviation; bold where the mean is as good as the best to the digits shown."
+def _cell(row: Any, form: str, best: float, interval: str = "") -> str:
+    "Mean and standard deviation, or its own interval where one seed has none; bold where it is as good as the best as shown."
     if np.isnan(row["mean"]):
         return ""
-    text = f"{row['mean']:{form}}" + ("" if np.isnan(row["std"]) else f" ± {row['std']:{form}}")
+    text = f"{row['mean']:{form}}" + (interval if np.isnan(row["std"]) else f" ± {row['std']:{form}}")
     return f"**{text}**" if f"{row['mean']:{form}}" == f"{best:{form}}" else text
+
+
+def _own_interval(row: pd.Series) -> str:
+    "What the rings of its FRC curve say of the FRC50 of one image."
+    low, high = row.get("frc50_low", np.nan), row.get("frc50_high", np.nan)
+    return "" if np.isnan(low) or np.isnan(high) else f" ({low:.3f} to {high:.3f})"
 
 
 def scores_table(
@@ -99,7 +105,9 @@ def scores_table(
     for nphotons in sorted(scores["nphotons"].unique(), reverse=True):
         here = scores[scores["nphotons"] == nphotons]
         for key in ordered_methods(list(zip(here["method"], here["loss"], strict=True))):
-            cells = [_cell(rows.loc[(*key, nphotons)], _COLUMNS[name], best[name].get(nphotons) if name in best else np.nan)
+            its = here[(here["method"] == key[0]) & (here["loss"] == key[1])].iloc[0]
+            cells = [_cell(rows.loc[(*key, nphotons)], _COLUMNS[name], best[name].get(nphotons) if name in best else np.nan,
+                           _own_interval(its) if name == "frc50" else "")
                      if (*key, nphotons) in rows.index else "" for name, rows in summaries.items()]
             lines.append([plain_dose(nphotons) if nphotons else "", method_label(*key), str(counts[(*key, nphotons)]), *cells])
         for title, values in (references or {}).get(nphotons, {}).items():
