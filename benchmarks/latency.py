@@ -8,6 +8,7 @@ With --pictures also photographs every explorer in windows of 1400, 1000 and 700
 """
 import argparse
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -52,14 +53,15 @@ def latencies(page: Page, explorer: Explorer, steps: int) -> dict[str, list[floa
         for _ in range(steps):
             times.append(page.evaluate(FOLLOW, [handle.element_handle(), image, key]))
             page.wait_for_timeout(350)  # longer than the pause after which a preview is completed
+            expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle")
     return found
 
 
 def choose_theme(page: Page, name: str) -> None:
     """Through the menu, as a person would."""
     page.get_by_role("menuitem", name="Settings", exact=True).click()
-    page.get_by_role("menuitem", name="Theme", exact=True).hover()
-    page.get_by_role("menuitem", name=name, exact=True).click()
+    page.locator(".lm-Menu-item").filter(has_text="Theme").first.hover()
+    page.locator(".lm-Menu-item").filter(has_text=re.compile(f"^{name}\\s*$")).click()
     page.wait_for_timeout(1500)
 
 
@@ -70,12 +72,15 @@ def photograph(page: Page, names: list[str], folder: Path) -> None:
         choose_theme(page, f"JupyterLab {theme}")
         for width, height in SIZES:
             page.set_viewport_size({"width": width, "height": height})
+            if width == SIZES[-1][0]:
+                page.keyboard.press("Control+b")  # nobody keeps the file browser beside so little
             page.wait_for_timeout(800)
             for name in names:
                 explorer = Explorer(page, name)
                 explorer.box.evaluate("box => box.scrollIntoView({block: 'start'})")
                 page.wait_for_timeout(300)
                 page.screenshot(path=folder / f"{name}_{width}_{theme.lower()}.png")
+        page.keyboard.press("Control+b")
 
 
 def main() -> None:

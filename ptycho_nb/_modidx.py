@@ -928,6 +928,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                 'ptycho_nb/explorers/explorer.py'),
                                               'ptycho_nb.explorers.explorer.Explorer.show_state': ( '9_explorers/explorer.html#explorer.show_state',
                                                                                                     'ptycho_nb/explorers/explorer.py'),
+                                              'ptycho_nb.explorers.explorer._small': ( '9_explorers/explorer.html#_small',
+                                                                                       'ptycho_nb/explorers/explorer.py'),
                                               'ptycho_nb.explorers.explorer.dose_of': ( '9_explorers/explorer.html#dose_of',
                                                                                         'ptycho_nb/explorers/explorer.py'),
                                               'ptycho_nb.explorers.explorer.scan_of': ( '9_explorers/explorer.html#scan_of',

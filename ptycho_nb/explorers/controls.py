@@ -102,7 +102,7 @@ class Reproducible(Controls):
 
     def _command_row(self) -> ipywidgets.HBox:
         "The button and the line that it fills."
-        self._copy = ipywidgets.Button(description="copy as parameters", icon="copy", layout={"width": "170px"})
+        self._copy = ipywidgets.Button(description="copy as parameters", icon="copy", layout={"flex": "0 0 170px"})
         self._copy.on_click(self._copy_command)
         self.command_line = ipywidgets.Text(placeholder="the papermill command line of what is shown",
                                             layout={"flex": "1 1 auto", "width": "auto"})

@@ -34,6 +34,11 @@ _HIDE_ERROR = ("<style class='ptycho-nb-twin'>.jp-OutputArea:has(.ptycho-nb-twin
                ".jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none }</style>")
 
 
+def _small(text: str) -> str:
+    "A line above the picture, which does not move when its text changes."
+    return f'<div style="line-height:1.3;min-height:2.6em;display:flex;align-items:end">{html.escape(text)}</div>'
+
+
 _SAVED_AS = {".png": "image/png", ".pdf": "application/pdf"}
 
 
@@ -45,7 +50,7 @@ class Explorer(Reproducible):
 
     panels_type: type[Panels]  # made from a state, moved with `update_to`
     rest_s = 0.25  # how long a control has to rest before the full computation
-    hint = "Point at a panel to read its values."  # what the pointer can do, said until it does something
+    hint = "Point at a panel to read its values."  # above the picture: what the pointer can do
 
     def __init__(
         self,
@@ -61,9 +66,9 @@ class Explorer(Reproducible):
         # Beside the picture the controls are a column; where the cell is narrower than both, they stand above it, in rows.
         controls = ipywidgets.Box(list(self.controls.values()), layout={"flex_flow": "row wrap", "flex": "1 1 310px",
                                                                         "align_content": "flex-start"})
-        self.pointer, self._read = Pointer(self.image, self._pointed), ipywidgets.HTML(self.hint)
-        picture = ipywidgets.Box([self.pointer.widget, self._read],
-                                 layout={"display": "block", "flex": "1000 1 580px", "min_width": "0"})
+        self.pointer, self._read = Pointer(self.image, self._pointed), ipywidgets.HTML(_small(self.hint))
+        picture = ipywidgets.Box([self._read, self.pointer.widget],
+                                 layout={"display": "block", "flex": "1000 1 580px", "min_width": "0", "overflow": "auto hidden"})
         row = ipywidgets.Box([controls, picture], layout={"flex_flow": "row wrap", "width": "100%"})
         self.widget = ipywidgets.VBox([ipywidgets.HTML(_HIDE_TWIN), row, self._message, self._command_row(), self._saving_row()])
         self.widget.add_class("ptycho-nb")
@@ -84,13 +89,13 @@ class Explorer(Reproducible):
             found = [self.panels.place_of(*place) for place in done.places]
             first, last = (found[0], found[-1]) if found else (None, None)
             if first is None:
-                self._read.value = self.hint
+                self._read.value = _small(self.hint)
             elif done.what == "click":
                 self.clicked(first)
             elif done.what == "drag" and last is not None and last.axes is first.axes:
                 self.dragged(first.panel, *sorted((first.y, last.y)), *sorted((first.x, last.x)))
             if first is not None:
-                self._read.value = html.escape(self.reading(last or first)) or self.hint
+                self._read.value = _small(self.reading(last or first) or self.hint)
 
     def reading(self, place: Place) -> str:
         "What lies under the pointer, in words."
@@ -158,11 +163,11 @@ class Explorer(Reproducible):
 
     def _saving_row(self) -> ipywidgets.HBox:
         "The button that writes the picture, and what it has written."
-        button = ipywidgets.Button(description="save figure", icon="download", layout={"width": "170px"},
+        button = ipywidgets.Button(description="save figure", icon="download", layout={"flex": "0 0 170px"},
                                    tooltip="as PNG and PDF, in the folder of this notebook")
         button.on_click(self._save)
         self._saved = ipywidgets.HTML()
-        return ipywidgets.HBox([button, self._saved])
+        return ipywidgets.HBox([button, self._saved], layout={"flex_flow": "row wrap"})
 
     def _save(self, button: Any = None) -> None:
         "Write the picture beside the notebook, under a name that is still free, and offer it for download."

@@ -76,7 +76,7 @@ class Pointer:
         for field in self._fields:
             field.observe(self._heard, "value")
         layer = ipywidgets.HTML(_layer()).add_class("ptycho-nb-layer")
-        layout = {"display": "block", "width": "fit-content", "max_width": "100%"}
+        layout = {"display": "block", "width": "fit-content", "max_width": "100%", "min_width": "520px"}  # narrower: it scrolls
         self.widget = ipywidgets.Box([image, layer, *self._fields], layout=layout).add_class("ptycho-nb-picture")
 
     def _heard(self, change: Any) -> None:

@@ -148,9 +148,9 @@ class ScanExplorer(Explorer):
         middle = np.argmin(np.linalg.norm(data.positions_px - data.positions_px.mean(axis=0), axis=1))
         controls = {
             "pattern": slider("pattern", int(middle), 0, max(data.n_patterns - 1, 1), 1),
-            "shade": ipywidgets.Dropdown(options=SHADES, description="colour of the map",
+            "shade": ipywidgets.Dropdown(options=SHADES, description="colour",
                                          tooltip="photons, shift of the centre of mass, or the order in time"),
-            "region": ipywidgets.Text(description="rectangle / px", placeholder="y0:y1, x0:x1; empty: everything",
+            "region": ipywidgets.Text(description="rectangle / px", tooltip="empty: the whole scan", placeholder="y0:y1, x0:x1",
                                       continuous_update=False),
         }
         super().__init__(controls, settings, scan_parameters(data))
