@@ -53,7 +53,7 @@ def latencies(page: Page, explorer: Explorer, steps: int) -> dict[str, list[floa
         for _ in range(steps):
             times.append(page.evaluate(FOLLOW, [handle.element_handle(), image, key]))
             page.wait_for_timeout(350)  # longer than the pause after which a preview is completed
-            expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle")
+            expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=PATIENCE_MS)
     return found
 
 
@@ -100,7 +100,7 @@ def main() -> None:
         page.goto(address)
         page.locator(".jp-NotebookPanel:visible .jp-Notebook").wait_for()
         run_all(page)
-        expect(page.locator(".jp-OutputArea").filter(has_text="everything is in").first).to_be_attached()
+        page.locator(".jp-OutputArea").filter(has_text="everything is in").first.wait_for(state="attached")
         names = [name for name in names if Explorer(page, name).box.count()]
         if given.pictures:
             photograph(page, names, given.folder)

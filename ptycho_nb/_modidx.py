@@ -1546,6 +1546,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                  'ptycho_nb/network/supervised.py')},
             'ptycho_nb.network.training': { 'ptycho_nb.network.training.TrainingResult': ( '4_network/training.html#trainingresult',
                                                                                            'ptycho_nb/network/training.py'),
+                                            'ptycho_nb.network.training.TrainingResult.__repr__': ( '4_network/training.html#trainingresult.__repr__',
+                                                                                                    'ptycho_nb/network/training.py'),
                                             'ptycho_nb.network.training._State': ( '4_network/training.html#_state',
                                                                                    'ptycho_nb/network/training.py'),
                                             'ptycho_nb.network.training._State.add': ( '4_network/training.html#_state.add',

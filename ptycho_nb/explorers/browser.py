@@ -108,7 +108,7 @@ class BrowserPanels(Panels):
         correlation.axhline(0.5, color="0.6", lw=0.8, zorder=0)
         correlation.set(title="Fourier ring correlation", xlabel="frequency / Nyquist", ylabel="FRC", xlim=(0, 1),
                         ylim=(-0.15, 1.05))
-        self.legend_of_lines = correlation.legend(self.lines, ["", ""], title="FRC50", fontsize="small", loc="lower left")
+        self.legend_of_lines = correlation.legend(self.lines, ["", ""], title="FRC50", fontsize="small", loc="upper right")
         numbers.set_axis_off()
         self.numbers = numbers.text(0, 1, "", transform=numbers.transAxes, va="top", family="monospace", fontsize=8)
         self.follow(left, right, difference, truth, correlation, self.numbers)

@@ -153,9 +153,9 @@ class MeasuredExplorer(Explorer):
             "masked": ipywidgets.Checkbox(value=False, description="mask bad pixels", tooltip=f"{int(bad.sum())} pixels"),
             "background": ipywidgets.Checkbox(value=False, description="background"),
             "probe_refined": ipywidgets.Checkbox(value=False, description="refine the probe", tooltip="together with the object"),
-            "modes": slider("modes of the probe", 1, 1, 3, tooltip="more than one are refined with the object"),
+            "modes": slider("probe modes", 1, 1, 3, tooltip="more than one are refined with the object"),
             "defocus_rad": slider("refocus / rad", 0.0, -6.0, 6.0, 0.5),
-            "prior": ipywidgets.Dropdown(options=PRIORS, description="prior of the object"),
+            "prior": ipywidgets.Dropdown(options=PRIORS, description="prior", tooltip="of the object"),
         }
         fixed = {"data_path": whole.source} if Path(whole.source).is_file() else {}
         super().__init__(controls, settings, fixed)

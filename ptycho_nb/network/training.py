@@ -278,6 +278,13 @@ class TrainingResult(NamedTuple):
     model: PtychoModel  # with the weights that predict the validation patterns best
     history: dict[str, Any]  # "header": what was trained; "epochs": a row for each epoch, number 0 the untrained model
 
+    def __repr__(self) -> str:
+        header, rows = self.history["header"], self.history["epochs"]
+        best = next((row for row in rows if row["epoch"] == header["kept_epoch"]), rows[-1])
+        loss = "" if best["val_loss"] is None else f" (validation loss {best['val_loss']:.4g})"
+        return (f"TrainingResult: {header['generator']}, {rows[-1]['epoch']} epochs, the weights of epoch {best['epoch']} "
+                f"kept{loss}; {header['ended']}. model: {self.model.name}; history: header and epochs")
+
 # %% ../../nbs/4_network/55_training.ipynb #39a0ee9d
 def train(
     data: RawData,
