@@ -77,13 +77,15 @@ def look_without_a_kernel(page, address: str, folder: Path) -> None:
     shutil.copy(folder / NOTEBOOK.name, folder / "saved.ipynb")
     page.goto(address.replace(NOTEBOOK.name, "saved.ipynb"))
     page.locator(".jp-NotebookPanel:visible .jp-Notebook").wait_for()
+    expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=PATIENCE_MS)  # of a kernel that knows nothing
     for prefix in ("Probe", "Intensity", "Measured", "Dose", "Plan"):
         picture = page.locator(".jp-Cell").filter(has_text=f"{prefix}Explorer(").locator(".jp-RenderedImage img").first
         picture.scroll_into_view_if_needed()
         expect(picture).to_be_visible()
         assert picture.evaluate("image => image.naturalWidth") > 500, prefix
     page.screenshot(path=ARTIFACTS / "without_a_kernel.png")
-    assert page.get_by_text("Error displaying widget").filter(visible=True).count() == 0
+    for complaint in ("Error displaying widget", "Loading widget"):
+        expect(page.get_by_text(complaint).filter(visible=True)).to_have_count(0)
 
 
 def walk_through(page, address: str) -> None:
