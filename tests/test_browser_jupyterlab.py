@@ -77,7 +77,7 @@ def look_without_a_kernel(page, address: str, folder: Path) -> None:
     shutil.copy(folder / NOTEBOOK.name, folder / "saved.ipynb")
     page.goto(address.replace(NOTEBOOK.name, "saved.ipynb"))
     page.locator(".jp-NotebookPanel:visible .jp-Notebook").wait_for()
-    expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=PATIENCE_MS)  # of a kernel that knows nothing
+    expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=PATIENCE_MS)
     for prefix in ("Probe", "Intensity", "Measured", "Dose", "Plan"):
         picture = page.locator(".jp-Cell").filter(has_text=f"{prefix}Explorer(").locator(".jp-RenderedImage img").first
         picture.scroll_into_view_if_needed()
