@@ -216,8 +216,10 @@ class DoseExplorer(Explorer):
 
     def reading(self, place: Place) -> str:
         "On the object, the pattern that is nearest as well."
+        if place.panel != "scan":
+            return super().reading(place)
         places = self.panels.places
-        return super().reading(place) + f"; {places.words(places.nearest(place.y, place.x))}" * (place.panel == "scan")
+        return f"{super().reading(place)}; {places.words(places.nearest(place.y, place.x))}"
 
     def clicked(self, place: Place) -> None:
         "Show the pattern that was clicked."

@@ -6,130 +6,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..analysis.plots import save_figure
 from ..config import InputError
-from ..files import as_markdown, inside, read_json, replacing
-from ..runs.arms import CONFIG, MANIFEST, arm_name, read_arm
+from ..files import as_markdown, replacing
+from ..runs.arms import arm_name
 from .answers import answer_sentence, scores_table
-from .dose_images import certainty_table, dark_pixel_table, draw_dose_study, limit_by_dose
+from .dose_images import PHOTON_LIMIT, certainty_table, dark_pixel_table, draw_dose_study, references_by_dose
 from .dose_statistics import discuss, method_label, plain_dose
+from .results import results_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['results_table', 'settings_of', 'method_scores', 'training_sentences', 'why_sentences', 'certainty_sentences',
-           'limits_of', 'limit_sentences', 'discussion', 'report']
-
-# %% ../../nbs/8_studies/50_reports.ipynb #7058325a
-def _natural(name: str) -> list:
-    "A key that sorts 1e4 before 1e9 and 9 before 10."
-    parts = re.split(r"([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", name)
-    return [(1, float(part), "") if index % 2 else (0, 0.0, part) for index, part in enumerate(parts)]
-
-
-def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    "The numbers and words inside nested dictionaries and lists, by names with dots."
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _flat(item, f"{name}.{index}")
-    else:
-        yield name, value
-
-
-def _training(history: Any) -> dict[str, Any]:
-    "What a row says about the training: beginning and end of the losses and of the intensity scale."
-    epochs = history.get("epochs") if isinstance(history, Mapping) else None
-    if not epochs:
-        return {}
-    numbers = {"epochs": epochs[-1].get("epoch"), "nan_count": sum(row.get("nan_count") or 0 for row in epochs)}
-    for key in ("train_loss", "val_loss", "intensity_scale"):
-        values = [row[key] for row in epochs if row.get(key) is not None]
-        if values:
-            numbers |= {f"first_{key}": values[0], f"last_{key}": values[-1]}
-    return {f"training.{key}": value for key, value in numbers.items()}
-
-
-def _one_line(error: str | None) -> str:
-    "An error in one line: of a traceback the last one."
-    return (error or "").strip().splitlines()[-1] if (error or "").strip() else ""
-
-
-def _filled_in(row: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    "What a parameter that was left at 0 for the profile to fill in became, as the configurations say it."
-    made = {**(config.get("simulation") or {}), **(config.get("training") or {})}
-    return {name: made[name] for name, value in row.items() if name in ("n_train", "n_test", "nepochs")
-            and value == 0 and made.get(name)}
-
-
-def _row(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    "The row of one arm, whatever its state; `entry` is what the manifest says about it."
-    stated = entry.get("state", "unfinished")
-    row = {"arm": folder.name, "state": stated if stated != "done" else "missing", "error": _one_line(entry.get("error"))}
-    row |= {name: value for name, value in entry.get("parameters", {}).items() if name != "output_dir"}
-    if not (folder / CONFIG).exists():
-        return row | ({} if entry else {"state": "missing"})
-    try:
-        arm = read_arm(folder)
-    except (InputError, OSError, ValueError) as error:
-        return row | {"state": "damaged", "error": _one_line(str(error).replace(f"{folder.parent}/", ""))}
-    row |= {name: value for name, value in arm.config.get("parameters", {}).items() if name != "output_dir"}
-    row |= _filled_in(row, arm.config)
-    row |= _flat(arm.config.get("seeds", {}), "seeds")
-    if not arm.finished:
-        return row | ({} if stated != "done" else {"state": "unfinished"})
-    if not arm.done:
-        return row | {"state": "altered", "error": f"changed or missing since: {', '.join(arm.altered)}"}
-    seconds = {} if entry.get("seconds") is None else {"seconds": entry["seconds"]}
-    return row | {"state": "done", "error": ""} | seconds | _training(arm.history) | dict(_flat(arm.metrics, ""))
-
-
-def _row_in_any_case(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    "The row of one arm; whatever is odd about its files stays in it."
-    try:
-        return _row(folder, entry)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        return {"arm": folder.name, "state": "damaged", "error": _one_line(f"odd numbers in its files ({error})")}
-
-
-_MANIFEST_SHAPE = {"arms?": [{"name": str, "state?": str, "parameters?": dict, "error?": str | None}]}
-
-
-def results_table(
-    folder: str | Path,  # a folder of arms, with the manifest.json of a sweep or without
-) -> pd.DataFrame:  # a row for each arm: arm, state, error, parameters, seeds.*, training.*, and metrics.json flattened
-    """Read every arm of a folder.
-
-    `state` is 'done'; 'unfinished', 'altered' or 'damaged' by what lies there; 'missing', or what the manifest says of an
-    arm that is not done ('failed', 'running', 'waiting'). `InputError` if the folder holds no arm.
-    """
-    import pandas as pd
-
-    folder = Path(folder).expanduser().absolute()
-    manifest = read_json(folder / MANIFEST, _MANIFEST_SHAPE) if (folder / MANIFEST).exists() else {}
-    entries = {entry["name"]: entry for entry in manifest.get("arms", [])}
-    for name in entries:
-        inside(folder, f"{name}/{CONFIG}", folder / MANIFEST)
-    folders = sorted((path.parent.name for path in folder.glob(f"*/{CONFIG}")), key=_natural)
-    names = [*entries, *(name for name in folders if name not in entries)]
-    if not names:
-        what = "an arm itself" if (folder / CONFIG).exists() else "no arms"
-        raise InputError(str(folder), what, "a folder whose sub-folders are arms",
-                         "Give the `out` of a sweep, or the folder above that of an arm.")
-    table = pd.DataFrame([_row_in_any_case(folder / name, entries.get(name, {})) for name in names])
-    for column in table.columns[[pd.api.types.is_object_dtype(kind) for kind in table.dtypes]]:
-        if len({type(value) for value in table[column].dropna()}) > 1:  # a column of a Parquet file has one type
-            table[column] = table[column].map(lambda value: value if value is None else str(value))
-    return table
+__all__ = ['settings_of', 'method_scores', 'training_sentences', 'why_sentences', 'certainty_sentences', 'references_of',
+           'limit_sentences', 'discussion', 'report']
 
 # %% ../../nbs/8_studies/50_reports.ipynb #9266b90f
 _TRAINED = ("network", "refined", "cnn")  # methods that depend on what trained the network
@@ -260,24 +157,25 @@ def certainty_sentences(
             f"({row.error:.2g}; {row.with_error:.2f})." for row in rows.itertuples()]
 
 
-def limits_of(
+def references_of(
     arms: pd.DataFrame,  # the arms of one setting, all done
     folder: str | Path,  # the folder that holds theirs
-) -> dict[float, float]:  # FRC50 by dose; empty if the truth is not known
-    "What the photons allow at each dose."
+) -> dict[float, dict[str, dict[str, float]]]:  # by dose and name: scores; empty if the truth is not known
+    "What methods are held against at each dose: the limit of the photons and the yardstick."
     try:
-        return limit_by_dose(arms, folder) if "nphotons" in arms else {}
+        return references_by_dose(arms, folder) if "nphotons" in arms else {}
     except InputError:  # the arms do not say how their scans were made
         return {}
 
 
 def limit_sentences(
     arms: pd.DataFrame,  # the arms of one setting, all done
-    limits: Mapping[float, float],  # FRC50 by dose, of `limits_of`
+    references: Mapping[float, Mapping[str, Mapping[str, float]]],  # of `references_of`
 ) -> list[str]:  # one for each dose; empty if the truth is not known
     "How near the best method comes to what the photons allow."
     scores, sentences = method_scores(arms).dropna(subset=["nphotons", "frc50"]), []
-    for nphotons, limit in sorted(limits.items(), reverse=True):
+    for nphotons, rows in sorted(references.items(), reverse=True):
+        limit = rows[PHOTON_LIMIT]["frc50"]
         here = scores[scores["nphotons"] == nphotons].groupby(["method", "loss"])["frc50"].mean()
         if len(here) and limit > 0:
             best = f"{here.max():.3f} ({method_label(*here.idxmax())})"
@@ -289,10 +187,12 @@ def limit_sentences(
 def discussion(
     arms: pd.DataFrame,  # the arms of one setting, all done
     folder: str | Path,  # the folder that holds theirs
+    references: Mapping[float, Mapping[str, Mapping[str, float]]] | None = None,  # of `references_of`; None: they are made
 ) -> dict[str, list[str]]:  # sentences by heading; headings without a sentence are left out
     "Everything that is said about a dose study."
+    references = references_of(arms, folder) if references is None else references
     sections = discuss(method_scores(arms).dropna(subset=["nphotons"])) | {
-        "How much is left to gain?": limit_sentences(arms, limits_of(arms, folder)),
+        "How much is left to gain?": limit_sentences(arms, references),
         "Why would the losses differ?": why_sentences(arms, folder),
         "How certain is a pixel?": certainty_sentences(arms, folder),
         "Did the networks train?": training_sentences(arms)}
@@ -387,14 +287,16 @@ def _summary_lines(table: pd.DataFrame, folder: Path, figures: Path) -> list[str
     lines = [f"# {title}", "", *(["**Answer.**" + (" " if len(said) == 1 else "\n\n") + "\n".join(said), ""] if said else []),
              *_state_lines(table)]
     for setting, arms in settings.items():
-        scores = method_scores(arms)
+        scores, references = method_scores(arms), references_of(arms, folder)
         lines += ["", f"## {setting.replace('_', ', ')}" if setting else "## Results", "", *_setting_lines(arms), ""]
-        lines += [scores_table(scores, limits_of(arms, folder)), "",
+        lines += [scores_table(scores, references), "",
                   "Mean ± standard deviation over the seeds (FRC50 of one seed: the 95 % interval of its curve), the best in "
                   "bold; SSIM, PSNR and FRC50 of the amplitude after the gauge fix, NLL/px on patterns that no method has "
                   "fitted; seconds from the scan to the image, the training of the network included. *Photon limit*: what the "
-                  "photons allow without knowledge of the sample.", ""] if len(scores) else []
-        for heading, sentences in discussion(arms, folder).items():
+                  "photons allow without "
+                  "knowledge of the sample. *Yardstick*: the true object with the noise of that limit, after the best of three "
+                  "simple denoisers, whose kind and strength the truth has chosen; no method.", ""] if len(scores) else []
+        for heading, sentences in discussion(arms, folder, references).items():
             lines += [f"**{heading}**", "", *(f"- {sentence}" for sentence in sentences), ""]
         lines += _figure_lines(arms, folder, figures, f"_{setting}" if setting else "")
     if not settings:
