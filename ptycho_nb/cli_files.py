@@ -171,12 +171,13 @@ def _print_manifest(folder: Path) -> None:
 def print_arm(
     folder: str,  # of an arm
 ) -> None:
-    "The metrics of an arm, its figures, and whether it is done."
+    "The answer or the metrics of an arm, its figures, and whether it is done."
     from ptycho_nb.analysis.metrics import goodness_text, metrics_table
 
     arm = read_arm(folder)
-    if arm.metrics:
-        print(metrics_table(arm.metrics))
+    answers = [found["sentence"] for found in (arm.metrics or {}).values() if isinstance(found, dict) and "sentence" in found]
+    for text in filter(None, [*answers, metrics_table(arm.metrics or {})]):
+        print(text)
     for path in arm.figures:
         print(f"figure: {os.path.relpath(path)}")
     state = "done" if arm.done else "altered since: " + ", ".join(arm.altered) if arm.altered else "not finished"

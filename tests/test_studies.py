@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
+from ptycho_nb.cli_files import print_arm
 from ptycho_nb.config import InputError, derive_seeds
 from ptycho_nb.files import read_json, write_json
 from ptycho_nb.machine import thread_limits
@@ -197,7 +198,7 @@ def _marks(name: str) -> list[pytest.MarkDecorator]:
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in GIVEN])
-def test_a_study_runs_to_its_end(name, tmp_path, monkeypatch):
+def test_a_study_runs_to_its_end(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(STUDIES)
     notebook, given, arms = STUDIES / f"{name}.ipynb", GIVEN[name], []
     if name == "dose_comparison":
@@ -205,6 +206,9 @@ def test_a_study_runs_to_its_end(name, tmp_path, monkeypatch):
     before = [(arm / "done.json").stat().st_mtime_ns for arm in arms]
     arm = _finished_here(notebook, tmp_path, given)
     assert arm.done and arm.metrics
+    capsys.readouterr()
+    print_arm(str(arm.folder))
+    assert capsys.readouterr().out.endswith(f"{arm.folder}: done\n"), "what `run-arm` and `info` show of it"
     assert [(arm / "done.json").stat().st_mtime_ns for arm in arms] == before, "no arm is run twice"
 
 

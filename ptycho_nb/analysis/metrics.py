@@ -332,16 +332,22 @@ _PLACES = {  # column: where a method's metrics hold it
 def metrics_table(
     metrics: Mapping[str, Any],  # the content of metrics.json
 ) -> str:  # a table in plain text; SSIM, PSNR, MS-SSIM and FRC50 are those of the amplitude
-    "The metrics of each method, one line a method."
+    "The metrics of each method, one line a method; empty where there are none, as in an arm that answers another question."
     fits, judged = metrics.get("data_fit", {}), metrics.get("goodness", {})
     methods = list(dict.fromkeys([name for name in metrics if name not in ("data_fit", "goodness")] + [*fits, *judged]))
     rows = [["method", *(METRIC_LABELS[name].heading for name in _PLACES)]]
     for method in methods:
         measured = metrics.get(method, {})
+        if not isinstance(measured, Mapping):
+            continue
         values = measured | {"data_fit": fits.get(method, {}), "goodness": judged.get(method, {}),
                              "time": {"seconds": measured.get("seconds")}}
-        numbers = [METRIC_LABELS[name].in_table(values.get(group, {}).get(key)) for name, (group, key) in _PLACES.items()]
-        rows.append([method.replace("_", " "), *numbers])
+        known = [values[group].get(key) if isinstance(values.get(group), Mapping) else None for group, key in _PLACES.values()]
+        if any(value is not None for value in known):
+            numbers = [METRIC_LABELS[name].in_table(value) for name, value in zip(_PLACES, known, strict=True)]
+            rows.append([method.replace("_", " "), *numbers])
+    if len(rows) == 1:
+        return ""
     columns = [column for column in zip(*rows, strict=True) if any(text != "-" for text in column[1:])]
     widths = [max(map(len, column)) for column in columns]
     styles = ["<", *">" * (len(widths) - 1)]
