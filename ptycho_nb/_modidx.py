@@ -2670,6 +2670,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                              'ptycho_nb/studies/overlap_comparison.py'),
                                                       'ptycho_nb.studies.overlap_comparison._pooled_tables': ( '8_studies/overlap_comparison.html#_pooled_tables',
                                                                                                                'ptycho_nb/studies/overlap_comparison.py'),
+                                                      'ptycho_nb.studies.overlap_comparison._resolution': ( '8_studies/overlap_comparison.html#_resolution',
+                                                                                                            'ptycho_nb/studies/overlap_comparison.py'),
                                                       'ptycho_nb.studies.overlap_comparison._scores': ( '8_studies/overlap_comparison.html#_scores',
                                                                                                         'ptycho_nb/studies/overlap_comparison.py'),
                                                       'ptycho_nb.studies.overlap_comparison._training_seconds': ( '8_studies/overlap_comparison.html#_training_seconds',

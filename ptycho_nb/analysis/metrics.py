@@ -97,17 +97,16 @@ def frc(
 
 def frc50(
     curve: dict[str, np.ndarray],  # what `frc` returns
-    threshold: float = 0.5,  # another one has another name in every table
-) -> float:  # frequency of the first crossing below the threshold as a fraction of Nyquist (0.5 cycles per px)
+) -> float:  # frequency of the first crossing below 0.5 as a fraction of Nyquist (0.5 cycles per px)
     """The resolution of an FRC curve: 1 if it stays above 0.5, 0 if it begins below."""
     frequency, correlation = curve["cycles_per_px"], curve["correlation"]
-    below = np.flatnonzero(correlation < threshold)
+    below = np.flatnonzero(correlation < 0.5)
     if not len(below):
         return 1.0
     if below[0] == 0:
         return 0.0
     around = [below[0], below[0] - 1]  # np.interp wants rising values
-    return float(np.interp(threshold, correlation[around], frequency[around]) / 0.5)
+    return float(np.interp(0.5, correlation[around], frequency[around]) / 0.5)
 
 
 _SHARED = 2.25  # coefficients that Hann's window, 3/2 wide along each axis, makes one of

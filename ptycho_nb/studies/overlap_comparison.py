@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..analysis.limits import Limit, photon_limit
-from ..analysis.metrics import frc, frc50, image_metrics, ms_ssim, relative_phase
+from ..analysis.limits import Limit, crossing, photon_limit, smoothed_correlations
+from ..analysis.metrics import frc, image_metrics, ms_ssim, relative_phase
 from ..analysis.plots import save_figure
 from ..config import InputError
 from ..data.scan import RawData
@@ -39,12 +39,17 @@ _LESS_IS_BETTER = ("mae", "mse")
 TABLE = "comparison_metrics.csv"
 
 
+def _resolution(curve: Mapping[str, np.ndarray], threshold: float) -> float:  # fraction of Nyquist
+    smooth = smoothed_correlations(np.asarray(curve["correlation"], float), draws=1)[0]
+    return float(crossing(smooth, np.full(len(smooth), threshold)))
+
+
 def _scores(image: np.ndarray, truth: np.ndarray, curve: dict[str, np.ndarray], design: OverlapDesign) -> dict[str, float]:
     "What the table says of one part of one image; a constant truth leaves errors alone."
     found = image_metrics(image, truth)
     if "ssim" in found:
         found["ms_ssim"] = ms_ssim(image, truth, design.smoothing_px)[0]
-        found["frc"] = frc50(curve, design.frc_threshold)
+        found["frc"] = _resolution(curve, design.frc_threshold)
     return {name: found[name] for name in SCORES if name in found}
 
 
@@ -109,7 +114,7 @@ def _training_seconds(folder: Path, dose: float) -> dict[str, float]:  # by meth
 
 
 def _limits(limit: Limit, threshold: float) -> dict[str, float]:  # by part, share of Nyquist
-    return {part: frc50(curve, threshold) for part, curve in limit.curves.items()}
+    return {part: _resolution(curve, threshold) for part, curve in limit.curves.items()}
 
 
 def compare_dose(
