@@ -58,7 +58,7 @@ def interrupt_a_training(page) -> None:
     page.keyboard.insert_text("long = TrainingConfig(nepochs=5000, batch_size=8, patience=5000)\n"
                               "train(patterns, model_config, long, output_dir=Path(output_dir) / 'stopped')")
     page.keyboard.press("Control+Enter")
-    bars = page.locator(".jp-OutputArea .jupyter-widgets:visible")
+    bars = page.locator(".jp-Notebook .jp-Cell").last.locator(".jupyter-widgets:visible")
     bars.filter(has_text=re.compile(r"[1-9]\d*/\d+\s+\[")).last.wait_for()
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_role("menuitem", name="Interrupt Kernel").click()

@@ -25,7 +25,7 @@ from ..files import check_shape, read_arrays, reading, replacing, write_json
 from ..machine import viewer
 from ..physics.scans import validation_indices
 from ..pictures import watching
-from ..quiet import Stopped
+from ..quiet import Stopped, stopping
 from .courses import Course, TrainingPlan, plan_training
 from .generators import fastest_precision
 from .groups import warn_of_faults
@@ -363,7 +363,7 @@ def train(
     stored = _read_checkpoint(folder / _CHECKPOINT, identity["fingerprint"]) if folder is not None and resume else None
     # On a busy machine a measurement might decide otherwise the second time: once begun, the precision stays.
     identity["precision"] = _stored_text(stored)["precision"] if stored else fastest_precision(training.precision)
-    with watching(bool(progress)):  # says that it is preparing, until the bar of the steps is there
+    with stopping("no epoch was trained yet; the same call does it."), watching(bool(progress)):  # until the bar is there
         plan = plan_training(data, test, model, training, validation, seeds)
         network = _untrained_model(plan, model, training, identity["precision"], seeds["train_seed"])
         run = _Training(plan, training, _State(network, [], 0, network.get_weights()), _first_header(plan, network), identity,
