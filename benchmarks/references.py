@@ -13,10 +13,11 @@ from table import Table
 from ptycho_nb.analysis.limits import photon_limit
 from ptycho_nb.analysis.yardstick import YARDSTICK, yardstick
 from ptycho_nb.network.pretrained import amortised
+from ptycho_nb.physics.scans import validation_indices
 from ptycho_nb.solvers.estimate import estimate
+from ptycho_nb.solvers.held_out import hold_out
 
 SHOWN = ("ssim", "psnr", "frc50", "frc50_smoothed")
-METHODS = {"estimate": estimate, "amortised": amortised}
 
 
 def measure(table: Table, quick: bool, star: Path | None) -> None:
@@ -30,7 +31,7 @@ def measure(table: Table, quick: bool, star: Path | None) -> None:
 
 def measure_case(table: Table, profile: Profile, case: Case, halves: partial) -> None:
     """Rows of one probe, dose and object: means over the noise seeds."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in (YARDSTICK, *METHODS)}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (YARDSTICK, "estimate", "amortised")}
     seeds = profile.noise_seeds if case.nphotons < 1e6 else profile.noise_seeds[:1]
     for seed in seeds:
         scan = halves(seed)[1]
@@ -38,8 +39,9 @@ def measure_case(table: Table, profile: Profile, case: Case, halves: partial) ->
         made = yardstick(*limit.parts["amplitude"], seed=seed).scores
         found[YARDSTICK].append({name: made[name] for name in SHOWN}
                                 | {"of_limit": made["frc50_smoothed"] / limit.amplitude.value})
-        for name, method in METHODS.items():
-            found[name].append(score(method(scan, progress=False)))
+        held = hold_out(scan, validation_indices(scan.n_patterns, seed=seed))  # as the quality rows have it
+        found["estimate"].append(score(estimate(scan, held=held)))
+        found["amortised"].append(score(amortised(scan)))
     allowed = {"frc50": limit.amplitude.raw, "frc50_smoothed": limit.amplitude.value, "frc50_low": limit.amplitude.low,
                "frc50_high": limit.amplitude.high, "of_limit": 1.0}
     table.add("limits", str(case), "photon limit", None, None, **allowed)
