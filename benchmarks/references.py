@@ -12,7 +12,6 @@ from table import Table
 
 from ptycho_nb.analysis.limits import photon_limit
 from ptycho_nb.analysis.yardstick import YARDSTICK, yardstick
-from ptycho_nb.network.pretrained import amortised
 from ptycho_nb.physics.scans import validation_indices
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.held_out import hold_out
@@ -21,7 +20,7 @@ SHOWN = ("ssim", "psnr", "frc50", "frc50_smoothed")
 
 
 def measure(table: Table, quick: bool, star: Path | None) -> None:
-    """Limit, yardstick, and the two solvers that need no training, at every dose with overlap."""
+    """Limit, yardstick, and the estimate for comparison, at every dose with overlap."""
     profile = QUICK if quick else Profile()
     for rank, (kind, probe) in enumerate(benchmark_probes(profile, star).items()):
         cases = [Case(kind, rank, nphotons) for nphotons in profile.doses]
@@ -31,7 +30,7 @@ def measure(table: Table, quick: bool, star: Path | None) -> None:
 
 def measure_case(table: Table, profile: Profile, case: Case, halves: partial) -> None:
     """Rows of one probe, dose and object: means over the noise seeds."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in (YARDSTICK, "estimate", "amortised")}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (YARDSTICK, "estimate")}
     seeds = profile.noise_seeds if case.nphotons < 1e6 else profile.noise_seeds[:1]
     for seed in seeds:
         scan = halves(seed)[1]
@@ -41,7 +40,6 @@ def measure_case(table: Table, profile: Profile, case: Case, halves: partial) ->
                                 | {"of_limit": made["frc50_smoothed"] / limit.amplitude.value})
         held = hold_out(scan, validation_indices(scan.n_patterns, seed=seed))  # as the quality rows have it
         found["estimate"].append(score(estimate(scan, held=held)))
-        found["amortised"].append(score(amortised(scan)))
     allowed = {"frc50": limit.amplitude.raw, "frc50_smoothed": limit.amplitude.value, "frc50_low": limit.amplitude.low,
                "frc50_high": limit.amplitude.high, "of_limit": 1.0}
     table.add("limits", str(case), "photon limit", None, None, **allowed)
