@@ -247,7 +247,7 @@ def pooled_sentences(
     said = []
     for (dose, part, metric), group in pooled.groupby(["nphotons", "part", "metric"], sort=False):
         best, label = group[group["best"]].iloc[0], score_label(metric)
-        alike = [method_words(name) for name in group.loc[~group["behind"] & ~group["best"], "method"]]
+        alike = [method_words(name) for name in group.loc[~group["behind"] & ~group["best"] & (group["seeds"] > 1), "method"]]
         extreme = "lowest" if metric in _LESS_IS_BETTER else "highest"
         start = f"{dose:g} photons, {part}: {method_words(best['method'])} has the {extreme} {label.name}, {best['mean']:.3f}"
         if best["seeds"] < 2:
