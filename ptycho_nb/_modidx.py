@@ -1843,6 +1843,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                               'ptycho_nb/physics/patterns.py'),
                                             'ptycho_nb.physics.patterns.Patterns.nbytes': ( '1_physics/patterns.html#patterns.nbytes',
                                                                                             'ptycho_nb/physics/patterns.py'),
+                                            'ptycho_nb.physics.patterns.Patterns.ndim': ( '1_physics/patterns.html#patterns.ndim',
+                                                                                          'ptycho_nb/physics/patterns.py'),
                                             'ptycho_nb.physics.patterns.Patterns.part': ( '1_physics/patterns.html#patterns.part',
                                                                                           'ptycho_nb/physics/patterns.py'),
                                             'ptycho_nb.physics.patterns.Patterns.size': ( '1_physics/patterns.html#patterns.size',

@@ -90,6 +90,13 @@ def test_what_is_refused_in_memory_is_refused_on_disk(spoil, scan, tmp_path):
             load_data(tmp_path / "scan.npz", on_disk=where)
 
 
+def test_patterns_of_another_rank_are_refused_by_their_shape(scan, tmp_path):
+    np.savez(tmp_path / "scan.npz", **(scan.to_arrays() | {"diff3d": scan.diff3d.reshape(80, -1)}))
+    for where in (True, False):
+        with pytest.raises(InputError, match=r"shape \(80, 4096\)"):
+            load_data(tmp_path / "scan.npz", on_disk=where)
+
+
 def test_windows_and_noise_are_the_same_on_disk(scan, tmp_path):
     path = save_data(tmp_path / "scan.cxi", scan)
     for how in ({"crop": 48, "centre": "auto"}, {"bin": 2}, {"pad": 80}, {"readout_noise": 2.0, "crop": 32},

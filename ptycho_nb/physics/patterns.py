@@ -24,7 +24,7 @@ _REMEDY = "Take them a few at a time: for numbers, block in in_blocks(data.diff3
 class Patterns:
     "Diffraction amplitudes (M, N, N) that are made when they are asked for, each time anew."
 
-    dtype, ndim = np.dtype(np.float32), 3
+    dtype = np.dtype(np.float32)
 
     def __init__(
         self,
@@ -38,6 +38,11 @@ class Patterns:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        "How many axes they have."
+        return len(self.shape)
 
     @property
     def size(self) -> int:
