@@ -82,7 +82,7 @@ def test_a_turned_scan_gives_the_turned_object(shipped):
 
 
 def test_a_probe_that_is_not_known_is_refined_first(shipped):
-    scan = small_scan(n=200, nphotons=1e6)
+    scan = small_scan(n=120, nphotons=1e6)
     wrong = replace(scan, probe=make_probe("defocused", 64), metadata={})
     found = amortised(wrong, shipped)
     assert np.linalg.norm(found.probe / np.linalg.norm(found.probe) - wrong.probe / np.linalg.norm(wrong.probe)) > 0.05

@@ -202,7 +202,7 @@ def test_models_of_every_size_side_by_side(models):
         assert np.all(reconstruction.coverage[tuple(inside.T)] > 0)
 
 
-@pytest.mark.parametrize("scope", ["group", "scan", "pretrained"])
+@pytest.mark.parametrize("scope", ["group", "scan", pytest.param("pretrained", marks=pytest.mark.long)])
 def test_an_untrained_residual_unet_returns_the_estimate(scans, scope):
     config = replace(MODEL, estimate_scope=scope)
     model = train_network(scans[0], config, replace(TRAINING, nepochs=1)).model

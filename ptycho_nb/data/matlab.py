@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ import h5py
 import numpy as np
 
 from ..config import InputError
-from ..files import check_memory, reading
+from ..files import check_memory, free_bytes, reading
 from .hdf5 import Tree
 
 # %% auto #0
@@ -28,7 +30,7 @@ def stacks_first(
     "An array with the axes of its images last."
     return array.transpose(*range(array.ndim - 1, 1, -1), 0, 1) if array.ndim > 2 else array
 
-# %% ../../nbs/2_data/13_matlab.ipynb #16db6b79
+# %% ../../nbs/2_data/13_matlab.ipynb #021472dd
 _SOUND = "an undamaged file of MATLAB"
 _DEEPEST = 8  # structures inside each other
 
@@ -67,7 +69,25 @@ def _numbers_of_hdf5(file: h5py.File) -> Iterator[tuple[str, np.ndarray]]:
         array = array["real"] + 1j * array["imag"] if _is_pair(kind) else array
         yield name, array.T
 
+# %% ../../nbs/2_data/13_matlab.ipynb #f8f76c7a
+_TRY = """
+import math, sys
+from scipy.io import loadmat, whosmat
+if 8 * sum(math.prod(shape) for _, shape, _ in whosmat(sys.argv[1])) < float(sys.argv[2]):
+    loadmat(sys.argv[1], simplify_cells=True)
+"""
 
+
+def _check_readable(
+    path: Path,  # of a file before version 7.3
+) -> None:
+    "`InputError` for a file that would end the process that reads it."
+    words = [sys.executable, "-c", _TRY, str(path), str(free_bytes())]
+    run = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL)
+    if run.returncode not in (0, 1):  # 1: an exception of Python, which is met here again
+        raise InputError(str(path), "lengths that lead out of the file", _SOUND, "Save it again, save(name, '-v7.3').")
+
+# %% ../../nbs/2_data/13_matlab.ipynb #16db6b79
 @contextmanager
 def open_matlab(
     path: str | Path,
@@ -81,6 +101,7 @@ def open_matlab(
             if h5py.is_hdf5(path):
                 found = _numbers_of_hdf5(stack.enter_context(h5py.File(path, "r")))
             else:
+                _check_readable(path)
                 check_memory(str(path), 8 * sum(math.prod(shape) for _, shape, _ in whosmat(path)))  # packed, it may be small
                 found = _numbers_of(loadmat(path, simplify_cells=True))
             file = stack.enter_context(h5py.File(f"{path}, in memory", "w", driver="core", backing_store=False))

@@ -183,7 +183,7 @@ def _two_doses(aligned: Aligned) -> tuple[list[float], str]:
     nll, mae = (aligned.get(("network", loss), {}) for loss in ("nll", "mae"))
     doses = sorted(set(nll) & set(mae))
     if len(doses) < 2:
-        raise _Absent(f"it needs networks trained with NLL and with MAE at two doses, and there are {len(doses)}")
+        raise _Absent(f"it needs networks trained with NLL and with MAE at two doses; found {len(doses)}")
     high = doses[-1]
     low = min(doses[:-1], key=lambda nphotons: abs(np.log10(nphotons / 1e4)))
     seeds = [seed for seed in nll[high] if all(seed in of[dose] for of in (nll, mae) for dose in (high, low))]

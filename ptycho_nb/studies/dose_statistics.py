@@ -164,7 +164,8 @@ def difference_sentence(
     verdicts = [f"{name} is higher at {doses}" for name, doses in zip(names, ahead, strict=True) if doses]
     rest = _listed(rows["nphotons"][~rows["beyond"]])
     if not verdicts:
-        return f"{text}; at no dose beyond the spread over {rows['n'].max()} seeds."
+        where = "at no dose" if len(rows) > 1 else "not"
+        return f"{text}; {where} beyond the spread over {rows['n'].max()} seeds."
     return (f"{text}. Beyond the spread over {rows['n'].max()} seeds, {' and '.join(verdicts)}"
             + (f"; at {rest} this cannot be said." if rest else "."))
 

@@ -290,7 +290,7 @@ def _summary_lines(table: pd.DataFrame, folder: Path, figures: Path) -> list[str
         scores, references = method_scores(arms), references_of(arms, folder)
         lines += ["", f"## {setting.replace('_', ', ')}" if setting else "## Results", "", *_setting_lines(arms), ""]
         lines += [scores_table(scores, references), "",
-                  "Mean ± standard deviation over the seeds (FRC50 of one seed: the 95 % interval of its curve), the best in "
+                  "Mean ± standard deviation over the seeds (FRC50 of a single arm: the 95 % interval of its curve), the best in "
                   "bold; SSIM, PSNR and FRC50 of the amplitude after the gauge fix, NLL/px on patterns that no method has "
                   "fitted; seconds from the scan to the image, the training of the network included. *Photon limit*: what the "
                   "photons allow without "
@@ -309,7 +309,7 @@ def _figure_lines(arms: pd.DataFrame, folder: Path, figures: Path, suffix: str) 
     lines, absent = [], []
     for name, figure in draw_dose_study(arms, method_scores(arms), folder):
         if isinstance(figure, str):
-            absent.append(f"- `{name}` is left out: {figure}.")
+            absent.append(f"- `{name}` is left out: {str(figure).rstrip('.')}.")
             continue
         path = save_figure(figure, figures / f"{name}{suffix}.png", dpi=300)
         figure.set_layout_engine(None)  # the same in both files, and it takes as long as all the drawing
