@@ -24,9 +24,9 @@ NOTEBOOK = ROOT / "studies_nbs" / "explore.ipynb"
 EXPLORERS = ("scan", "probe", "intensity", "measured", "dose", "plan", "browser", "monitor")
 SIZES = ((1400, 900), (1000, 900), (700, 900))
 # A key on a handle, and the time until the picture has another source and that is decoded.
-FOLLOW = """([handle, image, key]) => new Promise((resolve, reject) => {
+FOLLOW = """([handle, image, key]) => new Promise((resolve) => {
   const began = performance.now();
-  setTimeout(() => reject(new Error('the picture does not follow')), 20000);
+  setTimeout(() => resolve(null), 5000);  // a step that changes nothing that is shown
   new MutationObserver((_, seen) => {
     seen.disconnect();
     image.decode().then(() => resolve(performance.now() - began));
@@ -47,10 +47,11 @@ def latencies(page: Page, explorer: Explorer, steps: int) -> dict[str, list[floa
         slider.scroll_into_view_if_needed()
         if slider.locator("[disabled]").count() or not handle.count():
             continue
-        low, now, high = (float(handle.get_attribute(f"aria-value{end}")) for end in ("min", "now", "max"))
-        key = "ArrowRight" if high - now > now - low else "ArrowLeft"
+        key = "ArrowRight"
         found[name.removeprefix(own)] = times = []
         for _ in range(steps):
+            low, now, high = (float(handle.get_attribute(f"aria-value{end}")) for end in ("min", "now", "max"))
+            key = "ArrowLeft" if now >= high else "ArrowRight" if now <= low else key  # back from either end
             times.append(page.evaluate(FOLLOW, [handle.element_handle(), image, key]))
             page.wait_for_timeout(350)  # longer than the pause after which a preview is completed
             expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=PATIENCE_MS)
@@ -106,8 +107,11 @@ def main() -> None:
             photograph(page, names, given.folder)
         for name in names if given.steps else ():
             found[name] = latencies(page, Explorer(page, name), given.steps)
-            for slider, times in found[name].items():
+            for slider, answers in found[name].items():
+                times = [answer for answer in answers if answer is not None] or [np.nan]
+                still = len(answers) - len(times) if np.isfinite(times[0]) else len(answers)
                 said = f"median {np.median(times):5.0f} ms   95 % {np.percentile(times, 95):5.0f} ms"
+                said += f"   {still} steps without another picture" if still else ""
                 print(f"{name:<10} {slider:<16} {said}", flush=True)
     (given.folder / "latency.json").write_text(json.dumps(found, indent=1))
 
