@@ -82,7 +82,7 @@ def _check_readable(
     path: Path,  # of a file before version 7.3
 ) -> None:
     "`InputError` for a file that would end the process that reads it."
-    words = [sys.executable, "-c", _TRY, str(path), str(free_bytes())]
+    words = [sys.executable, "-P", "-c", _TRY, str(path), str(free_bytes())]
     run = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL)
     if run.returncode not in (0, 1):  # 1: an exception of Python, which is met here again
         raise InputError(str(path), "lengths that lead out of the file", _SOUND, "Save it again, save(name, '-v7.3').")
