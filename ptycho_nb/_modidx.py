@@ -1606,6 +1606,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                 'ptycho_nb/network/training.py'),
                                             'ptycho_nb.network.training._Training.run_until_stopped': ( '4_network/training.html#_training.run_until_stopped',
                                                                                                         'ptycho_nb/network/training.py'),
+                                            'ptycho_nb.network.training._bar': ( '4_network/training.html#_bar',
+                                                                                 'ptycho_nb/network/training.py'),
                                             'ptycho_nb.network.training._first_header': ( '4_network/training.html#_first_header',
                                                                                           'ptycho_nb/network/training.py'),
                                             'ptycho_nb.network.training._first_nan': ( '4_network/training.html#_first_nan',

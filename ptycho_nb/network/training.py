@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +124,18 @@ def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, np.ndarray] | No
 EpochListener = Callable[[list[dict[str, Any]], PtychoModel], None]
 
 
+@contextmanager
+def _bar(total: int, done: int, show: bool) -> Iterator[tqdm]:
+    "A bar of steps. A notebook keeps none that has ended: without a kernel it would be an error in its place."
+    bar = tqdm(total=total, initial=done, unit="step", disable=not show, leave=viewer() != "notebook")
+    try:
+        yield bar
+    finally:
+        if not bar.leave:
+            bar.total = bar.n  # one that ends early would stay, in red
+        bar.close()
+
+
 class _StepCounter(keras.callbacks.Callback):
     "Moves the progress bar, and stops the training at a loss that is not a number."
 
@@ -209,8 +222,7 @@ class _Training:
     def run(self, show_bar: bool) -> None:
         "The epochs that are left, until there is a reason to stop."
         n_steps, epochs_done = _steps_per_epoch(self.plan, self.config), self.state.rows[-1]["epoch"]
-        with tqdm(total=n_steps * self.config.nepochs, initial=n_steps * epochs_done, unit="step",
-                  disable=not show_bar) as bar:
+        with _bar(n_steps * self.config.nepochs, n_steps * epochs_done, show_bar) as bar:
             for epoch in range(epochs_done + 1, self.config.nepochs + 1):
                 if self.state.reason_to_stop(self.config.patience):
                     break
@@ -221,9 +233,11 @@ class _Training:
         try:
             self.run(show_bar)
         except KeyboardInterrupt:
-            done = f"{self.state.rows[-1]['epoch']} of {self.config.nepochs} epochs"
+            n_done = self.state.rows[-1]["epoch"]
+            done = f"{n_done} of {self.config.nepochs} epochs" if n_done else "no whole epoch"
             if self.folder is not None:  # whatever comes next would take it for a whole training
-                raise Stopped(f"{done} are kept in {self.folder}; the same call goes on from there.") from None
+                raise Stopped(f"{done} {'is' if n_done < 2 else 'are'} kept in {self.folder}; the same call "
+                              + ("goes on from there." if n_done else "begins anew.")) from None
             _logger.warning("stopped after %s; the model has the weights of epoch %d", done, self.state.best_epoch)
             return f"stopped by hand after {done}"
         return ""
