@@ -5,19 +5,22 @@
 # %% ../nbs/0_base/30_machine.ipynb #39cba488
 from __future__ import annotations
 
+import html
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numba
 
 # %% auto #0
-__all__ = ['processors', 'cores', 'thread_limits', 'viewer', 'progress_bar', 'versions', 'compiled']
+__all__ = ['processors', 'cores', 'thread_limits', 'viewer', 'bar', 'progress_bar', 'versions', 'compiled']
 
 # %% ../nbs/0_base/30_machine.ipynb #85f25732
 _THREADS = (
@@ -53,6 +56,46 @@ def viewer() -> str | None:  # 'notebook', 'terminal', or None: nobody
     return "notebook" if kernel.get_parent().get("content", {}).get("allow_stdin", False) else None
 
 
+# %% ../nbs/0_base/30_machine.ipynb #e0b5dfcd
+class _CellLine:
+    "One line in the output of a cell, written to as to a terminal; once it is blank, nothing is left of it."
+
+    encoding = "utf-8"  # by which tqdm knows that it may draw parts of a block
+
+    def __init__(self) -> None:
+        self._handle = None
+
+    def write(self, text: str) -> None:
+        from IPython.display import HTML, display
+
+        said = text.strip()
+        shown = HTML(f"<pre class='ptycho-nb-bar' style='margin:0'>{html.escape(said)}</pre>" if said else "")
+        if self._handle is not None:
+            self._handle.update(shown)
+        elif said:
+            self._handle = display(shown, display_id=True)
+
+    def flush(self) -> None:
+        "Every line is shown at once."
+
+
+@contextmanager
+def bar(
+    total: int | None = None,  # steps, as far as that is known
+    unit: str = "it",
+    show: bool = True,  # False: never
+    done: int = 0,  # steps that were done before
+    delay_s: float = 2,  # what takes less has no bar
+) -> Iterator[Any]:  # a tqdm bar; without a viewer it shows nothing
+    "A bar for the time of this block, if somebody is looking."
+    from tqdm import tqdm
+
+    where = viewer() if show else None
+    own = {"file": _CellLine(), "ncols": 80} if where == "notebook" else {}
+    with tqdm(total=total, initial=done, unit=unit, delay=delay_s, leave=False, disable=where is None, **own) as shown:
+        yield shown
+
+
 def progress_bar(
     steps: Iterable,  # what is gone through
     total: int | None = None,  # how many there are at most
@@ -60,23 +103,15 @@ def progress_bar(
     show: bool = True,  # False: never
 ) -> Iterable:  # the same, one by one
     "Show a bar for what takes more than two seconds, if somebody is looking."
-    if not (show and viewer()):
-        return steps
-    return _with_bar(steps, total, unit)
+    return _with_bar(steps, total, unit) if show and viewer() else steps
 
 
 def _with_bar(steps: Iterable, total: int | None, unit: str) -> Iterator:
-    "A loop that ends early has not failed: its bar goes away like any other, and is not left behind in red."
-    from tqdm.auto import tqdm
-
-    bar = tqdm(total=total, unit=unit, delay=2, leave=False)
-    try:
+    with bar(total, unit) as shown:
         for step in steps:
             yield step
-            bar.update()
-    finally:
-        bar.total = bar.n
-        bar.close()
+            shown.update()
+
 
 # %% ../nbs/0_base/30_machine.ipynb #9bc00dfb
 _PACKAGES = ("ptycho_nb", "numpy", "scipy", "tensorflow", "keras", "scikit-image", "papermill", "distributed")

@@ -58,8 +58,8 @@ def interrupt_a_training(page) -> None:
     page.keyboard.insert_text("long = TrainingConfig(nepochs=5000, batch_size=8, patience=5000)\n"
                               "train(patterns, model_config, long, output_dir=Path(output_dir) / 'stopped')")
     page.keyboard.press("Control+Enter")
-    bars = page.locator(".jp-Notebook .jp-Cell").last.locator(".jupyter-widgets:visible")
-    bars.filter(has_text=re.compile(r"[1-9]\d+/\d+\s+\[")).last.wait_for()  # ten steps: more than an epoch
+    bar = page.locator(".jp-Notebook .jp-Cell").last.locator(".ptycho-nb-bar")
+    bar.filter(has_text=re.compile(r"[1-9]\d+/\d+\s+\[")).last.wait_for()  # ten steps: more than an epoch
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_role("menuitem", name="Interrupt Kernel").click()
     page.locator(RED_BOX).wait_for()

@@ -10,20 +10,19 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..config import Config, InputError, ModelConfig, TrainingConfig, derive_seeds
 from ..data.scan import RawData
 from ..files import check_shape, read_arrays, reading, replacing, write_json
-from ..machine import viewer
+from ..machine import bar, viewer
 from ..physics.scans import validation_indices
 from ..pictures import watching
 from ..quiet import Stopped, stopping
@@ -124,18 +123,6 @@ def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, np.ndarray] | No
 EpochListener = Callable[[list[dict[str, Any]], PtychoModel], None]
 
 
-@contextmanager
-def _bar(total: int, done: int, show: bool) -> Iterator[tqdm]:
-    "A bar of steps. A notebook keeps none that has ended: without a kernel it would be an error in its place."
-    bar = tqdm(total=total, initial=done, unit="step", disable=not show, leave=viewer() != "notebook")
-    try:
-        yield bar
-    finally:
-        if not bar.leave:
-            bar.total = bar.n  # one that ends early would stay, in red
-        bar.close()
-
-
 class _StepCounter(keras.callbacks.Callback):
     "Moves the progress bar, and stops the training at a loss that is not a number."
 
@@ -222,11 +209,11 @@ class _Training:
     def run(self, show_bar: bool) -> None:
         "The epochs that are left, until there is a reason to stop."
         n_steps, epochs_done = _steps_per_epoch(self.plan, self.config), self.state.rows[-1]["epoch"]
-        with _bar(n_steps * self.config.nepochs, n_steps * epochs_done, show_bar) as bar:
+        with bar(n_steps * self.config.nepochs, "step", show_bar, n_steps * epochs_done, delay_s=0) as steps:
             for epoch in range(epochs_done + 1, self.config.nepochs + 1):
                 if self.state.reason_to_stop(self.config.patience):
                     break
-                bar.set_postfix(val_loss=self.run_epoch(epoch, bar)["val_loss"], refresh=False)
+                steps.set_postfix(val_loss=self.run_epoch(epoch, steps)["val_loss"], refresh=False)
 
     def run_until_stopped(self, show_bar: bool) -> str:
         "The epochs that are left; returns what to say of a training that somebody stopped, empty if nobody did."
