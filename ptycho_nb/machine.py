@@ -17,8 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numba
-
 # %% auto #0
 __all__ = ['processors', 'cores', 'thread_limits', 'viewer', 'bar', 'progress_bar', 'versions', 'compiled']
 
@@ -147,5 +145,7 @@ def compiled(
     loop: Callable,  # a function of arrays and numbers that Numba understands
 ) -> Callable:  # the same, as machine code
     "Compile a loop when it is first called."
+    import numba  # here: who only asks for cores or shows a bar does without it
+
     allowed = {"reassoc", "contract", "arcp", "nsz"}  # of the liberties of 'fast' arithmetic those that keep NaN and infinity
     return numba.njit(nogil=True, cache=True, fastmath=allowed, error_model="numpy")(loop)

@@ -1,4 +1,5 @@
 """What several test files share, in what order tests start, and which of them may be skipped where."""
+import gc
 import os
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Without its groups every fixture of a file would be made by both workers, and nobody would notice."""
+    gc.collect()
+    gc.freeze()  # half a million objects of TensorFlow, which every full collection would look at again
     if session.config.getoption("loadgroup", False) and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError("these versions of pytest and pytest-xdist do not group tests: pytest<9.2 does")
 

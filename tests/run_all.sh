@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # One thread a process: two notebooks or three tests run at a time, and TensorFlow would otherwise take every core for each.
 export OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 export PYTHONWARNINGS=ignore::FutureWarning
+unset PYTHONDONTWRITEBYTECODE  # some hundred processes import the package: the first compiles it for all
 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT

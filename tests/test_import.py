@@ -41,14 +41,37 @@ def test_the_package_imports_at_once():
     assert microseconds < 100_000
 
 
-@pytest.mark.parametrize("module", [*modules_of(*WITHOUT_ANY), "ptycho_nb.analysis.metrics", "ptycho_nb.studies.sweep"])
-def test_what_computes_without_a_network_loads_nothing_heavy(module):
-    assert not modules_after(f"import {module}") & HEAVY
+ONE_AFTER_THE_OTHER = """
+import importlib, sys
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+    if found := set(sys.argv[1].split(",")) & {loaded.partition(".")[0] for loaded in sys.modules}:
+        sys.exit(f"{name} loads {found}")
+"""
 
 
-@pytest.mark.parametrize("wing", ["analysis", "diagnosis", "studies", "explorers"])
-def test_only_the_network_loads_a_framework(wing):
-    assert not modules_after("import " + ", ".join(modules_of(wing))) & FRAMEWORKS
+def loads_none_of(heavy: set[str], modules: list[str]) -> None:
+    """None of the modules, imported one after the other in a fresh Python, may load any of this; the first is named."""
+    assert modules
+    command = [sys.executable, "-c", ONE_AFTER_THE_OTHER, ",".join(heavy), *modules]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_what_computes_without_a_network_loads_nothing_heavy():
+    modules = [*modules_of(*WITHOUT_ANY), "ptycho_nb.analysis.metrics", "ptycho_nb.studies.sweep"]
+    loads_none_of(HEAVY, modules)
+    with pytest.raises(AssertionError, match=r"analysis\.plots loads {'matplotlib'}"):
+        loads_none_of(HEAVY, [*modules, "ptycho_nb.analysis.plots"])
+
+
+def test_what_only_runs_arms_loads_no_compiler():
+    """A kernel and a worker of a sweep ask for cores and folders; Numba and SciPy would take longer than all of it."""
+    loads_none_of({"numba", "scipy"}, ["ptycho_nb.machine", "ptycho_nb.runs.arms", "ptycho_nb.studies.workers"])
+
+
+def test_only_the_network_loads_a_framework():
+    loads_none_of(FRAMEWORKS, modules_of("analysis", "diagnosis", "studies", "explorers"))
 
 
 def test_every_wing_was_looked_at():

@@ -172,8 +172,8 @@ def test_killed_in_training_it_goes_on_to_the_same_metrics(by_papermill, tmp_pat
 
 
 def test_a_wrong_value_names_the_parameter_and_leaves_no_done_json(tmp_path):
-    with pytest.raises(ArmError, match=r"nphotons.*-1"):
-        run_arm(DOSE, tmp_path / "arm", {**SMALL, "nphotons": -1.0})
+    with pytest.raises(ArmError, match=r"nphotons.*-1"):  # of a study that loads no framework, which would take longest
+        run_arm(STUDIES / "measured.ipynb", tmp_path / "arm", {**GIVEN["measured"], "nphotons": -1.0})
     assert not (tmp_path / "arm" / "done.json").exists()
 
 

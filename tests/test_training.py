@@ -311,6 +311,6 @@ def test_jax_trains_and_reads_the_bundles_of_tensorflow(scans, trained, tmp_path
 def test_light_beyond_the_canvas_of_the_validation_patterns():
     """On a sparse scan the groups that train see farther than those that judge."""
     config = SimulationConfig(nphotons=1e4, probe_kind="defocused", n_train=48, n_test=1, noise_seed=1)
-    model, history = train_network(simulate_halves(config)[0], ModelConfig(estimate_scope="scan"),
+    model, history = train_network(simulate_halves(config)[0], ModelConfig(estimate_scope="scan", n_filters=4),
                                    TrainingConfig(nepochs=1))
     assert model.window_px <= model.canvas_px and np.isfinite(history["epochs"][-1]["val_loss"])
