@@ -1,7 +1,7 @@
 """Do the predictions hold? `python benchmarks/limits.py spread|ladder|thinning [--quick] [--out FILE]`.
 
 spread: the deviation of the estimate over noise seeds beside the limit, on lit pixels: 1/sqrt(2W), the exact one, and
-that of a likelihood with half a photon more in every pixel. Two numbers of iterations tell whether it has settled.
+that of the solver's likelihood, whose counts have an offset. Two numbers of iterations tell whether it has settled.
 ladder: FRC50 that `how_few` reads off one scan's photons beside that of scans simulated at these doses.
 thinning: scans thinned from 1e6 photons to 1e4 beside scans simulated at 1e4: two-sample Kolmogorov-Smirnov tests.
 """
@@ -31,6 +31,7 @@ from ptycho_nb.physics.forward import Layout, scan_amplitudes
 from ptycho_nb.physics.probes import normalise_probe
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.gauge import aligned_pair
+from ptycho_nb.solvers.likelihood import counting_offset
 from ptycho_nb.solvers.result import crop
 from ptycho_nb.solvers.steps import Problem, solve
 from ptycho_nb.studies.how_few import how_few, part_of
@@ -45,17 +46,18 @@ def true_scale(config: SimulationConfig) -> float:
     return float(np.sqrt(config.nphotons / (energy * bright.N**2)))
 
 
-def half_photon_deviation(object: np.ndarray, light: np.ndarray, layout: Layout, draws: int) -> np.ndarray:
-    """The deviation of an estimate that adds half a photon to every count and every rate, as the solver does.
+def offset_deviation(object: np.ndarray, light: np.ndarray, layout: Layout, draws: int) -> np.ndarray:
+    """The deviation of an estimate that adds an offset c to every count and every rate, as the solver does.
 
-    Its score is (n - I)/(I + 1/2): it weighs dark pixels less than they deserve, and so knows less than the limit.
+    Its score is (n - I)/(I + c): it weighs dark pixels less than they deserve, and so knows less than the limit.
     """
-    counting = Information(object, light, layout, Detector(np.ones((layout.N, layout.N), bool), 0.5))
+    added = counting_offset(light)
+    counting = Information(object, light, layout, Detector(np.ones((layout.N, layout.N), bool), added))
     rng, squares = np.random.default_rng(0), 0.0
     for _ in range(draws):
         right = counting.nothing()
-        for *block, weight in counting._blocks():  # the weight is 1/(I + 1/2)
-            rate = np.maximum(1 / weight - 0.5, 0)
+        for *block, weight in counting._blocks():  # the weight is 1/(I + c)
+            rate = np.maximum(1 / weight - added, 0)
             counting._collect(right, np.sqrt(rate) * weight * rng.standard_normal(weight.shape), *block)
         found = solve_information(counting, Change(right.object.astype(object.dtype), None))
         squares = squares + np.abs(found.object) ** 2 / (2 * draws)
@@ -93,7 +95,7 @@ def spread(quick: bool) -> list[dict]:
         along, across = exact_limits(Information(scan.truth, light, layout), draws=8)
         predicted = {"simple": rms(deviation_limit(lit)),
                      "exact": rms(crop(np.sqrt((along**2 + across**2) / 2), region)),
-                     "half_photon": rms(crop(half_photon_deviation(scan.truth, light, layout, 8), region))}
+                     "offset": rms(crop(offset_deviation(scan.truth, light, layout, 8), region))}
         for iteration, found in images.items():
             measured = rms(np.sqrt(np.var(found, axis=0, ddof=1) / 2))  # of a complex number's parts
             offset = rms(np.abs(np.mean(found, axis=0) - truth) / np.sqrt(2))

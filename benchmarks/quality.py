@@ -81,6 +81,11 @@ class Case:
 Score = Callable[[Reconstruction], dict[str, float]]
 
 
+def share_of_limit(frc50: float, limit: float) -> dict[str, float]:
+    """Nothing, where the photons allow no resolution at all."""
+    return {"of_limit": frc50 / limit} if limit > 0 else {}
+
+
 def amplitude_score(scan: RawData) -> Score:
     """SSIM, PSNR and FRC50 of the amplitude on the bounding box of the patch centres, raw and smoothed."""
     limit = photon_limit(scan).amplitude.value
@@ -91,7 +96,7 @@ def amplitude_score(scan: RawData) -> Score:
         found, smooth = image_metrics(image, truth), frc_resolution(frc(image, truth), draws=200)
         return {name: found[name] for name in ("ssim", "psnr", "frc50")} | {
             "frc50_smoothed": smooth.value, "frc50_low": smooth.low, "frc50_high": smooth.high,
-            "of_limit": smooth.value / limit}
+            **share_of_limit(smooth.value, limit)}
 
     return score
 
@@ -117,9 +122,15 @@ def aligned_region(result: Reconstruction, scan: RawData) -> tuple[int, int, int
     return low[0], high[0], low[1], high[1]
 
 
+def mean_scores(scores: list[dict[str, float]]) -> dict[str, float]:
+    """Over the noise seeds that have a number."""
+    names = dict.fromkeys(name for one in scores for name in one)
+    return {name: float(np.mean([one[name] for one in scores if name in one])) for name in names}
+
+
 def add(table: Table, case: Case, method: str, results: list[Reconstruction], scores: list[dict], **more) -> None:
     """A row: means over the noise seeds, and the spread of the SSIM."""
-    means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+    means = mean_scores(scores)
     spread = {"ssim_std": float(np.std([score["ssim"] for score in scores]))} if len(scores) > 1 else {}
     table.add("quality", str(case), method, *(float(np.mean([getattr(result, name) for result in results]))
                                          for name in ("seconds", "cpu_seconds")), **means, **spread, **more)

@@ -6,8 +6,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from quality import QUICK, Case, Profile, amplitude_score, benchmark_halves, benchmark_probes
+from quality import (
+    QUICK,
+    Case,
+    Profile,
+    amplitude_score,
+    benchmark_halves,
+    benchmark_probes,
+    mean_scores,
+    share_of_limit,
+)
 from table import Table
 
 from ptycho_nb.analysis.limits import photon_limit
@@ -37,12 +45,11 @@ def measure_case(table: Table, profile: Profile, case: Case, halves: partial) ->
         limit, score = photon_limit(scan), amplitude_score(scan)
         made = yardstick(*limit.parts["amplitude"], seed=seed).scores
         found[YARDSTICK].append({name: made[name] for name in SHOWN}
-                                | {"of_limit": made["frc50_smoothed"] / limit.amplitude.value})
+                                | share_of_limit(made["frc50_smoothed"], limit.amplitude.value))
         held = hold_out(scan, validation_indices(scan.n_patterns, seed=seed))  # as the quality rows have it
         found["estimate"].append(score(estimate(scan, held=held)))
     allowed = {"frc50": limit.amplitude.raw, "frc50_smoothed": limit.amplitude.value, "frc50_low": limit.amplitude.low,
                "frc50_high": limit.amplitude.high, "of_limit": 1.0}
     table.add("limits", str(case), "photon limit", None, None, **allowed)
     for name, scores in found.items():
-        means = {key: float(np.mean([one[key] for one in scores])) for key in scores[0]}
-        table.add("limits", str(case), name, None, None, **means)
+        table.add("limits", str(case), name, None, None, **mean_scores(scores))

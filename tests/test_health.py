@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, TrainingConfig
+from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, TrainingConfig, derive_seeds
 from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.diagnosis.bias import bias_report, explained_share, object_contrast, plot_against_truth, plot_bias
 from ptycho_nb.diagnosis.raster import lattice_excess, raster_against_free, raster_step_px, scan_both_ways
@@ -190,7 +190,8 @@ def test_the_gradient_norm_is_that_of_the_gradient(scans):
     one_step, judges = replace(TRAINING, nepochs=1, batch_size=64), np.arange(0, 40, 10)
     model, history = train_network(scans[0], MODEL, one_step, validation=judges)
     fresh, container = model.untrained(), group_data(scans[0], MODEL, exclude=judges, targets="held_out")
-    course, _ = training_course(scans[0], replace(container, canvas_px=model.canvas_px), MODEL, 0)
+    seed = derive_seeds(one_step.seed)["train_seed"]
+    course, _ = training_course(scans[0], replace(container, canvas_px=model.canvas_px), MODEL, seed)
     batch = {**container.batch(np.arange(len(container))), **course.extra(np.arange(len(container)))}
     with tf.GradientTape() as tape:
         loss = fresh.compute_loss(x=batch, y_pred=fresh(batch))

@@ -31,7 +31,7 @@ def shipped():
 
 
 @pytest.mark.parametrize(("kind", "probe", "gain"), [
-    ("lines", "disk", 0.03), ("lines", "defocused", 0.03), ("siemens_star", "disk", 0), ("random_field", "disk", 0)])
+    ("lines", "disk", 0.02), ("lines", "defocused", 0.02), ("siemens_star", "disk", 0), ("random_field", "disk", 0)])
 def test_it_improves_objects_that_it_has_never_seen(shipped, kind, probe, gain):
     scan = small_scan(kind, probe)
     validation = validation_indices(scan.n_patterns, 0.1, 0)

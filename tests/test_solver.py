@@ -16,7 +16,7 @@ from ptycho_nb.physics.probes import make_probe
 from ptycho_nb.physics.scans import stand_alone, validation_indices
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.held_out import hold_out, hold_out_photons
-from ptycho_nb.solvers.likelihood import scan_gradient
+from ptycho_nb.solvers.likelihood import counting_offset, scan_gradient
 from ptycho_nb.solvers.positions import refine_positions
 from ptycho_nb.solvers.result import crop
 from ptycho_nb.solvers.steps import Problem, solve
@@ -33,7 +33,7 @@ def textbook_gradient(objects, probe, amplitude, canvas, corners, remainder, lik
         wave = np.fft.fftshift(np.fft.fft2(light * objects[place]))
         rate = np.abs(wave) ** 2 / N**2
         total += np.sum((np.sqrt(rate) - amplitude[k]) ** 2)
-        factors = {"poisson": (rate - amplitude[k] ** 2) / (2 * rate + 1),
+        factors = {"poisson": (rate - amplitude[k] ** 2) / (2 * (rate + counting_offset(probe))),
                    "amplitude": 1 - amplitude[k] / np.sqrt(rate)}
         back = np.fft.ifft2(np.fft.ifftshift(wave * factors[likelihood]))
         to_probe = back * objects[place].conj()

@@ -91,13 +91,13 @@ class MeasuredPanels(Panels):
         detector.set(title="residuals (red: masked)", xticks=[], yticks=[])
         N = len(state.residuals.good)
         (self.ring_line,) = rings.plot(np.linspace(0, 1, N // 2 + 1), np.ones(N // 2 + 1), "C0-")
-        rings.set(title="by ring", xlabel="frequency / Nyquist", yscale="log", ylim=(0.5, 100))
+        rings.set(title="by ring", xlabel="frequency / Nyquist", ylabel="times photon noise", yscale="log")
         (self.pattern_line,) = patterns.plot(state.residuals.patterns, state.residuals.of_pattern, "C0.", ms=4)
-        patterns.set(title="by pattern", xlabel="pattern", yscale="log", ylim=(0.5, 100))
-        self.places = draw_positions(places, state.positions_px, state.residuals.of_pattern, "by place")
+        patterns.set(title="by pattern", xlabel="pattern", ylabel="times photon noise", yscale="log")
+        self.places = draw_positions(places, state.positions_px, state.residuals.of_pattern, "by place, in the same colours")
         self.places.dots.set_norm(LogNorm(0.5, 30, clip=True))
         self.places.dots.set_cmap("magma")
-        self.named = {places: "scan", patterns: "patterns"}
+        self.named, self.courses = {places: "scan", patterns: "patterns"}, (rings, patterns)
         for axes in (rings, patterns):
             axes.axhline(1, color="0.6", lw=0.8, zorder=0)
         self.numbers = number_table(numbers, ["goodness", "", "missed amplitude", "to be believed", "light in the modes"])
@@ -113,6 +113,8 @@ class MeasuredPanels(Panels):
         rings = radial_mean(state.residuals.deviance, usable) / np.maximum(radial_mean(state.residuals.expected, usable), 1e-12)
         self.ring_line.set_ydata(rings)
         self.pattern_line.set_ydata(state.residuals.of_pattern)
+        for axes, shown in zip(self.courses, (rings, state.residuals.of_pattern), strict=True):
+            self.set_limits(axes, 0.5, max(100.0, 10.0 ** np.ceil(np.log10(np.nanmax(shown)))))
         self.places.dots.set_array(state.residuals.of_pattern)
         light = np.sum(np.abs(state.image.modes) ** 2, axis=(1, 2))
         believed = "no" if found.is_wrong else "yes" if found.is_sound else "doubtful"

@@ -28,7 +28,9 @@ _TURNED = 2.0  # goodness above which the axes may be wrong
 _CLEAR = np.log(2)  # gain that other axes have to bring: half the deviance
 _MANY_PHOTONS = 1000.0  # counts there, above which amplitudes and Poisson counts say the same
 _FEW_PHOTONS = 100.0  # counts in the brightest pixel of the mean pattern, below which the focus is searched as well
-_MOST_MODES, _MOST_CHANGES = 4, 6
+_MOST_MODES, _MOST_CHANGES, _MOST_FURTHER = 4, 6, 4
+_LITTLE_GAIN = 0.02  # of a fit that was at its end
+_MOST_STEPS = 80  # of the solver, around which a prior is tried
 _FAR = np.log(8)  # gain over the probe of the file, above which it is too far off to say how it is blurred
 _SETTLES = 0.4  # gain of a rung that is kept before positions are moved
 _LITTLE, _MUCH = 1e-3, 0.05  # share of all photons that a background could hold: tried if the fit is wrong, and always
@@ -148,6 +150,7 @@ def _rivals(climb: Climb) -> None:
 def _rounds(climb: Climb) -> None:
     "What blurs a pattern can each explain a part of the others (background, light, modes, positions): the best is kept first."
     for _ in range(_MOST_CHANGES):
+        _further(climb)
         wrong = climb.goodness > SOUND
         tried = [with_background(climb, _LITTLE if wrong else _MUCH)]
         if wrong:
@@ -164,6 +167,18 @@ def _rounds(climb: Climb) -> None:
             climb.see("probe", what, data, climb.fit(data, refine_probe=False), began)
     if len(climb.result.modes) > 1 and climb.has_background:
         _without_background(climb)
+
+
+def _further(climb: Climb) -> None:
+    "Fit what there is to its end: else its last steps would count as a gain of whatever is tried next."
+    for _ in range(_MOST_FURTHER):
+        if climb.goodness < SOUND:
+            break
+        began = time.perf_counter()
+        result = climb.fit_on(climb.refined, refine_probe=climb.probe_refined, find_background=climb.has_background)
+        kept = climb.see("further", "the same model, fitted further", climb.data, result, began)
+        if not kept or climb.rungs[-1].gain < _LITTLE_GAIN:
+            break
 
 
 def _common_moves(climb: Climb) -> list[Trial]:
@@ -288,7 +303,8 @@ def try_priors(
     climb: Climb,
 ) -> None:
     "Other ways to smooth the object than a Gaussian, at some steps of the solver, and a little likelihood after that."
-    chosen = max(climb.result.info["chosen"]["iteration"], 4)
+    info = climb.result.info
+    chosen = min(max(info.get("steps", info["chosen"]["iteration"]), 4), _MOST_STEPS)
     if climb.goodness > _TURNED:  # it is not noise that is wrong
         return
     began, data, told = time.perf_counter(), climb.refined, 1.0

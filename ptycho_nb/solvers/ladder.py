@@ -91,7 +91,9 @@ class Climb:
         options = {"iterations": self.iterations, "seed": self.seed, "progress": self.live, "patience": 8} | options
         if isinstance(self.live, Live):
             self.live.title = f"{len(self.rungs)} changes of the model tried, {sum(rung.kept for rung in self.rungs)} kept"
-        return fit_scan(data, self.held, **options)
+        result, start = fit_scan(data, self.held, **options), options.get("start")
+        before = 0 if start is None else start.info.get("steps", 0)
+        return replace(result, info=result.info | {"steps": before + result.info["chosen"]["iteration"]})
 
     def fit_on(self, data: RawData, to_the_end: bool = False, **options) -> Reconstruction:
         "Fit from the best result on, and give up if a few iterations have not made it better."

@@ -76,7 +76,8 @@ def suspicious_pixels(
         total += counts
         np.minimum(least, counts, out=least)
         np.maximum(most, counts, out=most)
-    dead, filled = ~every, np.where(given, total, 0)
+    dead = _dead_lines(np.where(given, total, 0)) & given
+    filled = np.where(given, total, 0)
     for _ in range(2):  # where two gaps cross, the second pass finds the pixels of the crossing between those of the first
         between = np.max([np.minimum(_last_count(filled, axis), _last_count(filled[::-1, ::-1], axis)[::-1, ::-1])
                           for axis in (0, 1)], axis=0)
@@ -91,6 +92,16 @@ def suspicious_pixels(
     hot |= (least == most) & (least > 0) & (len(usable) > 2) & ~saturated
     found = (("dead", dead & ~unreadable), ("hot", hot & ~unreadable), ("unreadable", unreadable), ("saturated", saturated))
     return {name: pixels & given for name, pixels in found}
+
+
+def _dead_lines(total: np.ndarray) -> np.ndarray:
+    "Rows and columns without a single count, between others that count."
+    dead = np.zeros(total.shape, bool)
+    for axis in (0, 1):
+        line = total.sum(axis=1 - axis)[:, None]
+        between = np.minimum(_last_count(line, 0), _last_count(line[::-1], 0)[::-1])[:, 0]
+        np.moveaxis(dead, axis, 0)[(line[:, 0] == 0) & (between >= _EXPECTED)] = True
+    return dead
 
 
 def _saturated(data: RawData, usable: np.ndarray, most: np.ndarray, sound: np.ndarray) -> np.ndarray:

@@ -92,7 +92,8 @@ def solve(
             if layout is not lit_on and size <= _MOST_BYTES:  # the probe stays: so does its light, as long as no pattern moves
                 light, lit_on = list(pool.map(light_on_patterns, repeat(probe), repeat(layout), parts)), layout
             jobs = [pool.submit(scan_gradient, point, probe, problem.amplitude, layout, k, problem.likelihood,
-                                detector=problem.detector, light=lit) for k, lit in zip(parts, light, strict=True)]
+                                detector=problem.detector, light=lit, step=iteration)
+                    for k, lit in zip(parts, light, strict=True)]
             gradient, squared_error, *_ = _added([job.result() for job in jobs])
             following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
             _advance(*(field.ravel() for field in (point, previous, gradient, inverse)), np.float32((momentum - 1) / following))
