@@ -32,10 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
+def _look_once(phase: str, info: dict) -> None:
+    """What one full collection of garbage has left, half a million objects of TensorFlow, the next need not look at."""
+    if phase == "stop" and info["generation"] == 2:
+        gc.freeze()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Without its groups every fixture of a file would be made by both workers, and nobody would notice."""
+    gc.callbacks.append(_look_once)
     gc.collect()
-    gc.freeze()  # half a million objects of TensorFlow, which every full collection would look at again
     if session.config.getoption("loadgroup", False) and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError("these versions of pytest and pytest-xdist do not group tests: pytest<9.2 does")
 

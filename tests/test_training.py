@@ -190,7 +190,7 @@ def test_models_of_every_size_side_by_side(models):
     scans, results = {}, {}
     for N, gridsize, generator in models:
         if N not in scans:
-            simulation = replace(SIMULATION, N=N, object_size_px=4 * N, n_train=24, n_test=12, nphotons=1e5)
+            simulation = replace(SIMULATION, N=N, object_size_px=3 * N, n_train=24, n_test=12, nphotons=1e5)
             scans[N] = simulate_halves(simulation)
         model = ModelConfig(N=N, gridsize=gridsize, generator=generator, n_filters=4)
         results[N, gridsize, generator] = train_network(scans[N][0], model, replace(TRAINING, nepochs=1)).model
