@@ -56,10 +56,10 @@ def arm(tmp_path, no_network, rough):
 
 
 @pytest.fixture
-def explorer(which, scan, arm):
-    """The explorer that a test names by its parameter `which`."""
-    kinds = {"probe": lambda: ProbeExplorer(scan), "intensity": lambda: IntensityExplorer(arm), "dose": DoseExplorer,
-             "plan": PlanExplorer}
+def explorer(which, scan, request):
+    """The explorer that a test names by its parameter `which`; one of them needs an arm."""
+    kinds = {"probe": lambda: ProbeExplorer(scan), "dose": DoseExplorer, "plan": PlanExplorer,
+             "intensity": lambda: IntensityExplorer(request.getfixturevalue("arm"))}
     return kinds[which]()
 
 
