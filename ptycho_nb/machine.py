@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['processors', 'cores', 'thread_limits', 'viewer', 'bar', 'progress_bar', 'versions', 'compiled']
+__all__ = ['processors', 'cores', 'thread_limits', 'has_bfloat16', 'viewer', 'bar', 'progress_bar', 'versions', 'compiled']
 
 # %% ../nbs/0_base/30_machine.ipynb #85f25732
 _THREADS = (
@@ -43,6 +44,15 @@ def thread_limits(
     "How many threads a process may use, as TensorFlow, BLAS and this library read it."
     threads = os.environ.get("OMP_NUM_THREADS") or str(threads)
     return {name: os.environ.get(name) or threads for name in _THREADS}
+
+# %% ../nbs/0_base/30_machine.ipynb #277f23db
+def has_bfloat16() -> bool:
+    "Whether this processor multiplies bfloat16 numbers by itself, as Linux says; false where nobody says so."
+    try:
+        return re.search(r"\b(avx512|amx)_bf16\b", Path("/proc/cpuinfo").read_text()) is not None
+    except OSError:
+        return False
+
 
 # %% ../nbs/0_base/30_machine.ipynb #adc993de
 def viewer() -> str | None:  # 'notebook', 'terminal', or None: nobody

@@ -8,6 +8,7 @@ import pytest
 from ptycho_nb.analysis.metrics import compare
 from ptycho_nb.config import InputError, SimulationConfig
 from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.network import pretrained
 from ptycho_nb.network.pretrained import amortised, build_corrector, correct, load_pretrained, solver_view
 from ptycho_nb.physics.probes import make_probe
 from ptycho_nb.physics.scans import validation_indices
@@ -88,6 +89,58 @@ def test_a_probe_that_is_not_known_is_refined_first(shipped):
     assert np.linalg.norm(found.probe / np.linalg.norm(found.probe) - wrong.probe / np.linalg.norm(wrong.probe)) > 0.05
 
 
+def test_one_graph_computes_what_the_layers_compute():
+    exact = load_pretrained(precision="float32")
+    for height, width in ((32, 40), (48, 24)):
+        features = np.random.default_rng(0).normal(size=(1, height, width, 20)).astype(np.float32)
+        np.testing.assert_allclose(np.asarray(exact.apply(features)), np.asarray(exact.network(features)), atol=2e-4)
+
+
+def test_short_numbers_change_next_to_nothing():
+    scan = small_scan(n=60)
+    exact, short = (amortised(scan, load_pretrained(precision=precision)) for precision in ("float32", "bfloat16"))
+    assert not np.array_equal(exact.object, short.object)
+    assert abs(ssim(exact, scan) - ssim(short, scan)) < 5e-4
+
+
+def test_a_split_that_begins_where_another_ended_finds_its_own_choice():
+    scan = small_scan()
+    first, second = (hold_out(scan, seed=seed) for seed in (0, 1))
+    alone, beside = solver_view(scan, second), solver_view(scan, second, solver_view(scan, first))
+    deviances = [view.base.info["chosen"]["nll_per_pixel"] for view in (alone, beside)]
+    assert beside.held is second and deviances[1] < deviances[0] * 1.0005
+    assert len(beside.base.info["history"]) < len(alone.base.info["history"]) - 4, "first steps are not judged"
+
+
+def test_where_the_first_split_ends_late_the_others_search_from_the_beginning():
+    scan = small_scan(n=60, nphotons=1e7)
+    first, second = (hold_out(scan, seed=seed) for seed in (0, 1))
+    late, alone = solver_view(scan, first), solver_view(scan, second)
+    assert late.base.info["chosen"]["iteration"] > 20
+    beside = solver_view(scan, second, late)
+    np.testing.assert_array_equal(beside.base.object, alone.base.object)
+    assert len(beside.base.info["history"]) == len(alone.base.info["history"]), "every step is judged"
+
+
+def test_whoever_stops_does_not_wait_for_the_other_splits(shipped, monkeypatch):
+    steps, solve = [], pretrained.solve
+
+    def counted(*arguments):
+        for step in solve(*arguments):
+            steps.append(step.iteration)
+            yield step
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrained, "solve", counted)
+    monkeypatch.setattr(pretrained, "correct", stopped)  # while the solver is at the next splits
+    scan = small_scan(n=60, nphotons=1e9)
+    with pytest.raises(KeyboardInterrupt):
+        amortised(scan, shipped)
+    assert 60 <= len(steps) < 100, "the first split needs all sixty steps, and so would the three others"
+
+
 def test_the_same_scan_gives_the_same_object(shipped):
     scan = small_scan(n=60)
     np.testing.assert_array_equal(amortised(scan, shipped).object, amortised(scan, shipped).object)
@@ -96,6 +149,8 @@ def test_the_same_scan_gives_the_same_object(shipped):
 def test_refusals(tmp_path, shipped):
     with pytest.raises(InputError, match=r"no such file.*save_pretrained"):
         load_pretrained(tmp_path / "none.npz")
+    with pytest.raises(InputError, match=r"precision.*float16"):
+        load_pretrained(precision="float16")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(InputError, match="no weights of a corrector"):
         load_pretrained(tmp_path / "other.npz")

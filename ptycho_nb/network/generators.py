@@ -21,18 +21,18 @@ from ..config import InputError, ModelConfig, check_choice
 
 # %% ../../nbs/4_network/40_generators.ipynb #6d7d5403
 class Convolutions:
-    "Makes the convolutions of one network: one precision, and a seed of its own for each layer."
+    "Makes the convolutions of one network: one precision, and a seed of its own for each layer; zeros without a seed."
 
-    def __init__(self, precision: str, seed: int) -> None:
+    def __init__(self, precision: str, seed: int | None) -> None:
         self.policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
-        self.seeds = iter(np.random.SeedSequence(seed).generate_state(64))
+        self.seeds = None if seed is None else iter(np.random.SeedSequence(seed).generate_state(64))
         self.count = 0
 
     def __call__(self, image, filters: int, side: int = 3, stride: int = 1, up: bool = False, activation="relu"):
         "A convolution, with ReLU unless told otherwise; `up` enlarges the image by `stride` instead of reducing it."
         self.count += 1
         kind, name = (layers.Conv2DTranspose, "up") if up else (layers.Conv2D, "convolution")
-        start = keras.initializers.HeNormal(seed=int(next(self.seeds)))
+        start = "zeros" if self.seeds is None else keras.initializers.HeNormal(seed=int(next(self.seeds)))
         return kind(filters, side, strides=stride, padding="same", activation=activation, kernel_initializer=start,
                     dtype=self.policy, name=f"{name}_{self.count}")(image)
 

@@ -10,19 +10,21 @@ __all__ = ['STEPS', 'excess_error', 'SolverView', 'solver_view', 'build_correcto
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, cached_property, partial
 from importlib import resources
 from pathlib import Path
+from threading import Event
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-from ..config import InputError
+from ..config import InputError, check_choice
 from ..data.scan import RawData
 from ..files import check_shape, read_arrays, reading, write_arrays
-from ..machine import progress_bar
+from ..machine import has_bfloat16, progress_bar
 from ..physics.noise import deal_photons
 from ..quiet import stopping
 from ..solvers.estimate import as_estimated, estimate
@@ -31,11 +33,15 @@ from ..solvers.goodness import goodness
 from ..solvers.held_out import HeldOut, hold_out
 from ..solvers.result import Reconstruction, Region, common_region
 from ..solvers.steps import solve
-from .generators import Convolutions, unet
+from .generators import PRECISIONS, Convolutions, unet
 
 STEPS = (1, 2, 4, 8)  # iterations of the solver that the network looks at, beside the chosen one
 _MOST_STEPS = 60
+_NEAR = 2  # steps before the choice of another split, and without a better likelihood before one is settled
+_EARLY = 12  # steps; where a split takes more, others may take far fewer
 _FEATURES = 4 + 4 * len(STEPS)
+_AT_ONCE = 2  # splits that are solved side by side: one leaves processors idle between its steps, many take memory
+
 
 # %% ../../nbs/4_network/45_pretrained.ipynb #b7366400
 def excess_error(
@@ -79,14 +85,19 @@ class SolverView:
 def solver_view(
     data: RawData,
     held: HeldOut,  # counts of this scan that are never fitted
+    near: SolverView | None = None,  # of other counts held out: the search begins close to its choice if that was early
+    given_up: Event | None = None,  # once it is set, the view comes at once and is of no use
 ) -> SolverView:
     "Run the likelihood solver with the probe as it is and keep what the network wants to see."
-    fit, objects = prepare(data, held), []
+    fit, objects, first = prepare(data, held), [], 1
+    if near is not None and (chosen := near.base.info["chosen"])["iteration"] <= _EARLY:
+        first, fit.patience, fit.level = chosen["iteration"] - _NEAR, _NEAR, fit.smoothing_px.index(chosen["smoothing_px"])
     for step in solve(fit.problem, _MOST_STEPS):
-        fit.see(step)
+        if step.iteration >= first:
+            fit.see(step)
         if step.iteration in STEPS:
             objects.append(step.object.copy())
-        if fit.settled and step.iteration >= STEPS[-1]:
+        if (fit.settled and step.iteration >= STEPS[-1]) or (given_up is not None and given_up.is_set()):
             break
     base = fit.reconstruction(data.positions_px, fit.problem.layout, "no_network", data.geometry)
     return SolverView(base, tuple(objects), excess_error(base, held), held)
@@ -96,7 +107,7 @@ def build_corrector(
     n_filters: int = 48,  # channels at half resolution
     depth: int = 1,  # residual blocks at half and at quarter resolution, on the way down and up
     precision: str = "float32",  # of the convolutions, or "bfloat16"
-    seed: int = 0,
+    seed: int | None = 0,  # None: all weights are zero, to be filled
 ) -> keras.Model:  # (b, H, W, 20) to (b, H, W, 2), real and imaginary correction in units of s; H, W multiples of 8
     "The network that corrects a canvas."
     convolution = Convolutions(precision, seed)
@@ -112,7 +123,7 @@ def build_corrector(
 
 def correct(
     view: SolverView,
-    network: keras.Model,  # of `build_corrector`
+    network: Callable[[np.ndarray], object],  # of `build_corrector`, or `Pretrained.apply`
     orientations: Sequence[int] = range(8),  # which ways of turning and mirroring the canvas to take the mean over
 ) -> np.ndarray:  # complex64 (H, W)
     "The corrected object; where no light fell it stays as it was."
@@ -122,7 +133,7 @@ def correct(
     total = np.zeros((*padded.shape[:2], 2), np.float32)
     for k in orientations:
         turned = np.rot90(padded, k // 2)[:, :: 1 - 2 * (k % 2)]
-        made = np.asarray(ops.convert_to_numpy(network(np.ascontiguousarray(turned[None]), training=False)))[0]
+        made = np.asarray(ops.convert_to_numpy(network(np.ascontiguousarray(turned[None]))))[0]
         total += np.rot90(made[:, :: 1 - 2 * (k % 2)], -(k // 2))
     total = total[:height, :width] * view.scale[..., None] / len(orientations)
     correction = np.where(view.base.coverage > 0, total[..., 0] + 1j * total[..., 1], 0)
@@ -136,6 +147,15 @@ class Pretrained:
     network: keras.Model
     about: dict  # JSON can hold it; `n_filters` and `depth` say how the network is built
 
+    @cached_property
+    def apply(self) -> Callable[[np.ndarray], object]:  # float32 (1, H, W, 20) to (1, H, W, 2)
+        "The network as one graph for canvases of every size: layer by layer TensorFlow takes half as long again."
+        if keras.backend.backend() != "tensorflow":
+            return self.network
+        import tensorflow as tf
+
+        return tf.function(self.network, input_signature=[tf.TensorSpec((1, None, None, _FEATURES), tf.float32)])
+
 
 def save_pretrained(
     path: str | Path,  # the file to write, `*.npz`
@@ -148,8 +168,12 @@ def save_pretrained(
 
 def load_pretrained(
     path: str | Path | None = None,  # None: the corrector that comes with the package
+    precision: str = "auto",  # of the convolutions: "float32", "bfloat16", or "auto", the faster one on this machine
 ) -> Pretrained:
-    "Read a corrector; `InputError` if the file is missing or holds something else."
+    "Read a corrector; `InputError` if the file is missing or holds something else, or for an unknown precision."
+    if check_choice("precision", precision, ("auto", *PRECISIONS)) == "auto":
+        on_processor = keras.backend.backend() == "tensorflow" and keras.distribution.list_devices()[0].startswith("cpu")
+        precision = "bfloat16" if on_processor and has_bfloat16() else "float32"
     path = Path(str(resources.files("ptycho_nb") / "weights" / "amortised.npz")) if path is None else Path(path)
     expected, remedy = "a file of save_pretrained()", "Choose another file."
     stored = read_arrays(path, expected=expected, remedy=remedy)
@@ -163,10 +187,16 @@ def load_pretrained(
         n_weights, n_filters, depth = sum(array.size for array in arrays), about["n_filters"], about["depth"]
         if not (0 < n_filters**2 <= n_weights and 0 < depth <= len(arrays)):  # it is built before it is filled
             raise InputError(place.member, f"{n_filters} filters, depth {depth}", f"what {n_weights} weights fill", remedy)
-        network = build_corrector(n_filters, depth)
+        network = build_corrector(n_filters, depth, precision, seed=None)
         place.member = "the weights"
         network.set_weights(arrays)
     return Pretrained(network, about)
+
+
+@cache
+def _shipped() -> Pretrained:
+    "The corrector that comes with the package, read once: to be used, not to be changed."
+    return load_pretrained()
 
 # %% ../../nbs/4_network/45_pretrained.ipynb #ee0680db
 def merged(
@@ -218,7 +248,7 @@ def corrected_views(
         raise InputError("orientations", orientations, "1 to 8", "Leave it out for all eight.")
     if held is not None and not len(held.patterns):
         raise InputError("validation", "no patterns", "at least one", "The expected error is read off them.")
-    pretrained = load_pretrained() if pretrained is None else pretrained
+    pretrained = _shipped() if pretrained is None else pretrained
     useless, measured = np.array([], int), None
     if not data.is_simulated if refine_probe is None else refine_probe:
         first = hold_out(data, seed=seed) if held is None else held
@@ -227,12 +257,22 @@ def corrected_views(
         data = as_estimated(data, measured)
     turns = range(orientations)
     judges = [hold_out(data, seed=seed + k) for k in range(splits)] if held is None else [held]
-    judges = [judge.without(useless) for judge in judges]
-    views, corrections = [], []
-    for k, judge in enumerate(progress_bar(judges, len(judges), "split", progress)):
-        views.append(solver_view(data, judge))
-        corrected = correct(views[k], pretrained.network, turns[k :: len(judges)] or turns[:1])
-        corrections.append(corrected - views[k].base.object)
+    judges, given_up = [judge.without(useless) for judge in judges], Event()
+
+    def view(k: int) -> SolverView:
+        return solver_view(data, judges[k], None if k == 0 else jobs[0].result(), given_up)
+
+    views, corrections, jobs = [], [], []
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # the solver goes on with the next split while the network corrects one
+        for k in range(len(judges)):
+            jobs.append(pool.submit(view, k))
+        try:
+            for k in progress_bar(range(len(judges)), len(judges), "split", progress):
+                views.append(jobs[k].result())
+                corrected = correct(views[k], pretrained.apply, turns[k :: len(judges)] or turns[:1])
+                corrections.append(corrected - views[k].base.object)
+        finally:
+            given_up.set()
     return data, views, corrections, measured
 
 
@@ -299,7 +339,7 @@ def amortised(
     ('amortised', 1)
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    pretrained = load_pretrained() if pretrained is None else pretrained
+    pretrained = _shipped() if pretrained is None else pretrained
     _, views, corrections, _ = corrected_views(data, pretrained, held=held, refine_probe=refine_probe, splits=splits,
                                             orientations=orientations, seed=seed, progress=progress)
     fraction, nll, objects = best_share(views, corrections)

@@ -11,11 +11,10 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import ndimage
 
 from ..config import InputError, check_choice
 from ..data.scan import RawData
-from ..machine import cores, progress_bar
+from ..machine import compiled, cores, progress_bar
 from ..physics.detector import Detector
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.geometry import Geometry
@@ -72,18 +71,57 @@ def check_far_field(
 
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #72fee519
+@compiled
+def _reflected(k, size):
+    while not 0 <= k < size:
+        k = -1 - k if k < 0 else 2 * size - 1 - k
+    return k
+
+
+@compiled
+def _blur(image, weights, padded, between, to):  # images of pairs (real, imaginary): (H, 2W); padded: one row, wider
+    height, width, reach = len(image), image.shape[1] // 2, len(weights) - 1
+    for y in range(height):
+        row = between[y]
+        row[:] = 0
+        for j in range(reach + 1):
+            above, below = image[_reflected(y - j, height)], image[_reflected(y + j, height)]
+            for x in range(len(row)):
+                row[x] += weights[j] * (above[x] + below[x])
+    for y in range(height):
+        row, blurred, first = between[y], to[y], 2 * reach
+        for x in range(len(row)):
+            padded[first + x] = row[x]
+        for k in range(reach):
+            left, right = 2 * _reflected(-1 - k, width), 2 * _reflected(width + k, width)
+            for part in range(2):
+                padded[first - 2 - 2 * k + part] = row[left + part]
+                padded[first + len(row) + 2 * k + part] = row[right + part]
+        blurred[:] = 0
+        for j in range(reach + 1):
+            before, after = padded[first - 2 * j :], padded[first + 2 * j :]
+            for x in range(len(blurred)):
+                blurred[x] += weights[j] * (before[x] + after[x])
+
+
 def smooth_correction(
     objects: np.ndarray,  # complex64 (…, H, W)
     start: np.ndarray,  # complex64 (…, H, W): what the solver started from
     smoothing_px: float,  # standard deviation of the Gaussian, px
 ) -> np.ndarray:  # complex64 (…, H, W)
-    "Smooth what the solver added to its start; the start itself stays as sharp as it was."
+    "Smooth what the solver added to its start, up to three standard deviations; the start itself stays as sharp as it was."
     if not smoothing_px:
         return objects
-    correction = objects - start
-    widths = (0,) * (objects.ndim - 2) + (smoothing_px, smoothing_px)
-    smoothed = [ndimage.gaussian_filter(part, widths, truncate=3) for part in (correction.real, correction.imag)]
-    return (start + smoothed[0] + 1j * smoothed[1]).astype(np.complex64)
+    added = np.ascontiguousarray(objects - start, np.complex64)
+    reach = int(3 * smoothing_px + 0.5)
+    weights = np.exp(-0.5 * (np.arange(reach + 1) / smoothing_px) ** 2)
+    weights[0] /= 2  # the middle is added twice
+    weights = (weights / (2 * weights.sum())).astype(np.float32)
+    images = added.view(np.float32).reshape(-1, added.shape[-2], 2 * added.shape[-1])
+    padded, between = np.empty(images.shape[2] + 4 * reach, np.float32), np.empty(images.shape[1:], np.float32)
+    for image in images:
+        _blur(image, weights, padded, between, image)
+    return start + added
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #c13e3b3c
 @dataclass

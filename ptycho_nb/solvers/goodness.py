@@ -39,17 +39,22 @@ def expected_terms(
     rate: np.ndarray,  # float (…): photons expected in each pixel
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 (…) both: mean and variance of the deviance of each pixel
     "What the deviance of a pixel is on average if its rate is exactly right, and how far it scatters."
-    dim, (means, variances) = np.minimum(rate, _RATES[-1]), _tables()
-    bright = 1 / (12 * np.maximum(rate, 1))
-    mean = np.where(rate > _RATES[-1], 0.5 + bright, np.interp(dim, _RATES, means))
-    return mean, np.where(rate > _RATES[-1], 0.5 + 2 * bright, np.interp(dim, _RATES, variances))
+    return tuple(_from_table(rate, table, times) for table, times in zip(_tables(), (1, 2), strict=True))
+
+
+def _from_table(rate: np.ndarray, table: np.ndarray, times: int) -> np.ndarray:
+    return np.where(rate > _RATES[-1], 0.5 + times / (12 * np.maximum(rate, 1)), np.interp(rate, _RATES, table))
+
+
+def _expected_mean(rate: np.ndarray) -> np.ndarray:
+    return _from_table(rate, _tables()[0], 1)
 
 
 def expected_deviance(
     rate: np.ndarray,  # float (…): photons expected in each pixel
 ) -> float:  # mean over the pixels, dimensionless
     "The Poisson deviance per pixel (as in `poisson_deviance`) that remains if the rate is exactly right."
-    return float(np.mean(expected_terms(rate)[0]))
+    return float(np.mean(_expected_mean(rate)))
 
 # %% ../../nbs/3_solvers/55_goodness.ipynb #3b47e8ce
 DOUBTFUL, WRONG = 1.5, 3.0  # times what photon noise leaves
@@ -113,7 +118,7 @@ def goodness(
         if np.isfinite(detector.end):
             told = ~detector.ended(block[:, detector.good], np.sqrt(rates))
         for k, rate, use in zip(some, rates, told, strict=True):
-            expected[k] = np.mean(expected_terms(rate + rate_floor(counts))[0] * use)
+            expected[k] = np.mean(_expected_mean(rate + rate_floor(counts)) * use)
     ratio, error = trimmed_mean(measured / expected)
     beyond = max(ratio - 1, 0) * float(expected.mean())  # about 2 (ΔA)² in each pixel
     missed = float(np.sqrt(beyond / (2 * counts))) if counts > 0 else 1.0
