@@ -12,7 +12,7 @@ N ?= 10000
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dose dose-full star study-dose study-dose-curve study-overlap photon-grid photon-grid-full pretrained test test-long fuzz bench bench-quick publish bench-workers docs gallery export readme clean
+.PHONY: help venv dose dose-full star study-dose study-dose-curve study-overlap photon-grid photon-grid-full pretrained test test-long fuzz bench bench-quick publish bench-workers bench-rivals docs gallery export readme clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-quick: $(READY)  ## the same, small (2 minutes)
 
 bench-workers: $(READY)  ## is a sweep on two workers 1.6 times as fast as on one? (nothing beside it)
 	@$(BIN)/python benchmarks/workers.py
+
+bench-rivals: $(READY)  ## pty-chi's engines beside estimate, network and the one call, runs/rivals (long; goes on where it stopped)
+	@$(BIN)/python benchmarks/rivals.py --out runs/rivals
 
 publish: $(READY)  ## the results of `make bench` into benchmarks/RESULTS.md and the README
 	@$(BIN)/python benchmarks/publish.py runs/bench
