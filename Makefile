@@ -60,7 +60,7 @@ pretrained: $(READY)  ## train the network that comes with the package anew (abo
 	@$(BIN)/ptycho-nb run-arm studies_nbs/pretrain.ipynb runs/pretrained --again -p profile full
 	@cp runs/pretrained/amortised.npz ptycho_nb/weights/amortised.npz
 
-test: $(READY)  ## every check and every test (about 12 minutes on 2 cores)
+test: $(READY)  ## every check and every test (about 11 minutes on 2 cores)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh
 
 test-long: $(READY)  ## what takes too long for every change: the studies with their defaults, every case on JAX
