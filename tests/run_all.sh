@@ -25,7 +25,7 @@ step() {  # step NAME COMMAND...
 }
 
 if [ "${1:-}" = --long ]; then
-    step "study notebooks run with their defaults"        nbdev_test --path studies_nbs --n_workers 2
+    step "study notebooks run with their defaults"        python tests/run_notebooks.py studies_nbs
     step "heart and pretrained network on JAX, every case" \
         env KERAS_BACKEND=jax python -m pytest -n 2 tests/test_heart.py tests/test_pretrained.py
     step "tests marked as long"                           python -m pytest -n 2 -m long
@@ -35,7 +35,7 @@ else
     step "README is nbs/index.ipynb"                      python tests/in_step.py readme
     step "modules import from lower layers only"          lint-imports
     step "ruff"                                           ruff check ptycho_nb tests benchmarks docs setup.py
-    step "library notebooks run (nbdev_test)"             nbdev_test --n_workers 2
+    step "library notebooks run"                          python tests/run_notebooks.py
     # Among the tests: the study notebooks and the documentation, warnings as errors. A third of the time a worker waits for
     # a process or a browser: three of them keep two cores busy.
     step "pytest"  python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
