@@ -58,21 +58,21 @@ class Explorer(Reproducible):
         settings: Mapping[str, Any],  # values to start with, for some or all of the controls
         fixed: Mapping[str, Any] | None = None,  # further parameters of the notebook, by their names
     ) -> None:
-        self.fixed, self._moves, self._twin = dict(fixed or {}), 0, None
+        self.fixed, self._moves, self._twin, self._seen = dict(fixed or {}), 0, None, False
         super().__init__(controls, settings)
         self.state = self.compute(self.settings, preview=False)
         self.panels = self.panels_type(self.state)
-        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
         # Beside the picture the controls are a column; where the cell is narrower than both, they stand above it, in rows.
         controls = ipywidgets.Box(list(self.controls.values()), layout={"flex_flow": "row wrap", "flex": "1 1 310px",
                                                                         "align_content": "flex-start"})
-        self.pointer, self._read = Pointer(self.image, self._pointed), ipywidgets.HTML(_small(self.hint))
+        self.pointer, self._read = Pointer(self._image, self._pointed), ipywidgets.HTML(_small(self.hint))
         picture = ipywidgets.Box([self._read, self.pointer.widget],
                                  layout={"display": "block", "flex": "1000 1 580px", "min_width": "0", "overflow": "auto hidden"})
         row = ipywidgets.Box([controls, picture], layout={"flex_flow": "row wrap", "width": "100%"})
-        self.widget = ipywidgets.VBox([ipywidgets.HTML(_HIDE_TWIN), row, self._message, self._command_row(), self._saving_row()])
-        self.widget.add_class("ptycho-nb")
-        self.widget.add_class(f"ptycho-nb-{self.prefix}")
+        self._widget = ipywidgets.VBox([ipywidgets.HTML(_HIDE_TWIN), row, self._message, self._command_row(), self._saving_row()])
+        self._widget.add_class("ptycho-nb")
+        self._widget.add_class(f"ptycho-nb-{self.prefix}")
         self.show_state(self.state)
 
     def compute(
@@ -148,10 +148,30 @@ class Explorer(Reproducible):
         self,
         state: Any,  # what `compute` returned
     ) -> None:
-        "Make this the state, and draw it."
+        "Make this the state, and draw it if somebody looks."
         self.state = state
         self.panels.update_to(state)
-        self.image.value = self.panels.png()
+        if self._seen:
+            self._image.value = self.panels.png()
+
+    def _look(self) -> None:
+        "Draw the state, and from now on every state."
+        with self.lock:
+            if not self._seen:
+                self._seen = True
+                self._image.value = self.panels.png()
+
+    @property
+    def image(self) -> ipywidgets.Image:
+        "The picture as it is now."
+        self._look()
+        return self._image
+
+    @property
+    def widget(self) -> ipywidgets.VBox:
+        "All that is shown where a notebook displays the explorer."
+        self._look()
+        return self._widget
 
     def figure(self) -> Panels:
         "The static twin: a figure of its own with what the widget shows now."
@@ -194,7 +214,7 @@ class Explorer(Reproducible):
         "What is shown now, as a notebook keeps it."
         with self.lock:
             self.settle()
-            return {"image/png": base64.b64encode(self.panels.png()).decode(), "text/plain": repr(self)}
+            return {"image/png": base64.b64encode(self.image.value).decode(), "text/plain": repr(self)}
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return self.widget._repr_mimebundle_() | self._picture()
