@@ -28,6 +28,7 @@ from ..solvers.fit import SMOOTHING_PX, fit_scan
 from ..solvers.gauge import align
 from ..solvers.goodness import Goodness, goodness
 from ..solvers.held_out import hold_out
+from ..solvers.priors import PRIORS, Prior, photon_noise
 from ..solvers.residuals import Residuals, residual_maps
 from ..solvers.result import Reconstruction, covered_region
 from .controls import slider
@@ -35,7 +36,7 @@ from .explorer import Explorer
 from .panels import Panels, Place, draw_positions, number_table
 
 # %% auto #0
-__all__ = ['PRIORS', 'faulty_scan', 'MeasuredState', 'MeasuredPanels', 'MeasuredExplorer']
+__all__ = ['SMOOTHINGS', 'faulty_scan', 'MeasuredState', 'MeasuredPanels', 'MeasuredExplorer']
 
 # %% ../../nbs/9_explorers/45_measured.ipynb #fd4c1566
 def faulty_scan(
@@ -56,7 +57,7 @@ def faulty_scan(
     return replace(exact, diff3d=amplitude, metadata={}, object=None, source="scan with planted faults")
 
 # %% ../../nbs/9_explorers/45_measured.ipynb #661f2d44
-PRIORS = ("none", "Gaussian", "non-local means", "total variation")
+SMOOTHINGS = "none", "Gaussian", *PRIORS
 _MOST_PATTERNS, _ITERATIONS, _JOINT, _PREVIEW = 100, 15, 30, 4  # _JOINT: iterations where the probe is refined as well
 
 
@@ -69,7 +70,7 @@ class MeasuredState:
     probe_refined: bool
     modes: int
     defocus_rad: float  # at the Nyquist frequency, added to the probe guess
-    prior: str  # one of `PRIORS`
+    prior: str  # one of `SMOOTHINGS`
     preview: bool  # after a few iterations only
     positions_px: np.ndarray  # float (m, 2): y, x of the patterns that judge
     image: Reconstruction
@@ -157,7 +158,7 @@ class MeasuredExplorer(Explorer):
             "probe_refined": ipywidgets.Checkbox(value=False, description="refine the probe", tooltip="together with the object"),
             "modes": slider("probe modes", 1, 1, 3, tooltip="more than one are refined with the object"),
             "defocus_rad": slider("refocus / rad", 0.0, -6.0, 6.0, 0.5),
-            "prior": ipywidgets.Dropdown(options=PRIORS, description="prior", tooltip="of the object"),
+            "prior": ipywidgets.Dropdown(options=SMOOTHINGS, description="prior", tooltip="of the object"),
         }
         fixed = {"data_path": whole.source} if Path(whole.source).is_file() else {}
         super().__init__(controls, settings, fixed)
@@ -178,8 +179,8 @@ class MeasuredExplorer(Explorer):
         widths = SMOOTHING_PX if settings["prior"] == "Gaussian" else (0.0,)
         iterations = _PREVIEW if preview else _JOINT if refined else _ITERATIONS
         image = fit_scan(data, self._held_out, refine_probe=refined, iterations=iterations, smoothing_px=widths, progress=False)
-        if settings["prior"] in rungs.STRENGTHS:
-            smooth = rungs.denoised(image.object, rungs.photon_noise(image), settings["prior"], 1.5)
+        if settings["prior"] in PRIORS:
+            smooth = Prior(settings["prior"], 1.0, 1.5).smoothed(image.object, photon_noise(image))
             image = replace(image, object=smooth)
         found = residual_maps(image, data)
         return MeasuredState(**settings, preview=preview, positions_px=data.positions_px[found.patterns], image=image,

@@ -17,12 +17,13 @@ import numpy as np
 from ..config import InferenceConfig
 from ..data.scan import RawData
 from ..quiet import stopping
+from ..solvers.climb import try_priors
 from ..solvers.fit import fit_scan
 from ..solvers.goodness import CLOSE, goodness
 from ..solvers.held_out import HeldOut
-from ..solvers.ladder import judge
+from ..solvers.ladder import Climb, judge
+from ..solvers.priors import IN_TURN, OF_SMOOTH, Prior, best_smoothed, photon_noise
 from ..solvers.result import Reconstruction
-from ..solvers.rungs import denoised, photon_noise
 from .inference import reconstruct as apply_model
 from .model import PtychoModel
 from .pretrained import Pretrained, SolverView, corrected_views, merged
@@ -33,16 +34,14 @@ __all__ = ['best_smoothing', 'Candidate', 'preferred', 'choose', 'familiarity', 
            'reconstruct']
 
 # %% ../../nbs/4_network/72_candidates.ipynb #ef8888ad
-# Share of the photon noise that is expected to be left, and strength:
-_AFTER_NETWORK = ((0.3, 1.2), (0.3, 2.0), (0.5, 1.2), (0.8, 1.2), (0.8, 2.0), (1.2, 0.7), (1.2, 1.2))
-_AFTER_STEPS = ((0.2, 0.7), (0.2, 1.2), (0.4, 0.7), (0.4, 1.2), (0.8, 0.7))
 _SHARES = {"estimate": 0.0, "network by half": 0.5, "network": 1.0}  # of the network's correction
 _STEPS = 6  # of the likelihood, after smoothing
 _MOST_TIMES = 6  # that both are done in turn
+_ITERATIONS = 60  # of the solver, at most, where a fit goes on
 
 
-def _smoothed(view: SolverView, object: np.ndarray, share: float, strength: float) -> np.ndarray:
-    return denoised(object, share * photon_noise(view.base), "non-local means", strength)
+def _smoothed(view: SolverView, object: np.ndarray, prior: Prior) -> np.ndarray:
+    return prior.smoothed(object, photon_noise(view.base))
 
 
 def _deviances(view: SolverView, object: np.ndarray) -> np.ndarray:
@@ -53,28 +52,32 @@ def _deviances(view: SolverView, object: np.ndarray) -> np.ndarray:
 def best_smoothing(
     view: SolverView,  # of one split
     object: np.ndarray,  # complex64 (H, W): to be smoothed
-    choices: tuple[tuple[float, float], ...],  # share of the noise, and strength
-) -> tuple[float, float] | None:  # None: the counts held out prefer none
+    choices: tuple[Prior, ...],
+) -> tuple[float, Prior] | None:  # deviance with it; None: the counts held out prefer none
     "The smoothing that predicts the counts of a split best."
-    plain, tried = _deviances(view, object), {}
-    for choice in choices:
-        tried[choice] = _deviances(view, _smoothed(view, object, *choice))
-    best = min(tried, key=lambda choice: tried[choice].mean())
-    return best if judge(plain, tried[best])[0] > 0 else None
+    deviance, prior, smooth = best_smoothed(replace(view.base, object=object), choices, photon_noise(view.base), view.held)
+    is_better = judge(_deviances(view, object), view.held.deviances(smooth))[0] > 0
+    return (deviance, prior) if is_better else None
 
 # %% ../../nbs/4_network/72_candidates.ipynb #99138458
 def _after_smoothing(data: RawData, views: list[SolverView], network: list[np.ndarray]) -> Iterator[tuple[str, list[np.ndarray]]]:
-    "Further candidates: name, and the object of each split. None if the counts prefer the network as it is."
+    "Further candidates: name, and the object of each split. None if the counts prefer network and estimate as they are."
     refit = partial(fit_scan, data, refine_probe=False, iterations=_STEPS, patience=3, progress=False)
-    objects = network
+    starts = {"network": network, "estimate": [view.base.object for view in views]}
+    choices = {name: best_smoothing(views[0], objects[0], OF_SMOOTH) for name, objects in starts.items()}
+    found = {name: choice for name, choice in choices.items() if choice is not None}
+    if not found:
+        return
+    name = min(found, key=lambda name: found[name][0])
+    objects, choice = starts[name], found[name]
     for times in range(1, _MOST_TIMES + 1):
-        choice = best_smoothing(views[0], objects[0], _AFTER_NETWORK if times == 1 else _AFTER_STEPS)
+        choice = choice if times == 1 else best_smoothing(views[0], objects[0], IN_TURN)
         if choice is None:
             return
-        smooth = [_smoothed(view, object, *choice) for view, object in zip(views, objects, strict=True)]
+        smooth = [_smoothed(view, object, choice[1]) for view, object in zip(views, objects, strict=True)]
         if times == 1:
-            yield "network, half smoothed", [(one + other) / 2 for one, other in zip(network, smooth, strict=True)]
-        yield "network, smoothed" + (f" {times} times" if times > 1 else ""), smooth
+            yield f"{name}, half smoothed", [(one + other) / 2 for one, other in zip(objects, smooth, strict=True)]
+        yield f"{name}, smoothed" + (f" {times} times" if times > 1 else ""), smooth
         objects = [refit(view.held, start=replace(view.base, object=object)).object
                    for view, object in zip(views, smooth, strict=True)]
         yield f"smoothed {times} times, likelihood" if times > 1 else "smoothed, likelihood", objects
@@ -157,26 +160,40 @@ def candidates_table(
     return "\n".join(["| candidate | deviance of unseen counts, beside the estimate | |", "| --- | ---: | --- |", *rows])
 
 # %% ../../nbs/4_network/72_candidates.ipynb #8cad68e1
-def _judged(data: RawData, views: list[SolverView], corrections: list[np.ndarray]) -> tuple[list[np.ndarray], list[Candidate]]:
+def _judged(data: RawData, views: list[SolverView], corrections: list[np.ndarray],
+            measured: Reconstruction | None) -> tuple[list[np.ndarray], list[Candidate]]:
     "The objects of the chosen candidate, of each split, and the table."
     objects, deviances = {}, {}
-    for name, made in _candidates(data, views, corrections):
+
+    def judge_all(name: str, made: list[np.ndarray]) -> None:
         objects[name] = made
         deviances[name] = np.concatenate([_deviances(view, object) for view, object in zip(views, made, strict=True)])
+
+    for name, made in _candidates(data, views, corrections):
+        judge_all(name, made)
         since = list(deviances).index(preferred(deviances))
         if "likelihood" in name and len(deviances) - since > 2:  # a round that the counts did not notice
             break
+    if measured is not None:
+        first = _as_seen(views[0], measured)
+        if judge(_deviances(views[0], objects[preferred(deviances)][0]), _deviances(views[0], first))[0] > 0:
+            has_prior = any(rung["name"] == "prior" and rung["kept"] for rung in measured.info.get("rungs", []))
+            others = [_with_prior(data, view, measured) if has_prior else view.base.object for view in views[1:]]
+            judge_all("estimate with its prior", [first, *others])
     return objects[preferred(deviances)], choose(deviances)
 
 
-def _beside_measured(table: list[Candidate], held: HeldOut, winner: Reconstruction,
-                     measured: Reconstruction) -> tuple[list[Candidate], bool]:
-    "The table with the estimate that found the model, and whether the counts of the first split prefer it to the winner."
-    before, after = held.deviances(winner), held.deviances(measured)
-    gain, error, _ = judge(before, after)
-    chosen, is_best = next(row for row in table if row.chosen), bool(gain > 0)
-    last = Candidate("estimate with its prior", chosen.gain + float(gain), float(error), is_best)
-    return [replace(row, chosen=row.chosen and not is_best) for row in table] + [last], is_best
+def _as_seen(view: SolverView, measured: Reconstruction) -> np.ndarray:
+    "The object of the estimate that found the model, under the light of a split."
+    return measured.object * np.float32(np.linalg.norm(measured.modes) / np.linalg.norm(view.base.modes))
+
+
+def _with_prior(data: RawData, view: SolverView, measured: Reconstruction) -> np.ndarray:
+    "What the last rung of the ladder makes of the estimate of another split."
+    base = replace(view.base, info=view.base.info | {"steps": measured.info.get("steps", view.base.info["chosen"]["iteration"])})
+    climb = Climb(data, view.held, iterations=_ITERATIONS, seed=0, result=base)
+    try_priors(climb)
+    return climb.result.object
 
 
 @stopping("nothing is kept; start it again.")
@@ -259,11 +276,8 @@ def reconstruct(
     wall, cpu = time.perf_counter(), time.process_time()
     modelled, views, corrections, measured = corrected_views(data, pretrained, held=held, refine_probe=refine_probe,
                                                              splits=splits, seed=seed, progress=progress)
-    objects, table = _judged(modelled, views, corrections)
+    objects, table = _judged(modelled, views, corrections, measured)
     image, first = merged(views, objects), replace(views[0].base, object=objects[0])
-    if measured is not None:  # its object has a prior of its own; it has seen the counts of all splits but the first
-        table, is_best = _beside_measured(table, views[0].held, first, measured)
-        image, first = (measured, measured) if is_best else (image, first)
     found = goodness(first, views[0].held)
     error = float(np.mean([view.error for view in views]))
     info: dict[str, Any] = {"candidates": [asdict(row) for row in table], "chosen": next(row.name for row in table if row.chosen),

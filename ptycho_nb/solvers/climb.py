@@ -14,7 +14,7 @@ import numpy as np
 from ..data.scan import RawData
 from ..physics.noise import counts_floor, pattern_deviances
 from ..physics.patterns import in_blocks, mean_counts
-from . import rungs
+from . import priors, rungs
 from .aberrations import ABERRATIONS, aberrated, pupil_edge, search_aberrations
 from .fit import prepare
 from .held_out import HeldOut
@@ -302,7 +302,7 @@ def polish(
 def try_priors(
     climb: Climb,
 ) -> None:
-    "Other ways to smooth the object than a Gaussian, at some steps of the solver, and a little likelihood after that."
+    "Smooth the object in other ways than by a Gaussian: the best result, and some steps of the solver."
     info = climb.result.info
     chosen = min(max(info.get("steps", info["chosen"]["iteration"]), 4), _MOST_STEPS)
     if climb.goodness > _TURNED:  # it is not noise that is wrong
@@ -312,21 +312,24 @@ def try_priors(
         light = np.mean(np.square(predict_amplitudes(climb.result, climb.held.patterns), dtype=float), axis=0)
         told = float(np.mean((light / (light + data.detector.background))[data.detector.good]))
     at = {max(2, chosen // 2), chosen, 2 * chosen}
-    fit, sharp = prepare(data, climb.held), {}
+    fit, sharp = prepare(data, climb.held), []
     for step in solve(fit.problem, max(at)):
         if step.iteration in at:
-            sharp[step.iteration] = fit.only(step).reconstruction(data.positions_px, fit.problem.layout, "no_network")
-    noise = rungs.photon_noise(sharp[chosen], told)
+            sharp.append(fit.only(step).reconstruction(data.positions_px, fit.problem.layout, "no_network"))
+    noise = priors.photon_noise(climb.result, told)
 
-    def tried(step: int, prior: str, strength: float) -> tuple[float, Reconstruction, str]:
-        smooth = replace(sharp[step], object=rungs.denoised(sharp[step].object, noise, prior, strength))
-        return climb.held.deviance(smooth), smooth, f"{prior} of {strength:g} times the noise"
+    def smoothed(result: Reconstruction, choices: tuple[priors.Prior, ...]) -> tuple[float, priors.Prior, Reconstruction]:
+        return priors.best_smoothed(result, choices, noise, climb.held)
 
-    every = (tried(step, prior, strength) for step in sharp
-             for prior, strengths in rungs.STRENGTHS.items() for strength in strengths)
-    _, start, words = min(every, key=lambda trial: trial[0])
-    refined = climb.fit(data, start=start, refine_probe=False, iterations=8, patience=3)
-    climb.see("prior", words, data, replace(refined, info=climb.result.info | {"prior": words}), began)
+    def refit(start: Reconstruction) -> Reconstruction:
+        return climb.fit(data, start=start, refine_probe=False, iterations=8, patience=3)
+
+    starts = min((smoothed(result, priors.OF_SHARP) for result in sharp), key=lambda trial: trial[0]), smoothed(
+        climb.result, priors.OF_SMOOTH)
+    _, prior, start = min(starts, key=lambda trial: climb.held.deviance(refit(trial[2])))
+    found, rounds = priors.in_turn(start, refit, noise, climb.held)
+    words = f"{prior}, then likelihood and prior in turn, {rounds} times"
+    climb.see("prior", words, data, replace(found, info=climb.result.info | {"prior": words}), began)
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #d3aa0a6c
 def every_rung(

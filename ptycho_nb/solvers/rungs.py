@@ -17,12 +17,11 @@ from ..physics.forward import checkerboard
 from ..physics.noise import radial_mean
 from ..physics.patterns import counts_of, in_blocks, mean_counts
 from .fit import orthogonal_modes
-from .result import Reconstruction
 
 # %% auto #0
-__all__ = ['ERROR_VALUES', 'BLURS', 'STRENGTHS', 'unreadable_pixels', 'useless_patterns', 'suspicious_pixels', 'with_background',
+__all__ = ['ERROR_VALUES', 'BLURS', 'unreadable_pixels', 'useless_patterns', 'suspicious_pixels', 'with_background',
            'with_another_mode', 'blurred_modes', 'light_of_patterns', 'changes_of_light', 'predicted_by_halves',
-           'refocused', 'search_focus', 'orientations', 'photon_noise', 'denoised']
+           'refocused', 'search_focus', 'orientations']
 
 # %% ../../nbs/3_solvers/75_rungs.ipynb #e34351de
 _TIMES = 20.0  # more or less light than the median, that no sample explains
@@ -259,33 +258,3 @@ def orientations(
         for signs, words in (((1, 1), ""), ((-1, -1), "turned by half a turn"), ((1, -1), "x reversed"), ((-1, 1), "y reversed")):
             said = ", ".join(filter(None, ("x and y exchanged" if swapped else "", words)))
             yield said or "as given", turned * signs + centre
-
-# %% ../../nbs/3_solvers/75_rungs.ipynb #13f77457
-STRENGTHS = {"non-local means": (0.7, 1.2, 2.0), "total variation": (0.7, 1.5, 3.0)}  # times the noise
-
-
-def photon_noise(
-    result: Reconstruction,
-    told: float = 1.0,  # share of the information that a background leaves
-) -> float:
-    "The standard deviation that the photons leave in the real and in the imaginary part of a pixel: its median."
-    photons = result.coverage * np.sum(np.abs(result.modes) ** 2) / (result.N / 2) ** 2
-    return float(1 / np.sqrt(2 * np.median(photons[photons > 0.1 * photons.max()]) * told))
-
-
-def denoised(
-    object: np.ndarray,  # complex64 (H, W)
-    noise: float,  # standard deviation of real and imaginary part
-    prior: str,  # a key of `STRENGTHS`
-    strength: float,  # times the noise
-) -> np.ndarray:  # complex64 (H, W)
-    "The object under a prior."
-    from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
-
-    parts = np.stack([object.real, object.imag], axis=-1)
-    if prior == "total variation":
-        found = denoise_tv_chambolle(parts, strength * noise, channel_axis=-1)
-    else:
-        found = denoise_nl_means(parts, patch_size=5, patch_distance=7, h=strength * noise, sigma=noise, fast_mode=True,
-                                 channel_axis=-1)
-    return (found[..., 0] + 1j * found[..., 1]).astype(np.complex64)
