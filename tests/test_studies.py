@@ -35,7 +35,8 @@ from ptycho_nb.solvers.result import load_reconstructions
 STUDIES = Path(__file__).resolve().parent.parent / "studies_nbs"
 DOSE = STUDIES / "dose.ipynb"
 PROGRAM = Path(sys.executable).with_name("ptycho-nb")
-SMALL = {"nphotons": 1e4, "n_train": 64, "n_test": 64, "gridsize": 1, "nepochs": 4}
+SMALL = {"nphotons": 1e4, "n_train": 64, "n_test": 64, "gridsize": 1, "nepochs": 1}
+KILLED = SMALL | {"nepochs": 4}
 # What each study is run with here; `make test-long` runs it with its defaults, a quick profile. The tests below run
 # dose.ipynb, and test_browser_jupyterlab.py runs explore.ipynb.
 BRIEF = {"n_train": 32, "n_test": 64, "nepochs": 1}
@@ -136,11 +137,12 @@ def test_papermill_alone_leaves_a_whole_arm(by_papermill):
 
 
 @pytest.mark.long  # test_training.py and test_sweep.py kill each in a few seconds
-def test_killed_in_training_it_goes_on_to_the_same_metrics(by_papermill, tmp_path, request):
+def test_killed_in_training_it_goes_on_to_the_same_metrics(tmp_path, request):
     """Two arms of the same training, its seed once derived and once stated: one is done before, one killed."""
     out, seed = tmp_path / "out", derive_seeds(0)["train_seed"]
-    shutil.copytree(by_papermill.folder, out / "train_seed=-1")
-    words = [word for name, value in SMALL.items() for word in ("-p", name, str(value))]
+    whole = by_papermill_alone(DOSE, tmp_path, **KILLED)
+    shutil.copytree(whole.folder, out / "train_seed=-1")
+    words = [word for name, value in KILLED.items() for word in ("-p", name, str(value))]
     command = [PROGRAM, "sweep", DOSE, "--set", f"train_seed=-1,{seed}", "--out", out, "--workers", "1", *words]
     process = subprocess.Popen(command, env=os.environ | thread_limits(1), stdout=subprocess.DEVNULL)
     request.addfinalizer(process.kill)
@@ -154,7 +156,7 @@ def test_killed_in_training_it_goes_on_to_the_same_metrics(by_papermill, tmp_pat
     done = (first / "done.json").stat().st_mtime_ns
     with locked(second / ".lock", patience_s=10):
         before = read_json(history)["epochs"]
-        assert 2 <= before[-1]["epoch"] < SMALL["nepochs"], "killed in the middle of its training"
+        assert 2 <= before[-1]["epoch"] < KILLED["nepochs"], "killed in the middle of its training"
         assert (second / ".checkpoint.npz").exists() and not (second / "done.json").exists()
 
     again = subprocess.run(command, env=os.environ | thread_limits(1), capture_output=True, text=True)
@@ -164,10 +166,10 @@ def test_killed_in_training_it_goes_on_to_the_same_metrics(by_papermill, tmp_pat
     resumed = read_arm(second)
     kept = len(before) - 1  # the last one may have been killed between its history and its checkpoint
     assert resumed.history["epochs"][:kept] == before[:kept], "epochs that were done are not trained again"
-    assert resumed.history["epochs"][-1]["epoch"] == SMALL["nepochs"]
+    assert resumed.history["epochs"][-1]["epoch"] == KILLED["nepochs"]
 
-    assert without_timings(resumed.metrics) == without_timings(by_papermill.metrics)
-    checksums = {(arm.folder / "wts.h5.zip.sha256").read_text().split()[0] for arm in (by_papermill, resumed)}
+    assert without_timings(resumed.metrics) == without_timings(whole.metrics)
+    checksums = {(arm.folder / "wts.h5.zip.sha256").read_text().split()[0] for arm in (whole, resumed)}
     assert len(checksums) == 1, "the same training gives the same bytes"
 
 

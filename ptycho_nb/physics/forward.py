@@ -250,9 +250,10 @@ def scan_amplitudes(
         for mode in probe:
             total += np.square(scan_amplitudes(objects, mode, layout, chunk))
         return np.sqrt(total, out=total)
-    N, stack = probe.shape[-1], layout.stack(objects)
-    amplitude = np.empty((len(layout), N, N), np.float32)
-    kind, board = np.result_type(objects, probe), checkerboard(N) / np.float32(N)
+    N, kind = probe.shape[-1], np.result_type(objects, probe)
+    # Of one type and in one order: each other combination would be compiled for itself, which takes seconds.
+    stack, probe = np.ascontiguousarray(layout.stack(objects), kind), probe.astype(kind, copy=False)
+    amplitude, board = np.empty((len(layout), N, N), np.float32), checkerboard(N) / np.float32(N)
     planes, roots = image_planes(N, kind), roots_of_unity(N, kind)
     remainder = layout.remainder_px
     if remainder is None:
