@@ -1,10 +1,12 @@
 """Sphinx reads the tree that build.py assembles; nothing is executed and nothing comes from the network."""
 import sys
+from functools import cache
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.search.en import SearchEnglish
 from sphinx.util.docutils import SphinxRole
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
@@ -82,6 +84,7 @@ def readable_signature(app, what, name, value, options, signature, returns):
 
 
 def setup(app):
+    SearchEnglish.stem = cache(SearchEnglish.stem)  # of a word that comes a hundred times it is found once
     app.connect("autodoc-process-signature", readable_signature)
     app.add_role("chapter", ChapterRole())
     return {"parallel_read_safe": True}
