@@ -20,15 +20,18 @@ help:  ## this list
 venv: $(READY)  ## make .venv with the development extras (PYTHON=python3.12 chooses another Python)
 
 # The stamp is written last: an interrupted installation starts again, a finished one does not. pip compiles one file after the
-# other, compileall on every core; what is no Python, such as templates, it leaves out and says so by its exit code. A quarter
-# of the whole is hardly ever imported; Python compiles such a file when it is.
+# other, compileall beside it what is there already, and in the end the rest on every core; what is no Python, such as templates,
+# it leaves out and says so by its exit code. A quarter of the whole is hardly ever imported; Python compiles such a file when
+# it is.
 SELDOM := tests?|_inductor|sqlalchemy|pip|setuptools|mypyc?|debugpy|networkx|fontTools|sklearn|lexers
+COMPILE := $(BIN)/python -m compileall -qq -x '/($(SELDOM))/' $(VENV)/lib/python3*/site-packages
 $(READY): settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"ptycho_nb needs Python >= 3.11, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv $(VENV) || { echo "python -m venv failed; Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "installing into $(VENV) (some minutes, about 3 GB, once)"
-	@$(BIN)/python -m pip install -qq --no-compile --editable '.[$(EXTRAS)]'
-	@$(BIN)/python -m compileall -qq -j 0 -x '/($(SELDOM))/' $(VENV)/lib/python3*/site-packages || true
+	@$(BIN)/python -m pip install -qq --no-compile --editable '.[$(EXTRAS)]' & installing=$$!; \
+	while kill -0 $$installing 2>/dev/null; do $(COMPILE) -j 1; sleep 3; done; wait $$installing
+	@$(COMPILE) -j 0 || true
 	@touch $@
 
 dose: $(READY)  ## one arm from simulation to metrics, quick profile (some minutes)

@@ -148,8 +148,9 @@ def test_swapped_axes(arrays, tmp_path):
 
 
 def test_swapped_axes_whose_patches_leave_the_object(arrays, tmp_path):
-    report = diagnosed(arrays, tmp_path, xcoords=arrays["ycoords"], ycoords=arrays["xcoords"], xcoords_start=None,
-                       ycoords_start=None, objectGuess=arrays["objectGuess"][:, :150])
+    path = written(arrays, tmp_path, xcoords=arrays["ycoords"], ycoords=arrays["xcoords"], xcoords_start=None,
+                   ycoords_start=None, objectGuess=arrays["objectGuess"][:, :150])
+    report = told_of(path, tmp_path / "report")
     assert "objectGuess" in named(report, "error") and "x and y are swapped" in named(report, "error")
 
 
@@ -164,7 +165,7 @@ def test_right_axes_are_not_suspected(dose, tmp_path):
 def test_one_pattern_that_cannot_be_used(arrays, value, reason, tmp_path):
     patterns = arrays["diff3d"].copy()
     patterns[41, 5, 6] = value
-    report = diagnosed(arrays, tmp_path, diff3d=patterns)
+    report = told_of(written(arrays, tmp_path, diff3d=patterns), tmp_path / "report")
     (finding,) = (item for item in report["findings"] if item["severity"] == "error")
     assert "41" in finding["what"] and reason in finding["what"] and "Drop" in finding["remedy"]
     assert not report["believable"]
@@ -174,7 +175,8 @@ def test_one_pattern_that_cannot_be_used(arrays, value, reason, tmp_path):
 def test_one_position_that_is_not_a_number_and_patterns_last(arrays, tmp_path):
     x = arrays["xcoords"].copy()
     x[7] = np.nan
-    report = diagnosed(arrays, tmp_path, xcoords=x, diff3d=np.moveaxis(arrays["diff3d"], 0, -1))
+    path = written(arrays, tmp_path, xcoords=x, diff3d=np.moveaxis(arrays["diff3d"], 0, -1))
+    report = told_of(path, tmp_path / "report")
     assert "Pattern 7 has NaN" in named(report, "error") and report["sections"]["scan"]["n_patterns"] == 99
 
 
@@ -287,7 +289,7 @@ def test_the_patterns_that_judge_are_those_that_the_arm_held_out(arm, tmp_path):
     write_json(other / "config.json", {**config, "training": {**config["training"], "validation_fraction": 0.3}})
     subject = read_subject(other)
     np.testing.assert_array_equal(subject.validation, validation_indices(CONFIG.n_test, 0.3, 6))
-    assert len(subject.validation) == 30 and "scan" in diagnose(other, tmp_path / "report")["figures"]
+    assert len(subject.validation) == 30 and "scan" in examine(subject).figures
 
 
 def test_an_arm_whose_positions_were_refined_keeps_its_scan(arm, tmp_path):

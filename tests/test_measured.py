@@ -111,7 +111,8 @@ def test_positions_counted_the_other_way_are_turned_back(exact, sound):
     np.testing.assert_allclose(result.positions_px, exact.positions_px)
 
 
-@pytest.mark.parametrize("name", ["affine", pytest.param("drift", marks=pytest.mark.long)])
+@pytest.mark.long  # the chapter of position rungs finds both together
+@pytest.mark.parametrize("name", ["affine", "drift"])
 def test_positions_that_are_turned_or_drift_are_found(exact, name):
     middle = exact.positions_px.mean(axis=0)
     turned = (exact.positions_px - middle) @ np.array([[1.01, 0.03], [-0.03, 1.01]]) + middle
