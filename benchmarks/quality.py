@@ -14,7 +14,7 @@ from ptycho_nb.config import ModelConfig, SimulationConfig, TrainingConfig, loss
 from ptycho_nb.data.formats import load_data
 from ptycho_nb.data.scan import RawData
 from ptycho_nb.data.simulation import generate_simulated_data, simulate_halves
-from ptycho_nb.network.inference import reconstruct
+from ptycho_nb.network.candidates import reconstruct
 from ptycho_nb.network.pretrained import amortised
 from ptycho_nb.network.supervised import train_supervised
 from ptycho_nb.network.training import train as train_network
@@ -26,6 +26,7 @@ from ptycho_nb.solvers.fit import prepare
 from ptycho_nb.solvers.gauge import aligned_pair
 from ptycho_nb.solvers.held_out import HeldOut, hold_out
 from ptycho_nb.solvers.lsqml import lsqml_epochs, ptychi_installed
+from ptycho_nb.solvers.named import Measurement
 from ptycho_nb.solvers.result import Reconstruction
 from ptycho_nb.solvers.steps import solve
 
@@ -145,7 +146,9 @@ def fast_methods(overlap: bool) -> dict[str, Callable[[RawData, HeldOut], Recons
     return methods | {
         "estimate": lambda scan, held: estimate(scan, held=held),
         "estimate, amplitude": lambda scan, held: estimate(scan, held=held, likelihood="amplitude"),
-        "amortised": lambda scan, _: amortised(scan)}
+        "estimate, with a prior": lambda scan, held: estimate(scan, Measurement(probe="given", prior=True), held=held),
+        "amortised": lambda scan, _: amortised(scan),
+        "the one call": lambda scan, _: reconstruct(scan)}
 
 
 def held_out(case: Case, scan: RawData, seed: int) -> np.ndarray | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +29,16 @@ from .pretrained import Pretrained, SolverView, corrected_views, merged
 from .training import TrainingResult
 
 # %% auto #0
-__all__ = ['best_smoothing', 'Candidate', 'preferred', 'choose', 'familiarity', 'candidates_text', 'candidates_table',
+__all__ = ['Round', 'rounds_after', 'Candidate', 'preferred', 'choose', 'familiarity', 'candidates_text', 'candidates_table',
            'reconstruct']
 
 # %% ../../nbs/4_network/72_candidates.ipynb #ef8888ad
 _SHARES = {"estimate": 0.0, "network by half": 0.5, "network": 1.0}  # of the network's correction
+_WITH_PRIOR = "estimate with a prior"
 _STEPS = 6  # of the likelihood, after smoothing
-_MOST_TIMES = 6  # that both are done in turn
+_MOST_ROUNDS = 6
+_NOTICED = 0.002  # of the deviance
 _ITERATIONS = 60  # of the solver, at most, where a fit goes on
-
-
-def _smoothed(view: SolverView, object: np.ndarray, prior: Prior) -> np.ndarray:
-    return prior.smoothed(object, photon_noise(view.base))
 
 
 def _deviances(view: SolverView, object: np.ndarray) -> np.ndarray:
@@ -49,46 +46,66 @@ def _deviances(view: SolverView, object: np.ndarray) -> np.ndarray:
     return view.held.deviances(replace(view.base, object=object))
 
 
-def best_smoothing(
+def _likelihood_steps(data: RawData, view: SolverView, object: np.ndarray) -> np.ndarray:
+    return fit_scan(data, view.held, start=replace(view.base, object=object), refine_probe=False, iterations=_STEPS, patience=3,
+                    progress=False).object
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    "A prior, and likelihood steps after it."
+
+    prior: Prior
+    smooth: np.ndarray  # complex64 (H, W): the object under the prior
+    sharp: np.ndarray  # complex64 (H, W): after the steps
+
+
+def rounds_after(
+    data: RawData,
     view: SolverView,  # of one split
-    object: np.ndarray,  # complex64 (H, W): to be smoothed
-    choices: tuple[Prior, ...],
-) -> tuple[float, Prior] | None:  # deviance with it; None: the counts held out prefer none
-    "The smoothing that predicts the counts of a split best."
-    deviance, prior, smooth = best_smoothed(replace(view.base, object=object), choices, photon_noise(view.base), view.held)
-    is_better = judge(_deviances(view, object), view.held.deviances(smooth))[0] > 0
-    return (deviance, prior) if is_better else None
+    object: np.ndarray,  # complex64 (H, W): what the network has made of it
+) -> list[Round]:  # empty if the counts held out want the object as it is
+    "The priors that the counts of a split want one after the other, with likelihood steps between them."
+    rounds, noise, least, goes_on = [], photon_noise(view.base), _deviances(view, object).mean(), True
+    while goes_on and len(rounds) < _MOST_ROUNDS:
+        start = replace(view.base, object=object)
+        told, prior, smooth = best_smoothed(start, IN_TURN if rounds else OF_SMOOTH, noise, view.held)
+        if judge(_deviances(view, object), view.held.deviances(smooth))[0] <= 0:
+            break
+        before, object = least, _likelihood_steps(data, view, smooth.object)
+        rounds.append(Round(prior, smooth.object, object))
+        least = min(least, told, _deviances(view, object).mean())
+        goes_on = least < (1 - _NOTICED) * before
+    return rounds
 
 # %% ../../nbs/4_network/72_candidates.ipynb #99138458
-def _after_smoothing(data: RawData, views: list[SolverView], network: list[np.ndarray]) -> Iterator[tuple[str, list[np.ndarray]]]:
-    "Further candidates: name, and the object of each split. None if the counts prefer network and estimate as they are."
-    refit = partial(fit_scan, data, refine_probe=False, iterations=_STEPS, patience=3, progress=False)
-    starts = {"network": network, "estimate": [view.base.object for view in views]}
-    choices = {name: best_smoothing(views[0], objects[0], OF_SMOOTH) for name, objects in starts.items()}
-    found = {name: choice for name, choice in choices.items() if choice is not None}
-    if not found:
-        return
-    name = min(found, key=lambda name: found[name][0])
-    objects, choice = starts[name], found[name]
-    for times in range(1, _MOST_TIMES + 1):
-        choice = choice if times == 1 else best_smoothing(views[0], objects[0], IN_TURN)
-        if choice is None:
-            return
-        smooth = [_smoothed(view, object, choice[1]) for view, object in zip(views, objects, strict=True)]
-        if times == 1:
-            yield f"{name}, half smoothed", [(one + other) / 2 for one, other in zip(objects, smooth, strict=True)]
-        yield f"{name}, smoothed" + (f" {times} times" if times > 1 else ""), smooth
-        objects = [refit(view.held, start=replace(view.base, object=object)).object
-                   for view, object in zip(views, smooth, strict=True)]
-        yield f"smoothed {times} times, likelihood" if times > 1 else "smoothed, likelihood", objects
+def _smoothed(data: RawData, views: list[SolverView], network: list[np.ndarray],
+              rounds: list[Round]) -> Iterator[tuple[str, list[np.ndarray]]]:
+    "What the rounds of the first split make of all of them: name, and the object of each split."
+    objects = network
+    for k, done in enumerate(rounds):
+        times = f" {k + 1} times" if k else ""
+        others = [done.prior.smoothed(object, photon_noise(view.base))
+                  for view, object in zip(views[1:], objects[1:], strict=True)]
+        smooth = [done.smooth, *others]
+        if not k:
+            yield "network, half smoothed", [(one + other) / 2 for one, other in zip(objects, smooth, strict=True)]
+        yield f"network, smoothed{times}", smooth
+        objects = [done.sharp, *(_likelihood_steps(data, view, object) for view, object in zip(views[1:], others, strict=True))]
+        yield f"smoothed{times}, likelihood", objects
 
 
-def _candidates(data: RawData, views: list[SolverView], corrections: list[np.ndarray]) -> Iterator[tuple[str, list[np.ndarray]]]:
-    "All candidates, those that do less to the image first."
-    for name, share in _SHARES.items():
-        objects = [view.base.object + np.float32(share) * correction for view, correction in zip(views, corrections, strict=True)]
-        yield name, objects
-    yield from _after_smoothing(data, views, objects)
+def _under_light_of(view: SolverView, measured: Reconstruction) -> np.ndarray:
+    "The object of the estimate that found the model, under the light of a split."
+    return measured.object * np.float32(np.linalg.norm(measured.modes) / np.linalg.norm(view.base.modes))
+
+
+def _with_prior(data: RawData, view: SolverView, steps: int | None = None) -> np.ndarray:
+    "What the last rung of the ladder makes of the estimate of a split, which took that many steps; None: its own."
+    info = view.base.info | {"steps": view.base.info["chosen"]["iteration"] if steps is None else steps}
+    climb = Climb(data, view.held, iterations=_ITERATIONS, seed=0, result=replace(view.base, info=info))
+    try_priors(climb)
+    return climb.result.object
 
 # %% ../../nbs/4_network/72_candidates.ipynb #228c52dc
 @dataclass(frozen=True)
@@ -163,37 +180,29 @@ def candidates_table(
 def _judged(data: RawData, views: list[SolverView], corrections: list[np.ndarray],
             measured: Reconstruction | None) -> tuple[list[np.ndarray], list[Candidate]]:
     "The objects of the chosen candidate, of each split, and the table."
-    objects, deviances = {}, {}
+    objects, deviances, first = {}, {}, views[0]
 
     def judge_all(name: str, made: list[np.ndarray]) -> None:
         objects[name] = made
         deviances[name] = np.concatenate([_deviances(view, object) for view, object in zip(views, made, strict=True)])
 
-    for name, made in _candidates(data, views, corrections):
-        judge_all(name, made)
-        since = list(deviances).index(preferred(deviances))
-        if "likelihood" in name and len(deviances) - since > 2:  # a round that the counts did not notice
-            break
-    if measured is not None:
-        first = _as_seen(views[0], measured)
-        if judge(_deviances(views[0], objects[preferred(deviances)][0]), _deviances(views[0], first))[0] > 0:
-            has_prior = any(rung["name"] == "prior" and rung["kept"] for rung in measured.info.get("rungs", []))
-            others = [_with_prior(data, view, measured) if has_prior else view.base.object for view in views[1:]]
-            judge_all("estimate with its prior", [first, *others])
+    for name, share in _SHARES.items():
+        judge_all(name, [view.base.object + np.float32(share) * more for view, more in zip(views, corrections, strict=True)])
+    # Both further ways are gone with the first split alone; the one that its counts prefer, with all:
+    rounds = rounds_after(data, first, objects["network"][0])
+    steps = None if measured is None else measured.info.get("steps")
+    with_prior = _with_prior(data, first) if measured is None else _under_light_of(first, measured)
+    so_far = _deviances(first, objects[preferred(deviances)][0])
+    smoothed = [_deviances(first, object) for done in rounds for object in (done.smooth, done.sharp)]
+    best_so_far = min([so_far, *smoothed], key=np.mean)
+    if judge(best_so_far, _deviances(first, with_prior))[0] > 0:
+        made = [with_prior, *(_with_prior(data, view, steps) for view in views[1:])]
+        judge_all("network and prior by half", [(one + other) / 2 for one, other in zip(objects["network"], made, strict=True)])
+        judge_all(_WITH_PRIOR, made)
+    else:
+        for name, made in _smoothed(data, views, objects["network"], rounds):
+            judge_all(name, made)
     return objects[preferred(deviances)], choose(deviances)
-
-
-def _as_seen(view: SolverView, measured: Reconstruction) -> np.ndarray:
-    "The object of the estimate that found the model, under the light of a split."
-    return measured.object * np.float32(np.linalg.norm(measured.modes) / np.linalg.norm(view.base.modes))
-
-
-def _with_prior(data: RawData, view: SolverView, measured: Reconstruction) -> np.ndarray:
-    "What the last rung of the ladder makes of the estimate of another split."
-    base = replace(view.base, info=view.base.info | {"steps": measured.info.get("steps", view.base.info["chosen"]["iteration"])})
-    climb = Climb(data, view.held, iterations=_ITERATIONS, seed=0, result=base)
-    try_priors(climb)
-    return climb.result.object
 
 
 @stopping("nothing is kept; start it again.")
