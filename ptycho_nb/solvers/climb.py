@@ -134,7 +134,7 @@ def _orientation_rung(climb: Climb, refine_probe: bool) -> None:
         if best is None or climb.held.deviance(result) < climb.held.deviance(best):
             best, words = result, said
     gain, error, _ = judge(climb.held.deviances(climb.result), climb.held.deviances(best))
-    if words != "as given" and gain - SURE * error > _CLEAR:  # a wrong probe alone can make other axes look a little better
+    if words != "as given" and gain - SURE * error > climb.shown(_CLEAR):  # a wrong probe alone can make others look a bit better
         data = replace(climb.data, positions_px=best.positions_px, object=None)
         climb.see("orientation", f"positions {words}", data, climb.fit(data, refine_probe=refine_probe), began)
 
@@ -143,7 +143,7 @@ def _rivals(climb: Climb) -> None:
     before = climb.data
     _rounds(climb)
     gained = sum(rung.gain for rung in climb.rungs if rung.kept and rung.name in ("probe", "background", "modes", "moves"))
-    if climb.goodness > SOUND and gained < _FAR and climb.decide(with_blurred_light(climb, before)):
+    if climb.goodness > SOUND and gained < climb.shown(_FAR) and climb.decide(with_blurred_light(climb, before)):
         _rounds(climb)
 
 
@@ -156,7 +156,7 @@ def _rounds(climb: Climb) -> None:
         if wrong:
             tried += [with_light(climb), with_another_mode(climb) if len(climb.result.modes) < _MOST_MODES else None]
         for more in (_common_moves, free_moves) if wrong else ():  # they take longer: only if nothing else brings very much
-            if not any(trial.rung.kept and trial.rung.gain > _SETTLES for trial in tried if trial is not None):
+            if not any(trial.rung.kept and trial.rung.gain > climb.shown(_SETTLES) for trial in tried if trial is not None):
                 tried += more(climb)
         trials = [trial for trial in tried if trial is not None]
         if not trials or not climb.decide(*trials):
@@ -177,7 +177,7 @@ def _further(climb: Climb) -> None:
         began = time.perf_counter()
         result = climb.fit_on(climb.refined, refine_probe=climb.probe_refined, find_background=climb.has_background)
         kept = climb.see("further", "the same model, fitted further", climb.data, result, began)
-        if not kept or climb.rungs[-1].gain < _LITTLE_GAIN:
+        if not kept or climb.rungs[-1].gain < climb.shown(_LITTLE_GAIN):
             break
 
 

@@ -25,7 +25,7 @@ __all__ = ['HELD_OUT', 'SPARSE', 'HeldOut', 'hold_out', 'hold_out_photons', 'tri
 # %% ../../nbs/3_solvers/40_held_out.ipynb #44c03a97
 HELD_OUT = VALIDATION_FRACTION  # of the patterns, or of their photons
 SPARSE = 0.65  # linear overlap of nearest neighbours below which a pattern that is left out is missing
-_TELLING = 0.45  # below which only whole patterns tell of a wrong probe; none of them does where patterns stand alone
+_MEASURED = 0.45, 0.55  # of a measured scan: whole patterns judge outside of it, and where photons are few
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,10 @@ class HeldOut:
 def _are_sparse(data: RawData) -> bool:
     "Whether photons of each pattern are to judge, and not whole patterns."
     overlap = 1 - float(np.median(nearest_spacing_px(data.positions_px))) / probe_diameter_px(data.probe)
-    return overlap <= 0 or (overlap < SPARSE and (data.is_simulated or overlap > _TELLING))
+    if overlap <= 0 or data.is_simulated:
+        return overlap < SPARSE
+    many = HELD_OUT * data.nphotons_mean > data.N**2  # photons that would judge: one for each pixel
+    return many and _MEASURED[0] < overlap < _MEASURED[1]
 
 
 def hold_out(data: RawData, patterns: np.ndarray | None = None, seed: int = 0) -> HeldOut:

@@ -115,13 +115,14 @@ class Climb:
         gain, error, sure = 0.0, 0.0, True
         if self.result is not None:
             gain, error, sure = judge(self.held.deviances(_on_common_pixels(self.result, result)), after)
-            sure = sure and gain >= LEAST_GAIN.get(name, 0.0)
+            sure = sure and gain >= self.shown(LEAST_GAIN.get(name, 0.0))
         return Trial(Rung(name, what, gain, error, sure, time.perf_counter() - began), data, result)
 
     def is_worth_trying(self, name: str) -> bool:
         "Not if it brought too little the last time, nor for ever."
         tried = [rung for rung in self.rungs if rung.name == name]
-        return len(tried) < _MOST_TIMES and (not tried or tried[-1].gain > max(LEAST_GAIN[name], SURE * tried[-1].error))
+        needed = max(self.shown(LEAST_GAIN[name]), SURE * tried[-1].error) if tried else 0.0
+        return len(tried) < _MOST_TIMES and (not tried or tried[-1].gain > needed)
 
     def decide(self, *trials: Trial) -> bool:
         "Keep the one with the largest gain of those that are sure; all of them are told."
@@ -136,6 +137,10 @@ class Climb:
     def see(self, *what) -> bool:
         "Judge a fit, and keep it if it is better."
         return self.decide(self.weigh(*what))
+
+    def shown(self, gain: float) -> float:
+        "A gain as the judging counts show it: a tenth of the photons, about a tenth of what all of them would."
+        return gain * self.held.share
 
     @property
     def further(self) -> int:
