@@ -72,7 +72,7 @@ def add_reading(
     said.add_argument("--keys", action="append", metavar="NAME=PATH", help="where an HDF5 file has data, x, y, … (repeatable)")
     add_geometry(said)
 
-
+# %% ../nbs/10_cli/07_files.ipynb #67ab641d
 def _mask_of(path: str) -> np.ndarray:
     "Good pixels from a file of their own."
     with reading(path, "an NPY or NPZ with the good pixels"), open(path, "rb") as file:

@@ -79,7 +79,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
                 print(f"  {name} {what}: {reason}")
     return 1 if failed else 0
 
-
+# %% ../nbs/10_cli/09_overlap.ipynb #903e4f62
 def _compare(arguments: argparse.Namespace) -> int:
     from ptycho_nb.studies.overlap_comparison import compare_study
 
@@ -109,7 +109,7 @@ def _check_loss(arguments: argparse.Namespace) -> int:
 _STEPS = {"build": _build, "train": _train, "reconstruct": _reconstruct, "compare": _compare, "pool": _pool,
           "check-loss": _check_loss}
 
-
+# %% ../nbs/10_cli/09_overlap.ipynb #d3718eb7
 def _overlap(arguments: argparse.Namespace) -> int:
     if arguments.step != "check-loss" and arguments.folder is None:
         raise InputError(f"overlap {arguments.step}", "no folder", "that of the study",

@@ -353,7 +353,7 @@ def npy_header(
         raise InputError(what, f"{there} bytes", f"the {claimed} of an array {shape} of {dtype}", _PLAIN_REMEDY)
     return shape, dtype, claimed, is_fortran
 
-
+# %% ../nbs/0_base/20_files.ipynb #eb44cd88
 def members_of(
     archive: zipfile.ZipFile,
     path: Path,

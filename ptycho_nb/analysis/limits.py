@@ -67,7 +67,7 @@ def smoothed_correlations(
     drawn = rng.standard_normal((draws, n)) @ np.linalg.cholesky(alike).T * (scale * spread)
     return np.vstack([smooth, smooth + drawn @ matrix.T])
 
-
+# %% ../../nbs/5_analysis/15_limits.ipynb #7947be21
 def crossing(
     correlations: np.ndarray,  # (…, rings)
     threshold: np.ndarray,  # (rings,)

@@ -82,9 +82,11 @@ class Recording:
 
 
 _BLOCK = 2**20  # pixels read at a time
-_FAR = 8.0  # standard deviations of the readout noise below zero: no noise any more
 
 # %% ../../nbs/2_data/15_assembly.ipynb #8e6b6ac2
+_FAR = 8.0  # standard deviations of the readout noise below zero: no noise any more
+
+
 def _square_window(shape: tuple[int, int], source: str) -> tuple[int, tuple[int, int]]:
     "The largest even side that fits into a detector, and the corner of the square about its middle."
     side = min(shape) - min(shape) % 2
@@ -150,7 +152,7 @@ class _Conversion:
             block = self.window(self.recording.some(numbers))
             return self.amplitudes(block, self.wrong(block) if self.may_be_wrong else None)
 
-
+# %% ../../nbs/2_data/15_assembly.ipynb #17829b62
 @dataclass
 class _Seen:
     "What one look at all patterns has shown."

@@ -204,7 +204,7 @@ def _judged(data: RawData, views: list[SolverView], corrections: list[np.ndarray
             judge_all(name, made)
     return objects[preferred(deviances)], choose(deviances)
 
-
+# %% ../../nbs/4_network/72_candidates.ipynb #d43f2233
 @stopping("nothing is kept; start it again.")
 def reconstruct(
     data: RawData,

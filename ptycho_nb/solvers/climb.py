@@ -88,7 +88,7 @@ def _detector_again(climb: Climb) -> None:
     if any(rung.kept for rung in climb.rungs[first:]):
         _detector_rungs(climb)
 
-
+# %% ../../nbs/3_solvers/80_climb.ipynb #50fafe8d
 def _probe_rungs(climb: Climb) -> None:
     began = time.perf_counter()
     joint = climb.see("probe", "probe refined with the object", climb.data, climb.fit(climb.data, refine_probe=True), began)
@@ -197,7 +197,7 @@ def _without_background(climb: Climb) -> None:
     if not needed:
         climb.data, climb.result = data, simpler
 
-
+# %% ../../nbs/3_solvers/80_climb.ipynb #82c78e08
 def with_background(
     climb: Climb,
     least: float = 0.0,  # share of all photons that it could hold, below which it is not tried
@@ -214,7 +214,7 @@ def with_background(
     what = f"a background of {float(np.mean(result.detector.background)):.2g} photons a pixel"
     return climb.weigh("background", what, data, result, began)
 
-
+# %% ../../nbs/3_solvers/80_climb.ipynb #d3dfb327
 def with_light(
     climb: Climb,
 ) -> Trial | None:  # None: the light does not change, or patterns stand alone
@@ -251,7 +251,7 @@ def _deviances_by_halves(result: Reconstruction, held: HeldOut) -> np.ndarray:
                                                                        result.detector), block, result.detector, floor)
                            for k, block in in_blocks(held.amplitude)])
 
-
+# %% ../../nbs/3_solvers/80_climb.ipynb #8bc39a86
 def with_another_mode(
     climb: Climb,
     to_the_end: bool = False,  # do not give up where it seems to bring nothing

@@ -76,7 +76,7 @@ class HeldOut:
             return detector
         return Detector(self.good) if detector is None else replace(detector, good=detector.good & self.good)
 
-
+# %% ../../nbs/3_solvers/40_held_out.ipynb #4bf55b3f
 def _are_sparse(data: RawData) -> bool:
     "Whether photons of each pattern are to judge, and not whole patterns."
     overlap = 1 - float(np.median(nearest_spacing_px(data.positions_px))) / probe_diameter_px(data.probe)
@@ -133,7 +133,7 @@ def hold_out(data: RawData, patterns: np.ndarray | None = None, seed: int = 0) -
     good = None if data.detector is None else data.detector.good
     return HeldOut(patterns, part_of(data.diff3d, patterns), fitted, data.diff3d, good=good)
 
-
+# %% ../../nbs/3_solvers/40_held_out.ipynb #da34b38a
 def _dealt_on_disk(patterns: Patterns, seed: int) -> tuple[Patterns, Patterns]:
     "The same coins, in the same order; what judges is written into a temporary file, and the rest follows from it."
     rng, largest = np.random.default_rng(seed), max(float(block.max()) ** 2 for _, block in in_blocks(patterns))

@@ -72,7 +72,7 @@ class Trial:
     data: RawData
     result: Reconstruction
 
-
+# %% ../../nbs/3_solvers/78_ladder.ipynb #6778bc04
 @dataclass
 class Climb:
     "What is known of a scan so far, and how it became known."

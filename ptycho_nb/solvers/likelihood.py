@@ -269,7 +269,7 @@ def scan_gradient(
     of_probe = None if probe_gradient is None else probe_gradient.reshape(probe.shape)
     return ScanGradient(gradient, squared_error, of_probe, ratio.T if for_background else None)
 
-
+# %% ../../nbs/3_solvers/30_likelihood.ipynb #1b6871c0
 @compiled
 def _add_to_weight(power, share, canvas, corners, weight):
     N = len(power)

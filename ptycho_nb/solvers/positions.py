@@ -234,7 +234,7 @@ def refine_positions(
     return replace(kept, info=kept.info | {"positions": record}, method=given.method, seconds=time.perf_counter() - wall,
                    cpu_seconds=time.process_time() - cpu)
 
-
+# %% ../../nbs/3_solvers/60_positions.ipynb #bec2b2e4
 def moved_freely(
     data: RawData,
     held: HeldOut,  # whole patterns

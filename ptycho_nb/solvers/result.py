@@ -165,7 +165,7 @@ class Reconstruction(Showing):
         field = crop(self.object, _shown_region(self), self.origin_px)
         return amplitude_and_phase(without_plane(field))
 
-
+# %% ../../nbs/3_solvers/10_result.ipynb #6a9a3919
 def without_plane(
     field: np.ndarray,  # (h, w), complex
 ) -> np.ndarray:  # (h, w), complex: the mean step of its phase from row to row and from column to column is 0
@@ -320,7 +320,7 @@ def _records_of(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
         raise InputError("the keys", sorted(arrays), "'records' among them", "Write it with save_reconstructions().")
     return check_shape(json.loads(str(arrays["records"])), {str: _RECORD}, "key 'records'")
 
-
+# %% ../../nbs/3_solvers/10_result.ipynb #f6eb840f
 def load_reconstructions(
     path: str | Path,  # a file written by `save_reconstructions`
 ) -> dict[str, Reconstruction]:  # by method; the one stored as `object` comes first

@@ -147,7 +147,7 @@ def _batch_steps(problem: Problem, iterations: int, batch_size: int, seed: int, 
             current *= scale
             layout = (yield Step(iteration, current, probe, squared_error, problem, problem.detector)) or layout
 
-
+# %% ../../nbs/3_solvers/35_steps.ipynb #4d6fb5b8
 def _accelerated_steps(problem: Problem, given: Problem, iterations: int, find_background: bool) -> Solver:
     layout, detector = problem.layout, problem.detector
     now = previous = problem.start.copy(), problem.probe.copy()

@@ -123,7 +123,7 @@ def at_dose(
             found[k] = crossing(grown, np.full(len(grown), 0.5))
     return found
 
-
+# %% ../../nbs/8_studies/73_fidelity.ipynb #d481c3e6
 def signal_power(
     images: Sequence[np.ndarray],  # two of them, of independent photons: real (h, w)
     smoothing_px: float,  # with which both were smoothed

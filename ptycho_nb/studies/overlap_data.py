@@ -206,7 +206,7 @@ def split_violations(
         found.append("the split is not by y: some test pattern lies above a training pattern")
     return found
 
-
+# %% ../../nbs/8_studies/85_overlap_data.ipynb #e2f56675
 def view_violations(
     groups: np.ndarray,  # int (B, C)
     positions_px: np.ndarray,  # (M, 2), px

@@ -63,7 +63,7 @@ def _filled_in(row: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, A
     return {name: made[name] for name, value in row.items() if name in ("n_train", "n_test", "nepochs")
             and value == 0 and made.get(name)}
 
-
+# %% ../../nbs/8_studies/47_results.ipynb #8be3a005
 def _row(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     "The row of one arm, whatever its state; `entry` is what the manifest says about it."
     stated = entry.get("state", "unfinished")
