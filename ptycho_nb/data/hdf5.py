@@ -170,7 +170,7 @@ class Tree:
         unit = unit.decode() if isinstance(unit, bytes) else unit
         return unit if isinstance(unit, str) and unit in _IN_SI else None
 
-
+# %% ../../nbs/2_data/12_hdf5.ipynb #9221b33d
 @contextmanager
 def open_tree(
     path: str | Path,

@@ -25,55 +25,14 @@ from .panels import Panels, Place, value_at
 from .pointer import Pointed, Pointer
 
 # %% auto #0
-__all__ = ['Explorer', 'scan_of', 'scan_parameters', 'dose_of']
+__all__ = ['Pictured', 'Saving', 'Explorer', 'scan_of', 'scan_parameters', 'dose_of']
 
 # %% ../../nbs/9_explorers/10_explorer.ipynb #d43b68d9
-# A live explorer hides its twin; a page that has no live explorer hides the error in its place.
-_HIDE_TWIN = "<style>.jp-OutputArea:has(.ptycho-nb) .jp-OutputArea-child:has(.jp-RenderedImage) { display: none }</style>"
-_HIDE_ERROR = ("<style class='ptycho-nb-twin'>.jp-OutputArea:has(.ptycho-nb-twin) "
-               ".jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none }</style>")
-
-
-def _small(text: str) -> str:
-    "A line above the picture, which does not move when its text changes."
-    return f'<div style="line-height:1.3;min-height:2.6em;display:flex;align-items:end">{html.escape(text)}</div>'
-
-
-_SAVED_AS = {".png": "image/png", ".pdf": "application/pdf"}
-
-
-class Explorer(Reproducible):
-    """Controls, and panels that follow them; subclasses say how a state is computed and drawn.
-
-    A subclass sets `prefix` and `panels_type` and defines `compute`; its states have a field for each control.
-    """
+class Pictured(Reproducible):
+    "Controls, a state that they make, and its panels, drawn from the first time that somebody looks."
 
     panels_type: type[Panels]  # made from a state, moved with `update_to`
     rest_s = 0.25  # how long a control has to rest before the full computation
-    hint = "Point at a panel to read its values."  # above the picture: what the pointer can do
-
-    def __init__(
-        self,
-        controls: Mapping[str, ipywidgets.ValueWidget],  # by setting
-        settings: Mapping[str, Any],  # values to start with, for some or all of the controls
-        fixed: Mapping[str, Any] | None = None,  # further parameters of the notebook, by their names
-    ) -> None:
-        self.fixed, self._moves, self._twin, self._seen = dict(fixed or {}), 0, None, False
-        super().__init__(controls, settings)
-        self.state = self.compute(self.settings, preview=False)
-        self.panels = self.panels_type(self.state)
-        self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
-        # Beside the picture the controls are a column; where the cell is narrower than both, they stand above it, in rows.
-        controls = ipywidgets.Box(list(self.controls.values()), layout={"flex_flow": "row wrap", "flex": "1 1 310px",
-                                                                        "align_content": "flex-start"})
-        self.pointer, self._read = Pointer(self._image, self._pointed), ipywidgets.HTML(_small(self.hint))
-        picture = ipywidgets.Box([self._read, self.pointer.widget],
-                                 layout={"display": "block", "flex": "1000 1 580px", "min_width": "0", "overflow": "auto hidden"})
-        row = ipywidgets.Box([controls, picture], layout={"flex_flow": "row wrap", "width": "100%"})
-        self._widget = ipywidgets.VBox([ipywidgets.HTML(_HIDE_TWIN), row, self._message, self._command_row(), self._saving_row()])
-        self._widget.add_class("ptycho-nb")
-        self._widget.add_class(f"ptycho-nb-{self.prefix}")
-        self.show_state(self.state)
 
     def compute(
         self,
@@ -82,30 +41,6 @@ class Explorer(Reproducible):
     ) -> Any:  # a frozen dataclass; `preview` is True in it if more is to follow
         "The state of these settings; `InputError` if they cannot be used."
         raise NotImplementedError
-
-    def _pointed(self, done: Pointed) -> None:
-        "Somebody has pointed at the picture."
-        with self.lock:
-            found = [self.panels.place_of(*place) for place in done.places]
-            first, last = (found[0], found[-1]) if found else (None, None)
-            if first is None:
-                self._read.value = _small(self.hint)
-            elif done.what == "click":
-                self.clicked(first)
-            elif done.what == "drag" and last is not None and last.axes is first.axes:
-                self.dragged(first.panel, *sorted((first.y, last.y)), *sorted((first.x, last.x)))
-            if first is not None:
-                self._read.value = _small(self.reading(last or first) or self.hint)
-
-    def reading(self, place: Place) -> str:
-        "What lies under the pointer, in words."
-        return value_at(place)
-
-    def clicked(self, place: Place) -> None:
-        "Somebody has clicked there; most panels do nothing."
-
-    def dragged(self, panel: str, y0: float, y1: float, x0: float, x1: float) -> None:
-        "Somebody has drawn a rectangle in this panel; most panels do nothing."
 
     def _changed(self, change: Any = None) -> None:
         "A control has moved."
@@ -181,6 +116,13 @@ class Explorer(Reproducible):
             panels.update_to(self.state)
             return panels
 
+# %% ../../nbs/9_explorers/10_explorer.ipynb #972d3cf5
+_SAVED_AS = {".png": "image/png", ".pdf": "application/pdf"}
+
+
+class Saving(Pictured):
+    "A button that writes the picture beside the notebook."
+
     def _saving_row(self) -> ipywidgets.HBox:
         "The button that writes the picture, and what it has written."
         button = ipywidgets.Button(description="save figure", icon="download", layout={"flex": "0 0 170px"},
@@ -205,6 +147,73 @@ class Explorer(Reproducible):
                 content = base64.b64encode(path.read_bytes()).decode()
                 links.append(f'<a download="{path.name}" href="data:{kind};base64,{content}">{path.name}</a>')
         self._saved.value = f"written to {html.escape(str(folder))}; to your own machine: {', '.join(links)}"
+
+# %% ../../nbs/9_explorers/10_explorer.ipynb #4a1630f9
+# A live explorer hides its twin; a page that has no live explorer hides the error in its place.
+_HIDE_TWIN = "<style>.jp-OutputArea:has(.ptycho-nb) .jp-OutputArea-child:has(.jp-RenderedImage) { display: none }</style>"
+_HIDE_ERROR = ("<style class='ptycho-nb-twin'>.jp-OutputArea:has(.ptycho-nb-twin) "
+               ".jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none }</style>")
+
+
+def _small(text: str) -> str:
+    "A line above the picture, which does not move when its text changes."
+    return f'<div style="line-height:1.3;min-height:2.6em;display:flex;align-items:end">{html.escape(text)}</div>'
+
+
+class Explorer(Saving):
+    """Controls, and panels that follow them; subclasses say how a state is computed and drawn.
+
+    A subclass sets `prefix` and `panels_type` and defines `compute`; its states have a field for each control.
+    """
+
+    hint = "Point at a panel to read its values."  # above the picture: what the pointer can do
+
+    def __init__(
+        self,
+        controls: Mapping[str, ipywidgets.ValueWidget],  # by setting
+        settings: Mapping[str, Any],  # values to start with, for some or all of the controls
+        fixed: Mapping[str, Any] | None = None,  # further parameters of the notebook, by their names
+    ) -> None:
+        self.fixed, self._moves, self._twin, self._seen = dict(fixed or {}), 0, None, False
+        super().__init__(controls, settings)
+        self.state = self.compute(self.settings, preview=False)
+        self.panels = self.panels_type(self.state)
+        self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        # Beside the picture the controls are a column; where the cell is narrower than both, they stand above it, in rows.
+        controls = ipywidgets.Box(list(self.controls.values()), layout={"flex_flow": "row wrap", "flex": "1 1 310px",
+                                                                        "align_content": "flex-start"})
+        self.pointer, self._read = Pointer(self._image, self._pointed), ipywidgets.HTML(_small(self.hint))
+        picture = ipywidgets.Box([self._read, self.pointer.widget],
+                                 layout={"display": "block", "flex": "1000 1 580px", "min_width": "0", "overflow": "auto hidden"})
+        row = ipywidgets.Box([controls, picture], layout={"flex_flow": "row wrap", "width": "100%"})
+        self._widget = ipywidgets.VBox([ipywidgets.HTML(_HIDE_TWIN), row, self._message, self._command_row(), self._saving_row()])
+        self._widget.add_class("ptycho-nb")
+        self._widget.add_class(f"ptycho-nb-{self.prefix}")
+        self.show_state(self.state)
+
+    def _pointed(self, done: Pointed) -> None:
+        "Somebody has pointed at the picture."
+        with self.lock:
+            found = [self.panels.place_of(*place) for place in done.places]
+            first, last = (found[0], found[-1]) if found else (None, None)
+            if first is None:
+                self._read.value = _small(self.hint)
+            elif done.what == "click":
+                self.clicked(first)
+            elif done.what == "drag" and last is not None and last.axes is first.axes:
+                self.dragged(first.panel, *sorted((first.y, last.y)), *sorted((first.x, last.x)))
+            if first is not None:
+                self._read.value = _small(self.reading(last or first) or self.hint)
+
+    def reading(self, place: Place) -> str:
+        "What lies under the pointer, in words."
+        return value_at(place)
+
+    def clicked(self, place: Place) -> None:
+        "Somebody has clicked there; most panels do nothing."
+
+    def dragged(self, panel: str, y0: float, y1: float, x0: float, x1: float) -> None:
+        "Somebody has drawn a rectangle in this panel; most panels do nothing."
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self._shown_settings().items())

@@ -77,7 +77,7 @@ class Change(NamedTuple):
 
 _FEW = 2**20  # measured pixels, up to which the waves are kept from one product to the next
 
-
+# %% ../../nbs/1_physics/65_fisher.ipynb #5628fe0a
 @dataclass(frozen=True, eq=False)
 class Information:
     "The Fisher information of a scan about its object, and about its probe where that is not known."
