@@ -1,7 +1,8 @@
 """`pt.reconstruct(data)` beside the estimate and the network: is it ever worse than the better of the two?
 
-Scans by which nothing was chosen (their seeds are used nowhere else); SSIM of the amplitude, and of the phase if there
-is one. Writes one_call.md into `--out`. About ten minutes on one core; `--quick` a sixth of it.
+Their seeds are used nowhere else (one of them, points at 1e3 photons, led to a further candidate); SSIM of the
+amplitude, and of the phase if there is one. Writes one_call.md into `--out`. About ten minutes on one core; `--quick` a
+sixth of it.
 """
 import argparse
 import itertools

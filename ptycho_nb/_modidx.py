@@ -1539,6 +1539,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                     'ptycho_nb/network/pretrained.py'),
                                               'ptycho_nb.network.pretrained.SolverView.scale': ( '4_network/pretrained.html#solverview.scale',
                                                                                                  'ptycho_nb/network/pretrained.py'),
+                                              'ptycho_nb.network.pretrained._drawn_as': ( '4_network/pretrained.html#_drawn_as',
+                                                                                          'ptycho_nb/network/pretrained.py'),
                                               'ptycho_nb.network.pretrained._shipped': ( '4_network/pretrained.html#_shipped',
                                                                                          'ptycho_nb/network/pretrained.py'),
                                               'ptycho_nb.network.pretrained.amortised': ( '4_network/pretrained.html#amortised',

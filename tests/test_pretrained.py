@@ -8,12 +8,13 @@ import pytest
 from ptycho_nb.analysis.metrics import compare
 from ptycho_nb.config import InputError, SimulationConfig
 from ptycho_nb.data.simulation import simulate_halves
-from ptycho_nb.network import pretrained
+from ptycho_nb.network import candidates, pretrained
 from ptycho_nb.network.pretrained import amortised, build_corrector, correct, load_pretrained, solver_view
 from ptycho_nb.physics.probes import make_probe
 from ptycho_nb.physics.scans import validation_indices
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.held_out import hold_out
+from ptycho_nb.solvers.positions import moved_freely
 
 
 def small_scan(kind="lines", probe="disk", nphotons=1e4, **settings):
@@ -168,3 +169,25 @@ def test_the_file_is_small_enough_to_come_with_the_package():
     folder = os.path.join(os.path.dirname(ptycho_nb.__file__), "weights")
     assert sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) < 5e6
     assert build_corrector().count_params() < 2e6
+
+
+def test_what_moved_positions_have_made_is_a_candidate_on_the_canvas_of_the_others():
+    _, scan = simulate_halves(SimulationConfig(nphotons=1e4, object_size_px=192, n_train=16, n_test=80))
+    held = hold_out(scan, [1, 9, 20])
+    moved, _ = moved_freely(scan, held, None, "poisson", False, iterations=6)
+    view = solver_view(replace(scan, positions_px=moved.positions_px, object=None), held)
+    assert moved.object.shape != view.base.object.shape  # positions that move need a margin
+    placed = replace(view.base, object=candidates._under_light_of(view, moved))
+    assert held.deviance(placed) == pytest.approx(held.deviance(moved), rel=1e-5)
+
+
+def test_a_measured_scan_in_one_call():
+    _, scan = simulate_halves(SimulationConfig(nphotons=1e4, object_kind="siemens_star", probe_kind="defocused",
+                                               object_size_px=192, n_train=16, n_test=80))
+    measured = replace(scan, object=None, metadata={})
+    image = candidates.reconstruct(measured, splits=2, progress=False)
+    alone = estimate(measured, progress=False)
+    rows = [row["name"] for row in image.info["candidates"]]
+    assert image.method == "best" and image.info["chosen"] in rows
+    assert rows[:3] == ["estimate", "network by half", "network"]
+    assert ssim(image, scan) > ssim(alone, scan) - 0.01

@@ -26,11 +26,12 @@ from ..data.scan import RawData
 from ..files import check_shape, read_arrays, reading, write_arrays
 from ..machine import has_bfloat16, progress_bar
 from ..physics.noise import deal_photons
+from ..physics.scans import validation_indices
 from ..quiet import stopping
 from ..solvers.estimate import as_estimated, estimate
 from ..solvers.fit import prepare
 from ..solvers.goodness import goodness
-from ..solvers.held_out import HeldOut, hold_out
+from ..solvers.held_out import HELD_OUT, HeldOut, hold_out, hold_out_photons
 from ..solvers.result import Reconstruction, Region, common_region
 from ..solvers.steps import solve
 from .generators import PRECISIONS, Convolutions, unet
@@ -226,6 +227,13 @@ def best_share(
     return share, deviance, objects(share)
 
 # %% ../../nbs/4_network/45_pretrained.ipynb #6cc1ba7a
+def _drawn_as(first: HeldOut, data: RawData, seed: int) -> HeldOut:
+    "Other counts held out in the same way: a model that was found meanwhile does not change who judges."
+    if first.share < 1:
+        return hold_out_photons(data, seed)
+    return hold_out(data, validation_indices(data.n_patterns, HELD_OUT, seed))
+
+
 def corrected_views(
     data: RawData,
     pretrained: Pretrained | None = None,  # None: the network that comes with the package
@@ -249,14 +257,13 @@ def corrected_views(
     if held is not None and not len(held.patterns):
         raise InputError("validation", "no patterns", "at least one", "The expected error is read off them.")
     pretrained = _shipped() if pretrained is None else pretrained
-    useless, measured = np.array([], int), None
+    useless, measured, first = np.array([], int), None, hold_out(data, seed=seed) if held is None else held
     if not data.is_simulated if refine_probe is None else refine_probe:
-        first = hold_out(data, seed=seed) if held is None else held
         measured = estimate(data, "joint" if refine_probe else "auto", held=first, seed=seed, progress=progress)
         useless = np.array(measured.info.get("left_out", []), int)
         data = as_estimated(data, measured)
     turns = range(orientations)
-    judges = [hold_out(data, seed=seed + k) for k in range(splits)] if held is None else [held]
+    judges = [first, *(_drawn_as(first, data, seed + k) for k in range(1, splits))] if held is None else [held]
     judges, given_up = [judge.without(useless) for judge in judges], Event()
 
     def view(k: int) -> SolverView:

@@ -328,7 +328,7 @@ def try_priors(
         climb.result, priors.OF_SMOOTH)
     _, prior, start = min(starts, key=lambda trial: climb.held.deviance(refit(trial[2])))
     found, rounds = priors.in_turn(start, refit, noise, climb.held)
-    words = f"{prior}, then likelihood and prior in turn, {rounds} times"
+    words = f"{prior}{f', then likelihood and prior in turn, {rounds} times' if rounds else ''}"
     climb.see("prior", words, data, replace(found, info=climb.result.info | {"prior": words}), began)
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #d3aa0a6c

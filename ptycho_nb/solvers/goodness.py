@@ -65,9 +65,9 @@ CLOSE = 0.01  # of the amplitudes: what is missed beyond noise is then too littl
 class Goodness:
     "How a reconstruction explains the counts that it has not seen."
 
-    ratio: float  # of the deviance to what photon noise alone leaves; 1 is perfect
+    ratio: float  # of a whole pattern's deviance to what photon noise alone leaves; 1 is perfect
     error: float  # its standard error
-    deviance: float  # per pixel
+    deviance: float  # of the judging counts, per pixel
     expected: float  # per pixel
     missed: float = 1.0  # share of the amplitude that is missed beyond noise, rms
 

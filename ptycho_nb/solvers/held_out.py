@@ -25,7 +25,7 @@ __all__ = ['HELD_OUT', 'SPARSE', 'HeldOut', 'hold_out', 'hold_out_photons', 'tri
 # %% ../../nbs/3_solvers/40_held_out.ipynb #44c03a97
 HELD_OUT = VALIDATION_FRACTION  # of the patterns, or of their photons
 SPARSE = 0.65  # linear overlap of nearest neighbours below which a pattern that is left out is missing
-_MEASURED = 0.45, 0.55  # of a measured scan: whole patterns judge outside of it, and where photons are few
+_MEASURED = 0.45, 0.55  # of a measured scan that is bright; else whole patterns judge, unless they stand alone
 
 
 @dataclass(frozen=True, eq=False)

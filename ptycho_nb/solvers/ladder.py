@@ -139,8 +139,8 @@ class Climb:
         return self.decide(self.weigh(*what))
 
     def shown(self, gain: float) -> float:
-        "A gain as the judging counts show it: a tenth of the photons, about a tenth of what all of them would."
-        return gain * self.held.share
+        "A gain of all photons as the judging counts show it: a tenth of the photons, a tenth of what is beyond noise."
+        return float(np.log1p(self.held.share * np.expm1(gain)))
 
     @property
     def further(self) -> int:

@@ -96,13 +96,14 @@ def in_turn(
     refit: Callable[[Reconstruction], Reconstruction],  # a few likelihood steps that start from it
     noise: float,  # `photon_noise`
     held: HeldOut,  # counts that `refit` does not see
-) -> tuple[Reconstruction, int]:  # and how many rounds there were
+) -> tuple[Reconstruction, int]:  # and after how many rounds
     "Likelihood and prior in turn; the object that predicts the counts held out best."
-    best, least, rounds, goes_on = smooth, held.deviance(smooth), 0, True
+    best, least, rounds, goes_on, reached = smooth, held.deviance(smooth), 0, True, 0
     while goes_on and rounds < _MOST_ROUNDS:
         rounds, sharp, before = rounds + 1, refit(smooth), least
         told = held.deviance(sharp)
         deviance, _, smooth = best_smoothed(sharp, IN_TURN, noise, held)
         least, best = min(((least, best), (told, sharp), (deviance, smooth)), key=lambda trial: trial[0])
+        reached = rounds if least < before else reached
         goes_on = deviance < told and least < (1 - _NOTICED) * before
-    return best, rounds
+    return best, reached
