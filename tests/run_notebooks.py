@@ -35,12 +35,14 @@ class Shell(CaptureShell):
         return done
 
 
+test.CaptureShell = Shell  # here, so that a process which is not forked has it too
+
+
 def main(path: str | None = None) -> int:
     config = get_config()
     files = [file.absolute() for file in nbglob(path, as_path=True)]
     files.sort(key=lambda file: (file.name != "index.ipynb", file))  # it takes longest
     assert files, f"{path or config.nbs_path}: no notebook"
-    test.CaptureShell = Shell
     os.chdir(config.nbs_path)
     done = parallel(test.test_nb, files, n_workers=2, pause=0, skip_flags=config.tst_flags.split(),
                     basepath=config.config_path)
