@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -19,7 +19,7 @@ from ..config import InputError
 from ..files import check_memory, reading
 
 # %% auto #0
-__all__ = ['LENGTHS_M', 'in_si', 'Tree', 'open_tree']
+__all__ = ['LENGTHS_M', 'in_si', 'Links', 'Tree', 'open_tree']
 
 # %% ../../nbs/2_data/12_hdf5.ipynb #9ae9238d
 LENGTHS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "micron": 1e-6, "microns": 1e-6, "nm": 1e-9, "A": 1e-10, "Å": 1e-10,
@@ -50,8 +50,8 @@ def _opened(path: Path) -> h5py.File:
     return h5py.File(path, "r", rdcc_nbytes=_CACHE_BYTES)
 
 
-class Tree:
-    "The data sets of an HDF5 file by name."
+class Links:
+    "What stands in an HDF5 file by name, wherever its links lead."
 
     def __init__(
         self,
@@ -107,10 +107,10 @@ class Tree:
     def opened(
         self,
         path: Path,  # of a file that belongs to this one
-    ) -> Tree:
+    ) -> Self:
         "Another file, closed together with this one."
         with reading(path, _SOUND):
-            return Tree(self._stack.enter_context(_opened(path)), path, self._stack)
+            return type(self)(self._stack.enter_context(_opened(path)), path, self._stack)
 
     def keep_open(self) -> None:
         "Leave the files open when the block of `open_tree` ends, until nobody uses this tree any more."
@@ -118,6 +118,10 @@ class Tree:
 
     def __contains__(self, name: str) -> bool:
         return self.get(name) is not None
+
+# %% ../../nbs/2_data/12_hdf5.ipynb #bbbf7e85
+class Tree(Links):
+    "The data sets of an HDF5 file by name."
 
     def dataset(
         self,

@@ -187,6 +187,41 @@ def _numbers(state: BrowserState) -> str:
               f"mean |{state.difference}|  {state.difference_in_view:.3g}"]
     return "\n".join(lines)
 
+# %% ../../nbs/9_explorers/20_browser.ipynb #62db9e5b
+def _controls(
+    names: Sequence[str],  # of the arms
+    known: Sequence[str],  # methods of any of them
+    left: tuple[str, str],  # arm and method that are shown first
+    right: tuple[str, str],
+) -> dict[str, ipywidgets.ValueWidget]:
+    "Two arms and their methods, what is shown of them, and which part of it."
+    def choice(description: str, options: Sequence[str], value: str) -> ipywidgets.Dropdown:
+        return ipywidgets.Dropdown(options=tuple(options), value=value, description=description)
+
+    return {
+        "left_arm": choice("left arm", names, left[0]),
+        "left_method": choice("left method", known, left[1]),
+        "right_arm": choice("right arm", names, right[0]),
+        "right_method": choice("right method", known, right[1]),
+        "quantity": choice("quantity", QUANTITIES, QUANTITIES[0]),
+        "difference": choice("difference", DIFFERENCES, DIFFERENCES[0]),
+        "zoom": slider("zoom", 1.0, 1.0, 16.0, 0.05, logarithmic=True),
+        "middle_y": slider("middle, down", 0.5, 0.0, 1.0, 0.02),
+        "middle_x": slider("middle, across", 0.5, 0.0, 1.0, 0.02),
+    }
+
+
+def _stated(
+    settings: Mapping[str, Any],  # the value of each control
+    shown: Sequence[Shown],  # left and right
+) -> dict[str, dict[str, float]]:  # of either side
+    "The metrics and the fit to the data that the arms state."
+    found = {}
+    for side, item in zip(("left", "right"), shown, strict=True):
+        stated, method = item.arm.metrics, settings[f"{side}_method"]
+        found[side] = stated.get(method, {}).get(settings["quantity"], {}) | stated.get("data_fit", {}).get(method, {})
+    return found
+
 # %% ../../nbs/9_explorers/20_browser.ipynb #eaf83a09
 class ReconstructionBrowser(Explorer):
     """Put two arms of a sweep side by side.
@@ -211,24 +246,8 @@ class ReconstructionBrowser(Explorer):
         names = list(self.arms)
         methods = [self._show(path).methods for path in (self.arms[names[0]], self.arms[names[-1]])]
         known = tuple(dict.fromkeys(name for path in self.arms.values() for name in stored_methods(path / RECONSTRUCTION)))
-        first = {"left_arm": names[0], "left_method": next(iter(methods[0])),
-                 "right_arm": names[-1], "right_method": list(methods[1])[-1 if len(names) == 1 else 0]}
-
-        def choice(description: str, options: Sequence[str], value: str) -> ipywidgets.Dropdown:
-            return ipywidgets.Dropdown(options=tuple(options), value=value, description=description)
-
-        controls = {
-            "left_arm": choice("left arm", names, first["left_arm"]),
-            "left_method": choice("left method", known, first["left_method"]),
-            "right_arm": choice("right arm", names, first["right_arm"]),
-            "right_method": choice("right method", known, first["right_method"]),
-            "quantity": choice("quantity", QUANTITIES, QUANTITIES[0]),
-            "difference": choice("difference", DIFFERENCES, DIFFERENCES[0]),
-            "zoom": slider("zoom", 1.0, 1.0, 16.0, 0.05, logarithmic=True),
-            "middle_y": slider("middle, down", 0.5, 0.0, 1.0, 0.02),
-            "middle_x": slider("middle, across", 0.5, 0.0, 1.0, 0.02),
-        }
-        super().__init__(controls, settings, fixed={"sweep_dir": str(self.folder)})
+        first = ((names[0], next(iter(methods[0]))), (names[-1], list(methods[1])[-1 if len(names) == 1 else 0]))
+        super().__init__(_controls(names, known, *first), settings, fixed={"sweep_dir": str(self.folder)})
 
     def _remark(self) -> None:
         "Say what should be known about the two arms, and which arms are left out."
@@ -264,12 +283,9 @@ class ReconstructionBrowser(Explorer):
         view = view_of(pair.region, settings["zoom"], settings["middle_y"], settings["middle_x"])
         rows, columns = (slice(int(np.ceil(low - start)), int(np.floor(high - start)) + 1)
                          for low, high, start in ((*view[:2], pair.region[0]), (*view[2:], pair.region[2])))
-        metrics = {}
-        for side, item in zip(("left", "right"), shown, strict=True):
-            stated, method = item.arm.metrics, settings[f"{side}_method"]
-            metrics[side] = (stated.get(method, {}).get(settings["quantity"], {}) | stated.get("data_fit", {}).get(method, {}))
         return BrowserState(
-            **settings, pair=pair, images=images, view=view, curves=pair.frc(settings["quantity"]), metrics=metrics,
+            **settings, pair=pair, images=images, view=view, curves=pair.frc(settings["quantity"]),
+            metrics=_stated(settings, shown),
             difference_in_view=float(np.abs(images["difference"][rows, columns]).mean()),
             remark=remark_on(pair, *shown), preview=is_preview)
 

@@ -29,10 +29,10 @@ from ..solvers.steps import Problem, solve
 from .controls import slider
 from .explorer import Explorer, scan_of
 from .panels import Panels, Place, PositionMap, number_table, photon_image, show_photons
-from .thinned_dose import ThinnedPanels, ThinnedScan, ThinnedState
+from .thinned_dose import ThinnedPanels, ThinnedScan, ThinnedState, dose_controls
 
 # %% auto #0
-__all__ = ['DoseState', 'DosePanels', 'DoseExplorer']
+__all__ = ['DoseState', 'DosePanels', 'simulation_controls', 'SimulatedScan', 'DoseExplorer']
 
 # %% ../../nbs/9_explorers/50_dose.ipynb #4ad156de
 @dataclass(frozen=True, eq=False)
@@ -118,48 +118,37 @@ class DosePanels(Panels):
             f"{state.iterations}{' (preview)' * state.preview}", "…" if state.preview else f"{state.smoothing_px:g} px",
             "…" if state.ssim is None else f"{state.ssim:.3f}"]))
 
-# %% ../../nbs/9_explorers/50_dose.ipynb #3bd3759b
-class DoseExplorer(Explorer):
-    """Turn the dose of a small scan and see its counts and what can be recovered from them; or two doses of one's own scan.
+# %% ../../nbs/9_explorers/50_dose.ipynb #aefc636c
+def simulation_controls() -> dict[str, ipywidgets.ValueWidget]:
+    "Dose, probe, pattern and noise."
+    return {
+        "log10_nphotons": slider("log10 photons", 5.0, 2.0, 9.0, 0.1),
+        "probe": ipywidgets.Dropdown(options=PROBE_KINDS, description="probe"),
+        "pattern": slider("pattern", 24, 0, 48, 1),
+        "noise_seed": slider("noise seed", 0, 0, 99, 1),
+    }
 
-    `InputError` for an unknown kind of object, another N than the configurations allow, a value out of bounds, or a scan
-    whose counts are no photons.
+
+class SimulatedScan:
+    """A small scan that is simulated, at any dose.
+
+    `InputError` for an unknown kind of object, or another N than the configurations allow.
     """
 
-    prefix = "dose"
-    panels_type = DosePanels
     preview_steps = 4
-    hint = "Click a position on the object to see its pattern; point at a panel to read its values."
 
     def __init__(
         self,
-        N: int = 64,  # side of a pattern, px
-        object_kind: str = "lines",  # see `ptycho_nb.physics.objects`
-        object_seed: int = 0,
-        data: RawData | str | Path | None = None,  # one's own scan, or its file; then nothing is simulated
-        full: Reconstruction | None = None,  # of `data`, if there is one already
-        **settings: Any,  # where the controls start, see `DoseState`, or of one's own scan `ThinnedState`
+        N: int,  # side of a pattern, px
+        object_kind: str,  # see `ptycho_nb.physics.objects`
+        object_seed: int,
     ) -> None:
-        self.own = None
-        if data is not None:
-            scan = scan_of(data)
-            self.own, self.panels_type = ThinnedScan(scan, full), ThinnedPanels
-            fixed = {"data_path": scan.source} if Path(scan.source).is_file() else {}
-            super().__init__(self.own.controls(), settings, fixed)
-            return
         SimulationConfig(N=N, object_size_px=4 * N)  # refuses an N that cannot be
         self.N, self.object = N, make_object(object_kind, 4 * N, object_seed)
         region_px = (1.5 * N, 2.5 * N, 1.5 * N, 2.5 * N)
         self.positions_px = np.rint(make_positions("jittered", 49, region_px, seed=0))
         self._rates: dict[str, np.ndarray] = {}
         self._solved: dict[str, Any] = {}  # what was solved last: another pattern of it costs nothing
-        controls = {
-            "log10_nphotons": slider("log10 photons", 5.0, 2.0, 9.0, 0.1),
-            "probe": ipywidgets.Dropdown(options=PROBE_KINDS, description="probe"),
-            "pattern": slider("pattern", 24, 0, 48, 1),
-            "noise_seed": slider("noise seed", 0, 0, 99, 1),
-        }
-        super().__init__(controls, settings, {"N": N, "object_kind": object_kind, "object_seed": object_seed})
 
     def _rate(self, probe: str) -> np.ndarray:
         "(49, N, N): expected photons per pixel for a dose of one photon per pattern."
@@ -190,10 +179,8 @@ class DoseExplorer(Explorer):
         low, high = self.positions_px.min(axis=0).astype(int), self.positions_px.max(axis=0).astype(int) + 1
         return int(low[0]), int(high[0]), int(low[1]), int(high[1])
 
-    def compute(self, settings: Mapping[str, Any], preview: bool = False) -> DoseState | ThinnedState:
+    def compute(self, settings: Mapping[str, Any], preview: bool = False) -> DoseState:
         "Counts and recovered object at a dose; in a preview after a few steps of the solver."
-        if self.own is not None:
-            return self.own.compute(settings, preview)
         nphotons, k = 10 ** settings["log10_nphotons"], settings["pattern"]
         rate = self._rate(settings["probe"]) * nphotons
         key = (nphotons, settings["probe"], settings["noise_seed"])
@@ -213,6 +200,40 @@ class DoseExplorer(Explorer):
             snr_counted=np.sqrt(radial_mean(amplitude[k] ** 2)),
             radius_snr1_px=float(np.flatnonzero(snr >= 1).max(initial=0)), truth=truth,
             image=image * (truth.mean() / image.mean()), ssim=ssim, iterations=iterations, smoothing_px=smoothing_px)
+
+# %% ../../nbs/9_explorers/50_dose.ipynb #3bd3759b
+class DoseExplorer(Explorer):
+    """Turn the dose of a small scan and see its counts and what can be recovered from them; or two doses of one's own scan.
+
+    `InputError` for an unknown kind of object, another N than the configurations allow, a value out of bounds, or a scan
+    whose counts are no photons.
+    """
+
+    prefix = "dose"
+    panels_type = DosePanels
+    hint = "Click a position on the object to see its pattern; point at a panel to read its values."
+
+    def __init__(
+        self,
+        N: int = 64,  # side of a pattern, px
+        object_kind: str = "lines",  # see `ptycho_nb.physics.objects`
+        object_seed: int = 0,
+        data: RawData | str | Path | None = None,  # one's own scan, or its file; then nothing is simulated
+        full: Reconstruction | None = None,  # of `data`, if there is one already
+        **settings: Any,  # where the controls start, see `DoseState`, or of one's own scan `ThinnedState`
+    ) -> None:
+        if data is None:
+            self.scan, controls = SimulatedScan(N, object_kind, object_seed), simulation_controls()
+            fixed: dict[str, Any] = {"N": N, "object_kind": object_kind, "object_seed": object_seed}
+        else:
+            scan = scan_of(data)
+            self.scan, self.panels_type, controls = ThinnedScan(scan, full), ThinnedPanels, dose_controls()
+            fixed = {"data_path": scan.source} if Path(scan.source).is_file() else {}
+        super().__init__(controls, settings, fixed)
+
+    def compute(self, settings: Mapping[str, Any], preview: bool = False) -> DoseState | ThinnedState:
+        "What is recovered at a dose; in a preview after a few steps of the solver."
+        return self.scan.compute(settings, preview)
 
     def reading(self, place: Place) -> str:
         "On the object, the pattern that is nearest as well."

@@ -27,7 +27,7 @@ from .controls import slider
 from .panels import Panels, number_table
 
 # %% auto #0
-__all__ = ['SIDES', 'ThinnedState', 'ThinnedPanels', 'ThinnedScan']
+__all__ = ['SIDES', 'ThinnedState', 'ThinnedPanels', 'dose_controls', 'ThinnedScan']
 
 # %% ../../nbs/9_explorers/48_thinned_dose.ipynb #39dec689
 SIDES = ("left", "right")
@@ -94,11 +94,21 @@ class ThinnedPanels(Panels):
             numbers.set_text("\n".join([f"{state.photons[side]:.3g}", f"{share:.3g} %", state.made[side],
                                         _half_period(state.agreement[side], state.pixel_size_m)]))
 
-# %% ../../nbs/9_explorers/48_thinned_dose.ipynb #503cdd04
+# %% ../../nbs/9_explorers/48_thinned_dose.ipynb #3fc36b6a
 _MOST_PIXELS, _LEAST_PATTERNS = 1.0e6, 80  # measured pixels of the part that is taken, and its fewest patterns
 _PREVIEW = 4  # iterations
 
 
+def dose_controls() -> dict[str, ipywidgets.ValueWidget]:
+    "A dose and a method for either side."
+    found: dict[str, ipywidgets.ValueWidget] = {}
+    for side, percent in zip(SIDES, (100.0, 1.0), strict=True):
+        found[f"{side}_percent"] = slider(f"{side} / %", percent, 0.1, 100.0, 0.25, logarithmic=True,
+                                          tooltip=f"{side}: share of the measured photons, in percent")
+        found[f"{side}_network"] = ipywidgets.Checkbox(value=False, description=f"{side}: network")
+    return found
+
+# %% ../../nbs/9_explorers/48_thinned_dose.ipynb #503cdd04
 class ThinnedScan:
     """A scan whose dose can be turned down, and the images that were made of it.
 
@@ -127,15 +137,6 @@ class ThinnedScan:
         self.pool, judge = pool, images_at(rest, ("no_network",), seed=seed)["no_network"]
         self.judge = self._aligned(judge)
         self._kept: dict[tuple[int, str], np.ndarray] = {}
-
-    def controls(self) -> dict[str, ipywidgets.ValueWidget]:
-        "A dose and a method for either side."
-        found: dict[str, ipywidgets.ValueWidget] = {}
-        for side, percent in zip(SIDES, (100.0, 1.0), strict=True):
-            found[f"{side}_percent"] = slider(f"{side} / %", percent, 0.1, 100.0, 0.25, logarithmic=True,
-                                              tooltip=f"{side}: share of the measured photons, in percent")
-            found[f"{side}_network"] = ipywidgets.Checkbox(value=False, description=f"{side}: network")
-        return found
 
     def _aligned(self, made: Reconstruction) -> np.ndarray:
         return align(made.crop_to(self.region).object, self.reference)[0]

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -31,8 +32,8 @@ from .steps import Problem, Step, solve, solve_jointly
 SMOOTHING_PX = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 # %% auto #0
-__all__ = ['SMOOTHING_PX', 'check_positions', 'check_far_field', 'smooth_correction', 'Fit', 'place_start', 'light_scale',
-           'orthogonal_modes', 'prepare', 'probe_moved', 'fit_scan']
+__all__ = ['SMOOTHING_PX', 'check_positions', 'check_far_field', 'smooth_correction', 'Found', 'Fit', 'place_start',
+           'light_scale', 'orthogonal_modes', 'prepare', 'probe_moved', 'fit_scan']
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #3da9c94d
 _SMALLEST_SCAN_PX = 8.0
@@ -125,21 +126,61 @@ def smooth_correction(
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #c13e3b3c
 @dataclass
-class Fit:
-    "A problem under way, and the object, the probe and the smoothing under which the held-out counts are most likely so far."
+class Found:
+    "A problem under way, and the object and the probe under which the held-out counts are most likely so far."
 
     problem: Problem
     held: HeldOut
     scale: float  # intensity scale of what is fitted
+    objects: np.ndarray = field(default=None, kw_only=True)  # complex64 (1, H, W): the best so far
+    probe: np.ndarray = field(default=None, kw_only=True)  # complex64 (N, N): the probe with it
+    detector: Detector | None = field(default=None, kw_only=True)  # with the best so far
+    best: dict = field(default_factory=dict, kw_only=True)
+    history: list = field(default_factory=list, kw_only=True)
+
+    def _remember(self, step: Step, objects: np.ndarray, nll: float, smoothing_px: float) -> None:
+        self.objects, self.probe, self.detector = objects.copy(), step.probe.copy(), step.detector
+        self.best = {"iteration": step.iteration, "nll_per_pixel": nll, "smoothing_px": smoothing_px}
+
+    def only(
+        self,
+        step: Step,
+    ) -> Self:
+        "A fit that holds this step for the best, as it is."
+        alone = copy(self)
+        alone._remember(step, step.objects, np.nan, 0.0)
+        return alone
+
+    def reconstruction(
+        self,
+        positions_px: np.ndarray,  # float64 (M, 2) of all patterns
+        layout: Layout,  # of all patterns, as the fit leaves them
+        method: str,
+        geometry: Geometry | None = None,  # of the scan
+        **info,  # beside the choices and the history
+    ) -> Reconstruction:
+        "What the fit has found, its probe scaled to all photons of the scan."
+        coverage = illumination(self.probe / self.scale, layout[self.held.fitted])[0]
+        modes = orthogonal_modes(self.probe) / np.float32(np.sqrt(self.held.fitted_share))
+        detector = None if self.detector is None else self.detector.dimmed(1 / self.held.fitted_share)
+        info = {"likelihood": self.problem.likelihood, "chosen": self.best,
+                "validation_patterns": len(self.held.patterns), "validation_photons": self.held.share,
+                "probe_moved": probe_moved(self.problem.probe, self.probe), "history": self.history, **info}
+        return Reconstruction(
+            object=self.objects[0], coverage=coverage, origin_px=layout.origin_px, positions_px=positions_px,
+            probe=modes[0], method=method, info=info, weaker_modes=modes[1:] if len(modes) > 1 else None, detector=detector,
+            light=layout.light,
+            geometry=geometry)
+
+# %% ../../nbs/3_solvers/50_fit.ipynb #6bd97343
+@dataclass
+class Fit(Found):
+    "What looks at every step of a solver: smoothed as the held-out counts like it best, and kept if they like it better."
+
     smoothing_px: tuple[float, ...] = SMOOTHING_PX  # widths to choose from, ascending
     robust: bool = False  # judge by the trimmed mean over the patterns, not by the mean
     patience: int = 4  # steps without a better likelihood before it is settled
-    objects: np.ndarray = None  # complex64 (1, H, W): the best so far
-    probe: np.ndarray = None  # complex64 (N, N): the probe with it
-    best: dict = field(default_factory=dict)
-    history: list = field(default_factory=list)
     settled: bool = False
-    detector: Detector | None = None  # with the best so far
 
     def __post_init__(self) -> None:
         self.began, self.level = time.perf_counter(), 0
@@ -161,10 +202,6 @@ class Fit:
 
     def _mean(self, deviances: np.ndarray) -> float:
         return trimmed_mean(deviances)[0] if self.robust else float(deviances.mean())
-
-    def _remember(self, step: Step, objects: np.ndarray, nll: float, smoothing_px: float) -> None:
-        self.objects, self.probe, self.detector = objects.copy(), step.probe.copy(), step.detector
-        self.best = {"iteration": step.iteration, "nll_per_pixel": nll, "smoothing_px": smoothing_px}
 
     def _smoothed_best(self, step: Step) -> tuple[float, int, np.ndarray]:
         # The likelihood has one optimum in the width, close to where the last step had it: climb from there.
@@ -196,36 +233,6 @@ class Fit:
             self.best = {"iteration": step.iteration, "smoothing_px": 0.0}
         self.history.append(row | {"seconds": time.perf_counter() - self.began})
         self.settled = step.iteration - self.best["iteration"] >= self.patience
-
-    def only(
-        self,
-        step: Step,
-    ) -> Fit:
-        "A fit that holds this step for the best, as it is."
-        alone = copy(self)
-        alone._remember(step, step.objects, np.nan, 0.0)
-        return alone
-
-    def reconstruction(
-        self,
-        positions_px: np.ndarray,  # float64 (M, 2) of all patterns
-        layout: Layout,  # of all patterns, as the fit leaves them
-        method: str,
-        geometry: Geometry | None = None,  # of the scan
-        **info,  # beside the choices and the history
-    ) -> Reconstruction:
-        "What the fit has found, its probe scaled to all photons of the scan."
-        coverage = illumination(self.probe / self.scale, layout[self.held.fitted])[0]
-        modes = orthogonal_modes(self.probe) / np.float32(np.sqrt(self.held.fitted_share))
-        detector = None if self.detector is None else self.detector.dimmed(1 / self.held.fitted_share)
-        info = {"likelihood": self.problem.likelihood, "chosen": self.best,
-                "validation_patterns": len(self.held.patterns), "validation_photons": self.held.share,
-                "probe_moved": probe_moved(self.problem.probe, self.probe), "history": self.history, **info}
-        return Reconstruction(
-            object=self.objects[0], coverage=coverage, origin_px=layout.origin_px, positions_px=positions_px,
-            probe=modes[0], method=method, info=info, weaker_modes=modes[1:] if len(modes) > 1 else None, detector=detector,
-            light=layout.light,
-            geometry=geometry)
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #fc4ddd7b
 def place_start(

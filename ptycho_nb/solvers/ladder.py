@@ -19,7 +19,7 @@ from .held_out import HeldOut, trimmed_mean
 from .result import Reconstruction
 
 # %% auto #0
-__all__ = ['SURE', 'SOUND', 'LEAST_GAIN', 'WITH_PROBE', 'FEW', 'Rung', 'judge', 'Trial', 'Climb']
+__all__ = ['SURE', 'SOUND', 'LEAST_GAIN', 'WITH_PROBE', 'FEW', 'Rung', 'judge', 'Trial', 'Known', 'Climb']
 
 # %% ../../nbs/3_solvers/78_ladder.ipynb #521dfeb2
 SURE = 2.0  # standard errors by which held-out counts have to prefer a change
@@ -74,7 +74,7 @@ class Trial:
 
 # %% ../../nbs/3_solvers/78_ladder.ipynb #6778bc04
 @dataclass
-class Climb:
+class Known:
     "What is known of a scan so far, and how it became known."
 
     data: RawData
@@ -86,57 +86,11 @@ class Climb:
     whole: RawData | None = None  # the scan that this is a part of; None: all of it
     live: bool | Live = False  # shows the fits while they are made
 
-    def fit(self, data: RawData, **options) -> Reconstruction:
-        "Fit a model to the counts that do not judge."
-        options = {"iterations": self.iterations, "seed": self.seed, "progress": self.live, "patience": 8} | options
-        if isinstance(self.live, Live):
-            self.live.title = f"{len(self.rungs)} changes of the model tried, {sum(rung.kept for rung in self.rungs)} kept"
-        result, start = fit_scan(data, self.held, **options), options.get("start")
-        before = 0 if start is None else start.info.get("steps", 0)
-        return replace(result, info=result.info | {"steps": before + result.info["chosen"]["iteration"]})
-
-    def fit_on(self, data: RawData, to_the_end: bool = False, **options) -> Reconstruction:
-        "Fit from the best result on, and give up if a few iterations have not made it better."
-        options = {"refine_probe": True, "iterations": self.further} | options
-        at_least = None if to_the_end else (FEW, self.held.deviance(self.result))
-        return self.fit(data, start=self.result, at_least=at_least, **options)
-
-    def weigh(
-        self,
-        name: str,  # of the rung
-        what: str,  # in words
-        data: RawData,  # the scan as it is taken to be
-        result: Reconstruction,  # of a fit to it
-        began: float,  # time.perf_counter() then
-        after: np.ndarray | None = None,  # float64 (v,): deviances of the judging patterns; None: what the result predicts
-    ) -> Trial:
-        "Judge a fit on the pixels that are good before and after."
-        after = self.held.deviances(_on_common_pixels(result, self.result)) if after is None else after
-        gain, error, sure = 0.0, 0.0, True
-        if self.result is not None:
-            gain, error, sure = judge(self.held.deviances(_on_common_pixels(self.result, result)), after)
-            sure = sure and gain >= self.shown(LEAST_GAIN.get(name, 0.0))
-        return Trial(Rung(name, what, gain, error, sure, time.perf_counter() - began), data, result)
-
     def is_worth_trying(self, name: str) -> bool:
         "Not if it brought too little the last time, nor for ever."
         tried = [rung for rung in self.rungs if rung.name == name]
         needed = max(self.shown(LEAST_GAIN[name]), SURE * tried[-1].error) if tried else 0.0
         return len(tried) < _MOST_TIMES and (not tried or tried[-1].gain > needed)
-
-    def decide(self, *trials: Trial) -> bool:
-        "Keep the one with the largest gain of those that are sure; all of them are told."
-        sure = [trial for trial in trials if trial.rung.kept]
-        best = max(sure, key=lambda trial: trial.rung.gain, default=None)
-        self.rungs += [trial.rung if trial in (best, *(t for t in trials if not t.rung.kept)) else replace(trial.rung, kept=False)
-                       for trial in trials]
-        if best is not None:
-            self.data, self.result = best.data, best.result
-        return best is not None
-
-    def see(self, *what) -> bool:
-        "Judge a fit, and keep it if it is better."
-        return self.decide(self.weigh(*what))
 
     def shown(self, gain: float) -> float:
         "A gain of all photons as the judging counts show it: a tenth of the photons, a tenth of what is beyond noise."
@@ -176,6 +130,57 @@ class Climb:
     def refined(self) -> RawData:
         "The scan with the probe that the best result has found."
         return replace(self.data, probe=self.result.probe, weaker_modes=self.result.weaker_modes, detector=self.result.detector)
+
+# %% ../../nbs/3_solvers/78_ladder.ipynb #f7413deb
+@dataclass
+class Climb(Known):
+    "What is known, and what can be done to know more."
+
+    def fit(self, data: RawData, **options) -> Reconstruction:
+        "Fit a model to the counts that do not judge."
+        options = {"iterations": self.iterations, "seed": self.seed, "progress": self.live, "patience": 8} | options
+        if isinstance(self.live, Live):
+            self.live.title = f"{len(self.rungs)} changes of the model tried, {sum(rung.kept for rung in self.rungs)} kept"
+        result, start = fit_scan(data, self.held, **options), options.get("start")
+        before = 0 if start is None else start.info.get("steps", 0)
+        return replace(result, info=result.info | {"steps": before + result.info["chosen"]["iteration"]})
+
+    def fit_on(self, data: RawData, to_the_end: bool = False, **options) -> Reconstruction:
+        "Fit from the best result on, and give up if a few iterations have not made it better."
+        options = {"refine_probe": True, "iterations": self.further} | options
+        at_least = None if to_the_end else (FEW, self.held.deviance(self.result))
+        return self.fit(data, start=self.result, at_least=at_least, **options)
+
+    def weigh(
+        self,
+        name: str,  # of the rung
+        what: str,  # in words
+        data: RawData,  # the scan as it is taken to be
+        result: Reconstruction,  # of a fit to it
+        began: float,  # time.perf_counter() then
+        after: np.ndarray | None = None,  # float64 (v,): deviances of the judging patterns; None: what the result predicts
+    ) -> Trial:
+        "Judge a fit on the pixels that are good before and after."
+        after = self.held.deviances(_on_common_pixels(result, self.result)) if after is None else after
+        gain, error, sure = 0.0, 0.0, True
+        if self.result is not None:
+            gain, error, sure = judge(self.held.deviances(_on_common_pixels(self.result, result)), after)
+            sure = sure and gain >= self.shown(LEAST_GAIN.get(name, 0.0))
+        return Trial(Rung(name, what, gain, error, sure, time.perf_counter() - began), data, result)
+
+    def decide(self, *trials: Trial) -> bool:
+        "Keep the one with the largest gain of those that are sure; all of them are told."
+        sure = [trial for trial in trials if trial.rung.kept]
+        best = max(sure, key=lambda trial: trial.rung.gain, default=None)
+        self.rungs += [trial.rung if trial in (best, *(t for t in trials if not t.rung.kept)) else replace(trial.rung, kept=False)
+                       for trial in trials]
+        if best is not None:
+            self.data, self.result = best.data, best.result
+        return best is not None
+
+    def see(self, *what) -> bool:
+        "Judge a fit, and keep it if it is better."
+        return self.decide(self.weigh(*what))
 
 
 def _on_common_pixels(result: Reconstruction, other: Reconstruction | None) -> Reconstruction:
