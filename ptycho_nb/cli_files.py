@@ -111,8 +111,8 @@ def _keys_of(words: Sequence[str]) -> dict[str, str]:
     for word in (part for given in words for part in given.split(",")):
         name, sign, place = word.partition("=")
         if not sign or not name or not place or name in keys:
-            found = "the same name again" if name in keys else repr(word)
-            raise InputError("--keys", found, "NAME=PATH with each name once", "For example: --keys data=/entry/data/data")
+            fault = "the same name again" if name in keys else repr(word)
+            raise InputError("--keys", fault, "NAME=PATH with each name once", "For example: --keys data=/entry/data/data")
         keys[name] = place
     return keys
 
@@ -175,7 +175,7 @@ def print_arm(
     from ptycho_nb.analysis.metrics import goodness_text, metrics_table
 
     arm = read_arm(folder)
-    answers = [found["sentence"] for found in (arm.metrics or {}).values() if isinstance(found, dict) and "sentence" in found]
+    answers = [entry["sentence"] for entry in (arm.metrics or {}).values() if isinstance(entry, dict) and "sentence" in entry]
     for text in filter(None, [*answers, metrics_table(arm.metrics or {})]):
         print(text)
     for path in arm.figures:
@@ -192,9 +192,9 @@ def validate(
     "Print what is to be said about a scan; 3 if it is not to be used as it is."
     from ptycho_nb.diagnosis.validation import validate
 
-    found = validate(arguments.path, **reading_of(arguments))
-    print(*([json.dumps(found.to_dict(), indent=1, ensure_ascii=False)] if arguments.json else found.lines()), sep="\n")
-    return 0 if found.is_sound else 3
+    validation = validate(arguments.path, **reading_of(arguments))
+    print(*([json.dumps(validation.to_dict(), indent=1, ensure_ascii=False)] if arguments.json else validation.lines()), sep="\n")
+    return 0 if validation.is_sound else 3
 
 # %% ../nbs/10_cli/07_files.ipynb #0efc7481
 def convert(

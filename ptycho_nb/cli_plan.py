@@ -27,9 +27,9 @@ def length_of(
     word: str,
 ) -> tuple[str, float]:  # 'px' or 'm', and the number
     "A length from the command line."
-    found = re.fullmatch(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([a-zµ]*)", word.strip())
+    match = re.fullmatch(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([a-zµ]*)", word.strip())
     try:
-        number, in_metre = float(found[1]), _UNITS[found[2]]
+        number, in_metre = float(match[1]), _UNITS[match[2]]
     except (TypeError, ValueError, KeyError):
         raise InputError(option, repr(word), "a number with px, nm, um, mm or m", f"For example: {option} 20nm") from None
     return ("px", number) if in_metre is None else ("m", number / in_metre)

@@ -39,8 +39,8 @@ def read_grid(
     for word in words:
         name, sign, values = word.partition("=")
         if not sign or not name.isidentifier() or "" in values.split(",") or name in grid:
-            found = "the same name again" if name in grid else repr(word)
-            raise InputError("--set", found, "NAME=VALUE,VALUE with each name once", "For example: --set seed=1,2,3")
+            fault = "the same name again" if name in grid else repr(word)
+            raise InputError("--set", fault, "NAME=VALUE,VALUE with each name once", "For example: --set seed=1,2,3")
         grid[name] = [literal(value) for value in values.split(",")]
     return grid
 

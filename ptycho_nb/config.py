@@ -154,8 +154,8 @@ class Config:
         except (ValueError, RecursionError) as error:
             raise InputError(f"JSON of {cls.__name__}", error, "a JSON object", "Write it with to_json().") from error
         if not isinstance(settings, dict):
-            found = type(settings).__name__
-            raise InputError(f"JSON of {cls.__name__}", found, "a JSON object", "Write it with to_json().")
+            kind = type(settings).__name__
+            raise InputError(f"JSON of {cls.__name__}", kind, "a JSON object", "Write it with to_json().")
         return cls.from_dict(settings)
 
     def stable_hash(self) -> str:

@@ -239,8 +239,8 @@ def reading(
         raise InputError(str(path), "a file that may not be read", expected, "Change its permissions.") from error
     except Exception as error:  # the libraries below raise about twenty kinds
         what = f"{path}, {place.member}" if place.member else str(path)
-        found = f"a damaged {'array' if place.member.startswith('key ') else 'file'} ({_in_words(error)})"
-        raise InputError(what, found, expected, remedy) from error
+        damage = f"a damaged {'array' if place.member.startswith('key ') else 'file'} ({_in_words(error)})"
+        raise InputError(what, damage, expected, remedy) from error
 
 # %% ../nbs/0_base/20_files.ipynb #fb209c99
 def check_shape(

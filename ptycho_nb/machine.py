@@ -129,12 +129,12 @@ def versions(
     packages: Iterable[str] = _PACKAGES,
 ) -> dict[str, str]:  # by name; 'git' where the library lies in a checkout
     "Python, platform, packages and the revision of this library."
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    software = {"python": platform.python_version(), "platform": platform.platform()}
     for name in packages:
         try:
-            found[name] = metadata.version(name)
+            software[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            software[name] = "not installed"
     import ptycho_nb
 
     here = Path(ptycho_nb.__file__)
@@ -147,8 +147,8 @@ def versions(
     # Only where the package itself is tracked: an environment may lie inside somebody else's checkout.
     if shutil.which("git") and git("ls-files", "--error-unmatch", here.name) is not None:
         altered = git("status", "--porcelain", "--untracked-files=no", ".")
-        found["git"] = f"{git('rev-parse', 'HEAD')}{' with changes' if altered else ''}"
-    return found
+        software["git"] = f"{git('rev-parse', 'HEAD')}{' with changes' if altered else ''}"
+    return software
 
 # %% ../nbs/0_base/30_machine.ipynb #35e5f2dd
 def compiled(

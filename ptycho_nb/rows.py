@@ -27,8 +27,8 @@ __all__ = ['Rows', 'rows_on_disk', 'runs_of', 'rows_at', 'arrays_on_disk', 'writ
 
 # %% ../nbs/0_base/25_rows.ipynb #d3af5337
 def _state(file: BinaryIO) -> tuple[int, int]:
-    found = os.fstat(file.fileno())
-    return found.st_size, found.st_mtime_ns
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 class Rows:
@@ -75,15 +75,15 @@ class Rows:
         shape = self.shape[1:] if row is None else self.shape[2:]
         offset = self._offset + (0 if row is None else row * self.nbytes // len(self))
         first, last, step = some.indices(self.shape[0 if row is None else 1])
-        found = np.empty((max(last - first, 0), *shape), self.dtype)
-        content = found.reshape(-1).view(np.uint8)
+        rows = np.empty((max(last - first, 0), *shape), self.dtype)
+        content = rows.reshape(-1).view(np.uint8)
         with self._lock:
             if _state(self._file) != self._state:
                 raise InputError(self.name, "a file that was changed after it was opened", "the file as it was", "Open it again.")
             self._file.seek(offset + first * self.dtype.itemsize * math.prod(shape))
             if self._file.readinto(content) != len(content):
                 raise InputError(self.name, "a file that ends too early", f"{self.nbytes} bytes of numbers", "Copy it again.")
-        return found[::step]
+        return rows[::step]
 
 # %% ../nbs/0_base/25_rows.ipynb #87063c2f
 def rows_on_disk(
@@ -118,8 +118,8 @@ def rows_at(
     numbers: np.ndarray,  # int (m,), ascending and each once
 ) -> np.ndarray:
     "Some rows of an array on disk."
-    found = [array[first:last] for first, last in runs_of(numbers)]
-    return found[0] if len(found) == 1 else np.concatenate(found)
+    pieces = [array[first:last] for first, last in runs_of(numbers)]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 # %% ../nbs/0_base/25_rows.ipynb #122a6ca9
 def _start_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:

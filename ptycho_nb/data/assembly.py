@@ -107,11 +107,11 @@ def _lies_in_corner(recording: Recording) -> bool:
     height, width = mean.shape
     middle = mean[height // 4 : height - height // 4, width // 4 : width - width // 4].sum()
     corner = np.fft.fftshift(mean)[height // 4 : height - height // 4, width // 4 : width - width // 4].sum()
-    seen = corner > 2 * middle if not recording.in_corner else corner * 2 > middle
-    if seen != recording.in_corner:
+    in_corner = corner > 2 * middle if not recording.in_corner else corner * 2 > middle
+    if in_corner != recording.in_corner:
         _logger.warning("%s: the light lies in the %s of the patterns, and there zero frequency is taken to be", recording.source,
-                        "corners" if seen else "middle")
-    return bool(seen)
+                        "corners" if in_corner else "middle")
+    return bool(in_corner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ class _Conversion:
 
 # %% ../../nbs/2_data/15_assembly.ipynb #17829b62
 @dataclass
-class _Seen:
+class _Overview:
     "What one look at all patterns has shown."
 
     patterns: np.ndarray | Patterns  # float32 (M, N, N)
@@ -168,7 +168,7 @@ class _Seen:
         return len(self.mean)
 
 
-def _look(recording: Recording, on_disk: bool | None) -> _Seen:
+def _look(recording: Recording, on_disk: bool | None) -> _Overview:
     "Go through all patterns once: those in memory are converted then, those on disk when they are asked for."
     source, n, kind = recording.source, recording.n_patterns, np.dtype(recording.counts.dtype)
     side, corner = _square_window(recording.counts.shape[-2:], source)
@@ -186,16 +186,16 @@ def _look(recording: Recording, on_disk: bool | None) -> _Seen:
         dark = wrong.mean(axis=(1, 2)) > 0.5
         lost += (where.start + np.flatnonzero(dark)).tolist()
         wrong_in += wrong[~dark].sum(axis=0)
-        made = conversion.amplitudes(block, wrong)
-        total += np.einsum("kyx,kyx->yx", made, made, dtype=np.float64)
+        block_amplitudes = conversion.amplitudes(block, wrong)
+        total += np.einsum("kyx,kyx->yx", block_amplitudes, block_amplitudes, dtype=np.float64)
         if not stays:
-            amplitude[where] = made
+            amplitude[where] = block_amplitudes
     _say_what_is_wrong(source, wrong_in, lost)
     if stays:
         conversion = replace(conversion, may_be_wrong=bool(lost or wrong_in.any()))
         _logger.warning("%s: %d patterns stay on disk, %.3g GB there, and are read a few at a time", source, n,
                         kind.itemsize * n * np.prod(recording.counts.shape[-2:]) / 1e9)
-    return _Seen(Patterns(conversion, (n, side, side)) if stays else amplitude, wrong_in == 0, total / n, corner)
+    return _Overview(Patterns(conversion, (n, side, side)) if stays else amplitude, wrong_in == 0, total / n, corner)
 
 
 def _say_what_is_wrong(source: str, wrong_in: np.ndarray, lost: list[int]) -> None:
@@ -211,9 +211,9 @@ def _say_what_is_wrong(source: str, wrong_in: np.ndarray, lost: list[int]) -> No
                         np.count_nonzero(wrong_in))
 
 # %% ../../nbs/2_data/15_assembly.ipynb #ac374f1c
-def _detector(recording: Recording, seen: _Seen) -> Detector | None:
+def _detector(recording: Recording, overview: _Overview) -> Detector | None:
     "What the file and the counts themselves say about the pixels."
-    side, good, corner, mean = seen.side, seen.told, seen.corner, seen.mean
+    side, good, corner, mean = overview.side, overview.told, overview.corner, overview.mean
     if recording.good is not None:
         mask = np.asarray(recording.good, bool)
         if mask.ndim == 3 and len(mask) and np.any(mask != mask[0]):
@@ -245,8 +245,8 @@ def _positions_px(recording: Recording, side: int, geometry: Geometry | None) ->
                          "Give a table of them, positions='scan.csv', or say where in the file they are, keys={'x': …, 'y': …}.")
     positions = np.asarray(recording.positions, np.float64)
     if positions.shape != (n, 2) or not np.all(np.isfinite(positions)):
-        found = f"shape {positions.shape}, {np.count_nonzero(~np.isfinite(positions))} not finite"
-        raise InputError(f"{source}, positions", found, f"({n}, 2): one for each pattern",
+        fault = f"shape {positions.shape}, {np.count_nonzero(~np.isfinite(positions))} not finite"
+        raise InputError(f"{source}, positions", fault, f"({n}, 2): one for each pattern",
                          "Leave out patterns that have no position, or complete the table.")
     if recording.unit == "px":
         return positions * (side / np.array(recording.counts.shape[-2:]))  # a crop makes the pixels of the object larger
@@ -257,12 +257,12 @@ def _positions_px(recording: Recording, side: int, geometry: Geometry | None) ->
     return in_si(positions, recording.unit, f"{source}, unit of the positions") / pixel_m
 
 
-def _modes(recording: Recording, seen: _Seen) -> np.ndarray:
+def _modes(recording: Recording, overview: _Overview) -> np.ndarray:
     "The modes of the probe, complex64 (L, N, N)."
-    side = seen.side
+    side = overview.side
     if recording.probe is None:
         _logger.warning("%s: no probe; estimated from the mean pattern, in focus", recording.source)
-        return estimated_probe(np.sqrt(seen.mean)[None])[None]
+        return estimated_probe(np.sqrt(overview.mean)[None])[None]
     modes = np.asarray(recording.probe)
     while modes.ndim > 3:  # other wavelengths or variations along the scan: the first
         modes = modes[0]
@@ -284,17 +284,17 @@ def assemble(
     on_disk: bool | None = None,  # leave the patterns in the file; None: if they are large
 ) -> RawData:
     "The scan that a file of another program holds; `InputError` for what cannot be used or is missing."
-    seen = _look(recording, on_disk)
-    side, before, source = seen.side, recording.counts.shape[-1], recording.source
+    overview = _look(recording, on_disk)
+    side, before, source = overview.side, recording.counts.shape[-1], recording.source
     geometry = recording.geometry
     if geometry is not None and before != side:
         geometry = geometry.cropped(before, side)
     positions_px = _positions_px(recording, side, geometry)
     origin_px = np.floor(positions_px.min(axis=0) + 1e-6)
-    modes = _modes(recording, seen)
+    modes = _modes(recording, overview)
     metadata = {"format": recording.format, "diff3d_quantity": "amplitude", "origin_px": origin_px.tolist(),
                 **({"probe": "estimated"} if recording.probe is None else {}), **recording.metadata}
     return RawData(
-        diff3d=seen.patterns, positions_px=positions_px - origin_px + side // 2, probe=modes[0],
-        weaker_modes=modes[1:] if len(modes) > 1 else None, detector=_detector(recording, seen),
+        diff3d=overview.patterns, positions_px=positions_px - origin_px + side // 2, probe=modes[0],
+        weaker_modes=modes[1:] if len(modes) > 1 else None, detector=_detector(recording, overview),
         geometry=geometry, metadata=metadata, source=source)

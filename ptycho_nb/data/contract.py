@@ -68,8 +68,8 @@ def check_array(
     finite = [np.isfinite(block).reshape(len(block), -1).all(axis=1) for _, block in in_blocks(converted)]
     bad = np.flatnonzero(~np.concatenate(finite))
     if len(bad):
-        found = f"NaN or infinity in {len(bad)} of {len(array)} entries of shape {array.shape}, first at {bad[0]}"
-        raise InputError(what, found, "finite numbers",
+        fault = f"NaN or infinity in {len(bad)} of {len(array)} entries of shape {array.shape}, first at {bad[0]}"
+        raise InputError(what, fault, "finite numbers",
                          "Leave out these entries. Pixels that could not be read are no zeros: store them as NaN in the file's "
                          "diff3d, or give the good pixels as 'mask'.")
     lengths.update(zip(shape, array.shape, strict=True))

@@ -38,12 +38,12 @@ def as_raster(
     "How many rows and columns a raster has; `InputError` if the patterns do not fill it."
     n = int(np.prod(counts.shape[:-2]))
     side = round(n**0.5)
-    found = n_rows_columns or (counts.shape[:2] if len(counts.shape) == 4 else (side, side))
-    if found[0] * found[1] != n:
-        told = "a square" if n_rows_columns is None else f"a raster of {found[0]} x {found[1]}"
+    raster = n_rows_columns or (counts.shape[:2] if len(counts.shape) == 4 else (side, side))
+    if raster[0] * raster[1] != n:
+        told = "a square" if n_rows_columns is None else f"a raster of {raster[0]} x {raster[1]}"
         raise InputError(f"{source}, raster", f"{n} patterns for {told}", "rows x columns patterns",
                          "Give the raster as (rows, columns), or a table of the positions.")
-    return int(found[0]), int(found[1])
+    return int(raster[0]), int(raster[1])
 
 # %% ../../nbs/2_data/16_electron_formats.ipynb #63b59fd4
 _CUBE_NAMES = ("data", "datacube")
@@ -55,22 +55,22 @@ def cube_name(
     tree: Tree,
 ) -> str | None:
     "The path of the first data cube of a file, None if it has none. Links are not followed."
-    found: list[str] = []
+    names: list[str] = []
 
     def look(name: str, item: Any) -> bool | None:
         if isinstance(item, h5py.Dataset) and item.ndim == 4 and name.rsplit("/", 1)[-1] in _CUBE_NAMES:
-            found.append(name)
+            names.append(name)
             return True  # ends the search
         return None
 
     tree.file.visititems(look)
-    return found[0] if found else None
+    return names[0] if names else None
 
 
 def _text(tree: Tree, name: str) -> str:
     "A word that stands in a data set; empty if there is none."
-    found = tree.get(name)
-    value = found[()] if isinstance(found, h5py.Dataset) and found.shape == () else b""
+    entry = tree.get(name)
+    value = entry[()] if isinstance(entry, h5py.Dataset) and entry.shape == () else b""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 

@@ -53,8 +53,8 @@ def _from_tike(arrays: Mapping[str, np.ndarray], source: str) -> RawData:
     corners_px = _without_leading_ones(arrays["scan"], 2).astype(np.float64)
     modes = _without_leading_ones(arrays["probe"], 3)
     if counts.ndim != 3 or corners_px.ndim != 2 or modes.ndim not in (2, 3) or not np.all(np.isfinite(corners_px)):
-        found = ", ".join(f"{key} {arrays[key].shape}" for key in _TIKE_KEYS)
-        raise InputError(source, found, "data (1, M, N, N), finite scan (1, M, 2), probe (1, 1, 1, modes, N, N)",
+        shapes = ", ".join(f"{key} {arrays[key].shape}" for key in _TIKE_KEYS)
+        raise InputError(source, shapes, "data (1, M, N, N), finite scan (1, M, 2), probe (1, 1, 1, modes, N, N)",
                          "Write one scan with one detector.")
     if modes.ndim == 3 and len(modes) > 1:
         _logger.info("%s: the probe has %d modes", source, len(modes))

@@ -102,7 +102,7 @@ class Links:
         "The first of these that exists."
         with reading(self.path, _SOUND) as place:
             place.member = f"data set {names[0]!r}"
-            return next((found for name in names if (found := self._walk(self.file, name)) is not None), None)
+            return next((entry for name in names if (entry := self._walk(self.file, name)) is not None), None)
 
     def opened(
         self,
@@ -129,11 +129,11 @@ class Tree(Links):
         remedy: str = "Write it under this name.",
     ) -> h5py.Dataset:
         "The first of these that exists, not read yet; `InputError` if there is none, or no numbers."
-        found = self.get(*names)
-        if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "biufc" or 0 in (found.shape or ()):
-            what = "nothing there" if found is None else f"{type(found).__name__} {getattr(found, 'dtype', '')}".strip()
+        entry = self.get(*names)
+        if not isinstance(entry, h5py.Dataset) or entry.dtype.kind not in "biufc" or 0 in (entry.shape or ()):
+            what = "nothing there" if entry is None else f"{type(entry).__name__} {getattr(entry, 'dtype', '')}".strip()
             raise InputError(f"{self.path}, {' or '.join(map(repr, names))}", what, "a data set of numbers", remedy)
-        return found
+        return entry
 
     def array(
         self,

@@ -99,13 +99,13 @@ def open_matlab(
     with ExitStack() as stack:
         with reading(path, _SOUND, "Save it again, save(name, '-v7.3')."):
             if h5py.is_hdf5(path):
-                found = _numbers_of_hdf5(stack.enter_context(h5py.File(path, "r")))
+                arrays = _numbers_of_hdf5(stack.enter_context(h5py.File(path, "r")))
             else:
                 _check_readable(path)
                 check_memory(str(path), 8 * sum(math.prod(shape) for _, shape, _ in whosmat(path)))  # packed, it may be small
-                found = _numbers_of(loadmat(path, simplify_cells=True))
+                arrays = _numbers_of(loadmat(path, simplify_cells=True))
             file = stack.enter_context(h5py.File(f"{path}, in memory", "w", driver="core", backing_store=False))
-            for name, array in found:
+            for name, array in arrays:
                 file[name] = stacks_first(np.squeeze(array))
         if not len(file):
             raise InputError(str(path), "no numbers", "arrays or structures of numbers", "Save the variables themselves.")

@@ -109,10 +109,10 @@ class _Quantities:
 
 # %% ../../nbs/2_data/10_scan.ipynb #4b4273e4
 def _sha256(array: np.ndarray | Patterns) -> str:
-    found = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    checksum = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     for block in array if isinstance(array, Patterns) else (array,):
-        found.update(block.tobytes())
-    return found.hexdigest()
+        checksum.update(block.tobytes())
+    return checksum.hexdigest()
 
 
 class _Stored:

@@ -210,9 +210,9 @@ def exact_limits(
     for _ in range(draws):
         signs = rng.integers(0, 2, (2, *turn.shape)) * 2 - 1
         right = information.nothing()._replace(object=(turn * (signs[0] + 1j * signs[1])).astype(turn.dtype))
-        found = solve_information(information, right, tolerance).object * np.conj(turn)
-        along += signs[0] * found.real / draws
-        across += signs[1] * found.imag / draws
+        solution = solve_information(information, right, tolerance).object * np.conj(turn)
+        along += signs[0] * solution.real / draws
+        across += signs[1] * solution.imag / draws
     least = deviation_limit(information.weight + 1 / (2 * information.prior**2)) / 10  # few draws can give too little
     return np.maximum(np.sqrt(np.maximum(along, 0)), least), np.maximum(np.sqrt(np.maximum(across, 0)), least)
 

@@ -116,10 +116,10 @@ def _ramps(remainder_px: np.ndarray, N: int) -> list[np.ndarray]:  # complex64 (
 
 
 def _unit(angle: np.ndarray) -> np.ndarray:  # exp(i·angle), several times faster than with complex numbers
-    found = np.empty(angle.shape, np.result_type(angle, np.complex64))
-    np.cos(angle, out=found.real)
-    np.sin(angle, out=found.imag)
-    return found
+    phasor = np.empty(angle.shape, np.result_type(angle, np.complex64))
+    np.cos(angle, out=phasor.real)
+    np.sin(angle, out=phasor.imag)
+    return phasor
 
 
 @compiled

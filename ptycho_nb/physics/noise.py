@@ -135,9 +135,9 @@ def pattern_deviances(
     at_once = max(1, _NUMBERS_AT_ONCE // size)
     counts, ratio = np.empty((2, at_once, size))
     for first in range(0, len(measured), at_once):
-        rates, seen = (part[first : first + at_once].reshape(-1, size) for part in (predicted, measured))
-        some = slice(len(seen))
-        _compare_counts(rates, seen, floor, counts, ratio, deviances[first : first + at_once])
+        modelled, observed = (part[first : first + at_once].reshape(-1, size) for part in (predicted, measured))
+        some = slice(len(observed))
+        _compare_counts(modelled, observed, floor, counts, ratio, deviances[first : first + at_once])
         counts[some] *= np.log(ratio[some], out=ratio[some])  # NumPy's logarithm does several numbers at a time
         deviances[first : first + at_once] += counts[some].sum(axis=1)
     return deviances / size

@@ -64,10 +64,10 @@ class Patterns:
         if n_bytes > IN_MEMORY_BYTES:
             check_memory("patterns", n_bytes, _REMEDY)
         wanted, place = np.unique(numbers, return_inverse=True)
-        made = self._make(wanted) if len(wanted) else np.empty((0, *self.shape[1:]), self.dtype)
+        patterns = self._make(wanted) if len(wanted) else np.empty((0, *self.shape[1:]), self.dtype)
         if numbers.ndim != 1 or not np.array_equal(wanted, numbers):
-            made = made[place.reshape(numbers.shape)]
-        return made[(*[slice(None)] * numbers.ndim, *rest)] if rest else made
+            patterns = patterns[place.reshape(numbers.shape)]
+        return patterns[(*[slice(None)] * numbers.ndim, *rest)] if rest else patterns
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for _, block in in_blocks(self):
@@ -168,6 +168,6 @@ def counts_of(
 ) -> np.ndarray:  # float64 (m,)
     "What each pattern counts in its good pixels."
     use = None if good is None or good.all() else good.astype(np.float64)
-    found = [np.einsum("kyx,kyx->k", block, block, dtype=np.float64) if use is None else
-             np.einsum("kyx,kyx,yx->k", block, block, use, dtype=np.float64) for _, block in in_blocks(patterns, which)]
-    return np.concatenate(found) if found else np.zeros(0)
+    counts = [np.einsum("kyx,kyx->k", block, block, dtype=np.float64) if use is None else
+              np.einsum("kyx,kyx,yx->k", block, block, use, dtype=np.float64) for _, block in in_blocks(patterns, which)]
+    return np.concatenate(counts) if counts else np.zeros(0)
