@@ -80,9 +80,9 @@ def crossing(
     at = np.argmax(below, axis=-1)
     right = np.take_along_axis(above, at[..., None], -1)[..., 0]
     left = np.take_along_axis(above, np.maximum(at - 1, 0)[..., None], -1)[..., 0]
-    found = (at + left / np.maximum(left - right, 1e-12)) / rings  # ring k lies at the fraction (k + 1) / rings
-    found = np.where(below.any(axis=-1), found, 1.0)
-    return np.where(np.take_along_axis(above, peak, -1)[..., 0] < 0, 0.0, found)
+    frequency = (at + left / np.maximum(left - right, 1e-12)) / rings  # ring k lies at the fraction (k + 1) / rings
+    frequency = np.where(below.any(axis=-1), frequency, 1.0)
+    return np.where(np.take_along_axis(above, peak, -1)[..., 0] < 0, 0.0, frequency)
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,15 @@ def frc_resolution(
     check_choice("threshold", threshold, THRESHOLDS)
     correlation = np.asarray(curve["correlation"], float)
     level = THRESHOLDS[threshold](ring_sizes(len(correlation)))
-    found = crossing(smoothed_correlations(correlation, draws, seed), level)
+    values = crossing(smoothed_correlations(correlation, draws, seed), level)
     below = np.flatnonzero(correlation < level)
     raw = 1.0 if not len(below) else 0.0
     if len(below) and below[0] > 0:
         k = below[0]
         left, right = (correlation - level)[[k - 1, k]]
         raw = (k + left / (left - right)) / len(correlation)
-    low, high = np.quantile(found[1:], (0.05, 0.95))
-    return Resolution(float(found[0]), float(min(low, found[0])), float(max(high, found[0])), float(raw), threshold)
+    low, high = np.quantile(values[1:], (0.05, 0.95))
+    return Resolution(float(values[0]), float(min(low, values[0])), float(max(high, values[0])), float(raw), threshold)
 
 # %% ../../nbs/5_analysis/15_limits.ipynb #a42c2d91
 def object_power(
@@ -171,10 +171,10 @@ def predicted_resolution(
     "The resolution at the limit, and between what it lies by chance: images with such noise are drawn."
     rng, curve = np.random.default_rng(seed), predicted_frc(image, deviation)
     noisy = [frc(image + deviation * rng.standard_normal(image.shape), image) for _ in range(draws)]
-    found = [frc_resolution(item, threshold, draws=1) for item in noisy]
-    spread = 1.645 * float(np.std([item.value for item in found], ddof=1)) if draws > 1 else 0.0
+    resolutions = [frc_resolution(item, threshold, draws=1) for item in noisy]
+    spread = 1.645 * float(np.std([item.value for item in resolutions], ddof=1)) if draws > 1 else 0.0
     value = frc_resolution(curve, threshold, draws=1).value
-    raw = float(np.mean([item.raw for item in found])) if found else value
+    raw = float(np.mean([item.raw for item in resolutions])) if resolutions else value
     return Resolution(value, max(value - spread, 0.0), min(value + spread, 1.0), raw, threshold)
 
 # %% ../../nbs/5_analysis/15_limits.ipynb #81a6eaf8
@@ -221,6 +221,6 @@ def photon_limit(
     phase = np.angle(part * np.exp(-1j * np.angle(part.mean())))
     parts = {"amplitude": (size, deviation), "phase": (phase, deviation / np.maximum(size, 1e-3))}
     known = {name: pair for name, pair in parts.items() if np.ptp(pair[0]) > _LEAST_RANGE}
-    found = {name: predicted_resolution(*pair) for name, pair in known.items()}
-    return Limit(found.get("amplitude"), found.get("phase"), float(np.sqrt(np.mean(deviation**2))),
+    resolutions = {name: predicted_resolution(*pair) for name, pair in known.items()}
+    return Limit(resolutions.get("amplitude"), resolutions.get("phase"), float(np.sqrt(np.mean(deviation**2))),
                  float(np.median(photons)), {name: predicted_frc(*pair) for name, pair in known.items()}, known)

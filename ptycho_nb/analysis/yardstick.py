@@ -63,16 +63,16 @@ def yardstick(
     def similarity(other: np.ndarray) -> float:
         return float(structural_similarity(truth, other, data_range=np.ptp(truth)))
 
-    best, found, denoiser = similarity(noisy), noisy, "none"
+    best, denoised, denoiser = similarity(noisy), noisy, "none"
     for name, denoise in _DENOISERS.items():
         before = -1.0
         for strength in _STRENGTHS:
             smooth = denoise(noisy, strength, noise)
             value = similarity(smooth)
             if value > best:
-                best, found, denoiser = value, smooth, f"{name} {strength:.2g}"
+                best, denoised, denoiser = value, smooth, f"{name} {strength:.2g}"
             if value < before:
                 break
             before = value
-    scores = image_metrics(found, truth) | {"frc50_smoothed": frc_resolution(frc(found, truth), draws=1).value}
-    return Yardstick(found, denoiser, scores)
+    scores = image_metrics(denoised, truth) | {"frc50_smoothed": frc_resolution(frc(denoised, truth), draws=1).value}
+    return Yardstick(denoised, denoiser, scores)

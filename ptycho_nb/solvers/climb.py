@@ -44,13 +44,13 @@ def pixel_trials(
     climb: Climb,
 ) -> Iterator[Trial]:  # each to be decided before the next is asked for
     "What pixels of the detector may do: stop counting at some number, or count nothing, too much, or always the same."
-    found = rungs.suspicious_pixels(climb.whole if climb.is_part else climb.data)
-    if found["saturated"].any() and np.isinf(climb.detector.end) and climb.held.share == 1:
-        yield _with_saturation(climb, found["saturated"])
+    suspects = rungs.suspicious_pixels(climb.whole if climb.is_part else climb.data)
+    if suspects["saturated"].any() and np.isinf(climb.detector.end) and climb.held.share == 1:
+        yield _with_saturation(climb, suspects["saturated"])
     if np.isfinite(climb.detector.end):
-        del found["saturated"]
-    if any(pixels.any() for pixels in found.values()):
-        yield _without_pixels(climb, found)
+        del suspects["saturated"]
+    if any(pixels.any() for pixels in suspects.values()):
+        yield _without_pixels(climb, suspects)
 
 
 def _with_saturation(climb: Climb, ended: np.ndarray) -> Trial:
@@ -62,11 +62,11 @@ def _with_saturation(climb: Climb, ended: np.ndarray) -> Trial:
     return climb.weigh("saturation", what, data, climb.fit(data, refine_probe=False), began)
 
 
-def _without_pixels(climb: Climb, found: dict[str, np.ndarray]) -> Trial:
+def _without_pixels(climb: Climb, suspects: dict[str, np.ndarray]) -> Trial:
     "Pixels that say nothing are left out."
-    began, bad = time.perf_counter(), np.any(list(found.values()), axis=0)
+    began, bad = time.perf_counter(), np.any(list(suspects.values()), axis=0)
     data = replace(climb.data, detector=replace(climb.detector, good=climb.detector.good & ~bad))
-    counts = ", ".join(f"{np.count_nonzero(pixels)} {name}" for name, pixels in found.items() if pixels.any())
+    counts = ", ".join(f"{np.count_nonzero(pixels)} {name}" for name, pixels in suspects.items() if pixels.any())
     what = f"pixels of the detector left out: {counts}"
     if climb.probe_refined:
         result = climb.fit_on(replace(climb.refined, detector=data.detector))
@@ -112,17 +112,17 @@ def _probe_rungs(climb: Climb) -> None:
 
 def _aberration_rung(climb: Climb, deviance: Callable[[np.ndarray], float]) -> bool:
     "Focus once more, astigmatism, and if that was worth it coma and spherical aberration."
-    began, given, found, edge = time.perf_counter(), climb.data.probe, np.zeros(6), pupil_edge(climb.data.probe)
+    began, given, coefficients, edge = time.perf_counter(), climb.data.probe, np.zeros(6), pupil_edge(climb.data.probe)
     first, best = deviance(given), np.inf
     for which in ((0, 1, 2), (3, 4, 5)):
-        found = search_aberrations(lambda c: deviance(aberrated(given, c, edge)), found, which=which)
-        before, best = min(first, best), deviance(aberrated(given, found, edge))
+        coefficients = search_aberrations(lambda c: deviance(aberrated(given, c, edge)), coefficients, which=which)
+        before, best = min(first, best), deviance(aberrated(given, coefficients, edge))
         if best >= before:
             break
-    if not found.any():
+    if not coefficients.any():
         return False
-    data = replace(climb.data, probe=aberrated(given, found, edge))
-    what = ", ".join(f"{name} {c:+.1f}" for name, c in zip(ABERRATIONS, found, strict=True) if c)
+    data = replace(climb.data, probe=aberrated(given, coefficients, edge))
+    what = ", ".join(f"{name} {c:+.1f}" for name, c in zip(ABERRATIONS, coefficients, strict=True) if c)
     return climb.see("aberrations", f"{what} rad at the edge of the pupil", data, climb.fit(data, refine_probe=False), began)
 
 
@@ -228,14 +228,14 @@ def with_light(
     if result.light is not None or held.share < 1 or not climb.is_worth_trying("light"):
         return None
     began, every = time.perf_counter(), np.arange(climb.data.n_patterns)
-    found = light_of(result)
-    if not rungs.changes_of_light(found[held.fitted], climb.data.photons_per_pattern[held.fitted]):
+    brightness = light_of(result)
+    if not rungs.changes_of_light(brightness[held.fitted], climb.data.photons_per_pattern[held.fitted]):
         return None
     light = np.ones(len(every))
     for iterations in (FEW, climb.further):  # a few tell whether it is worth more
-        light = light * found / np.mean((light * found)[held.fitted])
+        light = light * brightness / np.mean((light * brightness)[held.fitted])
         result = climb.fit(replace(climb.refined, light=light), start=result, refine_probe=True, iterations=iterations)
-        found = light_of(result)
+        brightness = light_of(result)
         after = _deviances_by_halves(result, held)
         if not judge(held.deviances(climb.result), after)[2]:
             break
@@ -283,9 +283,9 @@ def with_blurred_light(
     roughly = sorted((fitted(blur, 5) for blur in rungs.BLURS), key=lambda trial: trial[0])
     _, (kind, size), result = min((fitted(blur, 15) for _, blur, _ in roughly[:3]), key=lambda trial: trial[0])
     data = replace(own, probe=result.probe, weaker_modes=result.weaker_modes)
-    found = climb.fit(data, start=result, refine_probe=True, find_background=climb.has_background)
+    refined = climb.fit(data, start=result, refine_probe=True, find_background=climb.has_background)
     blur = f"a detector that blurs by {size:g} px" if kind == "detector" else f"a stage that moves by {size:g} px along {kind}"
-    return climb.weigh("blur", f"{blur}: {_shares(found)}", data, found, began)
+    return climb.weigh("blur", f"{blur}: {_shares(refined)}", data, refined, began)
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #973b39e9
 def polish(
@@ -327,9 +327,9 @@ def try_priors(
     starts = min((smoothed(result, priors.OF_SHARP) for result in sharp), key=lambda trial: trial[0]), smoothed(
         climb.result, priors.OF_SMOOTH)
     _, prior, start = min(starts, key=lambda trial: climb.held.deviance(refit(trial[2])))
-    found, rounds = priors.in_turn(start, refit, noise, climb.held)
+    image, rounds = priors.in_turn(start, refit, noise, climb.held)
     words = f"{prior}{f', then likelihood and prior in turn, {rounds} times' if rounds else ''}"
-    climb.see("prior", words, data, replace(found, info=climb.result.info | {"prior": words}), began)
+    climb.see("prior", words, data, replace(image, info=climb.result.info | {"prior": words}), began)
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #d3aa0a6c
 def every_rung(
@@ -375,15 +375,15 @@ def _model_rungs(climb: Climb) -> Iterator[str]:
 
 def _spread(climb: Climb, part: Climb, given: RawData) -> None:
     "Fit all patterns with what some have chosen, and try what only all of them can tell."
-    data, found, in_part = with_model_of_part(climb.data, given, part.data), part.result, part.rungs
+    data, chosen, in_part = with_model_of_part(climb.data, given, part.data), part.result, part.rungs
     if part.probe_refined:  # a few judges may have kept what all of them do not want: here it has to be better once more
         began, focused = time.perf_counter(), any(rung.kept and rung.name in ("focus", "aberrations") for rung in in_part)
         simple = data if focused else replace(data, probe=climb.data.probe, weaker_modes=climb.data.weaker_modes)
         what = f"all patterns, with the probe as {'refocused' if focused else 'given'}"
         climb.see("given", what, simple, climb.fit(simple, refine_probe=False), began)
     began = time.perf_counter()
-    warm = replace(data, probe=found.probe, weaker_modes=found.weaker_modes, detector=found.detector)
-    result = climb.fit(warm, start=found, refine_probe=part.probe_refined, find_background=part.has_background)
+    warm = replace(data, probe=chosen.probe, weaker_modes=chosen.weaker_modes, detector=chosen.detector)
+    result = climb.fit(warm, start=chosen, refine_probe=part.probe_refined, find_background=part.has_background)
     if not climb.see("whole", "all patterns, with the model that those in the middle have chosen", data, result, began):
         in_part = [replace(rung, kept=rung.kept and rung.name not in WITH_PROBE) for rung in in_part]
     kept = {rung.name for rung in in_part if rung.kept}

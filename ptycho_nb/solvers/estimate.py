@@ -150,7 +150,7 @@ def _climbed(data: RawData, model: str | Measurement, held: HeldOut, iterations:
         tried = named_rungs(climb, model) if isinstance(model, Measurement) else every_rung(climb)
         for _ in progress_bar(tried, None, "rung", progress and not live):
             pass
-    found = goodness(climb.result, usable)
+    fit = goodness(climb.result, usable)
     changes = [rung.what for rung in climb.rungs if rung.kept and rung.name in _SAID]
     if climb.result.detector is not None and climb.result.detector.background.any():
         changes.append(f"a background of {float(np.mean(climb.result.detector.background)):.2g} photons a pixel")
@@ -158,13 +158,13 @@ def _climbed(data: RawData, model: str | Measurement, held: HeldOut, iterations:
         some = ", ".join(map(str, useless[:12])) + " …" * (len(useless) > 12)
         changes.insert(0, f"patterns {some} left out (dark or far too bright)")
     sentences = [f"changed: {'; '.join(changes)}"] if changes else []
-    if not found.is_sound:
-        sentences.append(found.verdict)
+    if not fit.is_sound:
+        sentences.append(fit.verdict)
     if sentences:
         warnings.warn(f"{data.source}: {'. '.join(sentences)}.", stacklevel=4)
     info = climb.result.info | {
         "model": asdict(model) if isinstance(model, Measurement) else model,
-        "rungs": [asdict(rung) for rung in climb.rungs], "goodness": asdict(found), "verdict": found.verdict,
+        "rungs": [asdict(rung) for rung in climb.rungs], "goodness": asdict(fit), "verdict": fit.verdict,
         "left_out": useless.tolist(), "probe_moved": probe_moved(data.probe, climb.result.modes),
         "probe_refined": climb.probe_refined}
     return replace(climb.result, method="no_network", info=info, seconds=time.perf_counter() - wall,

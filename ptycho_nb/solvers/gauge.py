@@ -103,16 +103,16 @@ def align(
     aligned = estimate.astype(np.complex128) * scale
     plane, phase = _fit_plane(aligned, truth, weight)
     aligned = _add_plane(aligned, plane, phase)
-    found, deviation = _find_shift(aligned, truth)
-    size, noise = np.linalg.norm(found), np.linalg.norm(deviation)
-    applied = found if max(0.1, 3 * noise) <= size <= max_shift_px else np.zeros(2)
+    shift, deviation = _find_shift(aligned, truth)
+    size, noise = np.linalg.norm(shift), np.linalg.norm(deviation)
+    applied = shift if max(0.1, 3 * noise) <= size <= max_shift_px else np.zeros(2)
     if applied.any():
         aligned = _shifted(aligned, applied)
         more_plane, more_phase = _fit_plane(aligned, truth, weight)
         aligned = _add_plane(aligned, more_plane, more_phase)
         plane, phase = plane + more_plane, phase + more_phase
     info = {"scale": scale, "phase_rad": float(np.angle(np.exp(1j * phase))), "plane_rad_per_px": plane.tolist(),
-            "shift_px": applied.tolist(), "shift_found_px": found.tolist(), "shift_deviation_px": deviation.tolist()}
+            "shift_px": applied.tolist(), "shift_found_px": shift.tolist(), "shift_deviation_px": deviation.tolist()}
     return aligned.astype(np.complex64), info
 
 # %% ../../nbs/3_solvers/20_gauge.ipynb #a505285a

@@ -52,11 +52,11 @@ class HeldOut:
         useless: np.ndarray,  # int: patterns of no use
     ) -> HeldOut:
         "The same without some patterns: they are neither fitted nor do they judge."
-        keep = ~np.isin(self.patterns, useless)
-        if not len(useless) or not keep.any():
+        useful = ~np.isin(self.patterns, useless)
+        if not len(useless) or not useful.any():
             return self
         fitted = np.setdiff1d(self.fitted, useless)
-        return replace(self, patterns=self.patterns[keep], amplitude=part_of(self.amplitude, keep), fitted=fitted)
+        return replace(self, patterns=self.patterns[useful], amplitude=part_of(self.amplitude, useful), fitted=fitted)
 
     def deviances(
         self,

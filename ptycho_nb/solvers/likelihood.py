@@ -45,15 +45,15 @@ def likelihood_residual(
     number, total = measured.dtype.type, 0.0  # numbers of one precision: only then several pixels go at a time
     added = number(2 * offset)
     for y in range(len(real)):
-        re, im, seen, squared_error = real[y], imaginary[y], measured[y], number(0)
+        re, im, amplitude, squared_error = real[y], imaginary[y], measured[y], number(0)
         for x in range(len(re)):
             rate = re[x] * re[x] + im[x] * im[x]
             predicted = np.sqrt(rate)
-            squared_error += (seen[x] - predicted) * (seen[x] - predicted)
+            squared_error += (amplitude[x] - predicted) * (amplitude[x] - predicted)
             if poisson:
-                factor = (rate - seen[x] * seen[x]) / (rate + rate + added)
+                factor = (rate - amplitude[x] * amplitude[x]) / (rate + rate + added)
             else:
-                factor = number(1) - seen[x] / max(predicted, number(1e-6))
+                factor = number(1) - amplitude[x] / max(predicted, number(1e-6))
             re[x] *= factor
             im[x] *= factor
         total += squared_error
@@ -134,19 +134,19 @@ def _rate_to_factor(rate, measured, good, background, end, poisson, offset, fill
     twice = number(2 * offset)
     for y in range(N):
         for first in range(0, filled * N, N):
-            of_rate, seen, squared_error = rate[y, first : first + N], measured[y, first : first + N], number(0)
+            of_rate, amplitude, squared_error = rate[y, first : first + N], measured[y, first : first + N], number(0)
             use, added = good[y], background[y]
             for x in range(N):
                 whole = of_rate[x] + added[x]
                 predicted = np.sqrt(whole)
-                told = number(0) if seen[x] >= end and predicted > seen[x] else use[x]
+                told = number(0) if amplitude[x] >= end and predicted > amplitude[x] else use[x]
                 if len(ratio):
-                    ratio[y, x] += use[x] - told + told * seen[x] * seen[x] / max(whole, number(1e-6))
-                squared_error += told * (seen[x] - predicted) * (seen[x] - predicted)
+                    ratio[y, x] += use[x] - told + told * amplitude[x] * amplitude[x] / max(whole, number(1e-6))
+                squared_error += told * (amplitude[x] - predicted) * (amplitude[x] - predicted)
                 if poisson:
-                    of_rate[x] = told * (whole - seen[x] * seen[x]) / (whole + whole + twice)
+                    of_rate[x] = told * (whole - amplitude[x] * amplitude[x]) / (whole + whole + twice)
                 else:
-                    of_rate[x] = told * (number(1) - seen[x] / max(predicted, number(1e-6)))
+                    of_rate[x] = told * (number(1) - amplitude[x] / max(predicted, number(1e-6)))
             total += squared_error
     return total
 

@@ -135,11 +135,11 @@ def _run_lsqml(torch: ModuleType, ptychi: ModuleType, data: RawData, epochs: int
         wall, cpu = time.perf_counter(), time.process_time()
         task.run(1)
         spent = [spent[0] + time.perf_counter() - wall, spent[1] + time.process_time() - cpu]
-        found = task.get_data_to_cpu("probe", as_numpy=True)[0, 0] * np.float32(N) if refine_probe else probe
+        fitted_probe = task.get_data_to_cpu("probe", as_numpy=True)[0, 0] * np.float32(N) if refine_probe else probe
         yield Reconstruction(
             object=task.get_data_to_cpu("object", as_numpy=True)[0].copy(),
-            coverage=illumination(found / scale, layout)[0], origin_px=layout.origin_px, positions_px=data.positions_px,
-            probe=found / np.float32(np.sqrt(held.fitted_share)), method="lsqml", seconds=spent[0], cpu_seconds=spent[1],
+            coverage=illumination(fitted_probe / scale, layout)[0], origin_px=layout.origin_px, positions_px=data.positions_px,
+            probe=fitted_probe / np.float32(np.sqrt(held.fitted_share)), method="lsqml", seconds=spent[0], cpu_seconds=spent[1],
             info={"noise_model": noise_model, "epochs": epoch, "batch_size": batch_size,
-                  "probe_refined": refine_probe, "probe_moved": probe_moved(probe, found),
+                  "probe_refined": refine_probe, "probe_moved": probe_moved(probe, fitted_probe),
                   "validation_patterns": len(held.patterns)}, geometry=data.geometry)

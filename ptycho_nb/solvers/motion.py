@@ -75,11 +75,11 @@ def displacement_and_strain(
     near = cKDTree(positions_px).query(positions_px, min(_NEIGHBOURS, len(positions_px)))[1]
     planes = np.concatenate([np.ones((*near.shape, 1)), positions_px[near] - positions_px[:, None]], axis=2)
     fitted = np.linalg.pinv(planes) @ basis[near]  # (M, 3, p): height and slopes
-    found = np.zeros((len(basis), 6, basis.shape[1], 2))
+    effects = np.zeros((len(basis), 6, basis.shape[1], 2))
     for a in range(2):
-        found[:, a, :, a] = basis - fitted[:, 0]
-        found[:, 2 + 2 * a : 4 + 2 * a, :, a] = fitted[:, 1:]
-    return found.reshape(len(basis), 6, -1)
+        effects[:, a, :, a] = basis - fitted[:, 0]
+        effects[:, 2 + 2 * a : 4 + 2 * a, :, a] = fitted[:, 1:]
+    return effects.reshape(len(basis), 6, -1)
 
 
 def plane_basis(
@@ -151,9 +151,9 @@ def moved_together(
     now, best, most, given = positions_px, None, 0.0, None
     for number in range(rounds + 1):
         result = fit(now) if number else first
-        found = np.log(np.maximum(deviances(result), 1e-12))
-        given = found if given is None else given
-        gain, error = trimmed_mean(given - found)
+        log_deviances = np.log(np.maximum(deviances(result), 1e-12))
+        given = log_deviances if given is None else given
+        gain, error = trimmed_mean(given - log_deviances)
         if gain > most:
             best, most = Motion(now, result, float(np.sqrt(np.mean((now - positions_px) ** 2))), gain, number), gain
         if 1 <= number <= _FIRST and gain < max(error, number * _LEAST_GAIN):

@@ -112,9 +112,9 @@ def named_rungs(
 
 def _keep(climb: Climb, name: str, trials: Iterable[Trial | None]) -> None:
     "Keep what was fitted; where there was nothing to fit, the table of rungs says that."
-    found = False
+    is_kept = False
     for trial in trials:
         if trial is not None:
-            found = climb.decide(replace(trial, rung=replace(trial.rung, kept=True)))
-    if not found:
+            is_kept = climb.decide(replace(trial, rung=replace(trial.rung, kept=True)))
+    if not is_kept:
         climb.rungs.append(Rung(name, f"{name}: nothing of it is found in these counts", 0.0, 0.0, False, 0.0))

@@ -57,8 +57,8 @@ def common_moves(
     sound = [pair for pair in zip(fits, firsts, strict=True) if climb.held.deviance(pair[1]) < _HOPELESS * least][::-1]
     for name in names:
         basis = {"affine": plane_basis, "drift": _plane_and_drift}[name](before_px)
-        found = (_together(climb, name, basis, *pair) for pair in sound)
-        trials += [trial for trial in found if trial is not None][:1]
+        moves = (_together(climb, name, basis, *pair) for pair in sound)
+        trials += [trial for trial in moves if trial is not None][:1]
     return trials
 
 

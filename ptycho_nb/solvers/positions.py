@@ -226,11 +226,11 @@ def refine_positions(
                      iterations=iterations, seed=seed, progress=progress, **options)
     likelihood, refine_probe = given.info["likelihood"], given.info["probe_refined"]
 
-    found, refined = moved_freely(data, held, start, likelihood, refine_probe, believed_px, iterations, seed, progress=progress,
+    moved, refined = moved_freely(data, held, start, likelihood, refine_probe, believed_px, iterations, seed, progress=progress,
                                   **options)
     record = _verdict({"given": held.deviances(given), "refined": refined},
-                      np.linalg.norm(found.positions_px - data.positions_px, axis=1))
-    kept = found if record["kept"] else given
+                      np.linalg.norm(moved.positions_px - data.positions_px, axis=1))
+    kept = moved if record["kept"] else given
     return replace(kept, info=kept.info | {"positions": record}, method=given.method, seconds=time.perf_counter() - wall,
                    cpu_seconds=time.process_time() - cpu)
 
@@ -255,9 +255,9 @@ def moved_freely(
     fit = prepare(data, held, start, likelihood, margin_px, _FitInPlace, places=places, **options)
     _solve_and_move(fit, refine_probe, iterations, seed, progress, at_least)
     places.now, positions_px = fit.best_places, places.merged(fit.best_places)
-    found = fit.reconstruction(positions_px, places.canvas.moved_to(positions_px), "no_network" if start is None else "refined",
-                               probe_refined=refine_probe, geometry=data.geometry)
-    return found, places.deviances(fit.objects[0], fit.probe, held.amplitude, fit.detector)
+    result = fit.reconstruction(positions_px, places.canvas.moved_to(positions_px), "no_network" if start is None else "refined",
+                                probe_refined=refine_probe, geometry=data.geometry)
+    return result, places.deviances(fit.objects[0], fit.probe, held.amplitude, fit.detector)
 
 
 def _solve_and_move(fit: _FitInPlace, refine_probe: bool, iterations: int, seed: int, progress: bool,
@@ -289,10 +289,10 @@ def _verdict(nll: dict[str, np.ndarray], distance_px: np.ndarray) -> dict[str, A
 
 
 def moves_in_words(
-    found: Reconstruction,  # of `refine_positions`
+    result: Reconstruction,  # of `refine_positions`
 ) -> str:  # one sentence
     "What became of the positions."
-    record = found.info["positions"]
+    record = result.info["positions"]
     nll = record["validation_nll_per_pixel"]
     judged = (f"validation deviance {nll['refined']:.5f} there, {nll['given']:.5f} on the given ones, "
               f"a gain of {nll['given'] - nll['refined']:.5f} ± {record['gain_standard_error']:.5f}")

@@ -62,12 +62,12 @@ def residual_maps(
     mean = float(np.mean(counts_of(data.diff3d, good, patterns))) / max(np.count_nonzero(good), 1)
     of_pixel, of_pattern = np.zeros((5, np.count_nonzero(good))), []
     for part in np.array_split(patterns, -(-len(patterns) // _AT_ONCE)):
-        seen = data.diff3d[part][:, good]
-        counts = np.square(seen, dtype=np.float64)
+        amplitude = data.diff3d[part][:, good]
+        counts = np.square(amplitude, dtype=np.float64)
         rate = np.square(predict_amplitudes(result, part)[:, good], dtype=np.float64) + background + rate_floor(mean)
         told = np.ones(rate.shape, bool)
         if result.detector is not None and np.isfinite(result.detector.end):
-            told = ~result.detector.ended(seen, np.sqrt(rate))
+            told = ~result.detector.ended(amplitude, np.sqrt(rate))
             counts = np.where(told, counts, rate)
         deviance = rate - counts + counts * np.log(np.maximum(counts, 1e-12) / rate)
         terms = deviance, *(term * told for term in expected_terms(rate)), counts, rate
@@ -75,12 +75,12 @@ def residual_maps(
         of_pattern += list(zip(*(term.sum(axis=1) for term in terms[:3]), strict=True))
 
     def image(values: np.ndarray) -> np.ndarray:
-        made = np.zeros((N, N))
-        made[good] = values
-        return made
+        frame = np.zeros((N, N))
+        frame[good] = values
+        return frame
 
-    found, expected, variance = np.array(of_pattern).T
-    ratios = found / np.maximum(expected, 1e-12)
+    pattern_deviance, expected, variance = np.array(of_pattern).T
+    ratios = pattern_deviance / np.maximum(expected, 1e-12)
     deviances, floor, spread, counted, rates = of_pixel
     return Residuals(image(deviances), image(floor), image(spread), image(counted / rates - 1), good, patterns, ratios,
                      np.sqrt(variance) / np.maximum(expected, 1e-12), _object_map(result, patterns, ratios), result.origin_px)

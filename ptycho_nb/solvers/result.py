@@ -111,8 +111,8 @@ class Reconstruction(Showing):
             array = np.asarray(getattr(self, name))
             what = f"Reconstruction.{name} of {self.method!r}"
             if array.ndim != ndim or not np.all(np.isfinite(array)):
-                found = f"shape {array.shape}, {np.count_nonzero(~np.isfinite(array))} values not finite"
-                raise InputError(what, found, f"{ndim} axes and finite numbers", "Give the solver's last good result.")
+                fault = f"shape {array.shape}, {np.count_nonzero(~np.isfinite(array))} values not finite"
+                raise InputError(what, fault, f"{ndim} axes and finite numbers", "Give the solver's last good result.")
             object.__setattr__(self, name, array.astype(dtype, copy=False))
         expected = {"coverage": self.object.shape, "origin_px": (2,), "positions_px": (len(self.positions_px), 2),
                     "probe": (self.N, self.N)}
@@ -254,8 +254,8 @@ def common_region(
     regions = np.array([covered_region(item) for item in reconstructions])
     (y0, _, x0, _), (_, y1, _, x1) = regions.max(axis=0).tolist(), regions.min(axis=0).tolist()
     if min(y1 - y0, x1 - x0) < smallest_px:
-        found = " and ".join(str(tuple(region)) for region in regions.tolist())
-        raise InputError("reconstructions to compare", f"patch centres in (y0, y1, x0, x1) = {found}",
+        places = " and ".join(str(tuple(region)) for region in regions.tolist())
+        raise InputError("reconstructions to compare", f"patch centres in (y0, y1, x0, x1) = {places}",
                          f"at least {smallest_px} px in common", "Choose scans of the same part of the object.")
     return y0, y1, x0, x1
 
@@ -329,19 +329,19 @@ def load_reconstructions(
     arrays = read_arrays(path, expected=expected, remedy=remedy)
     with reading(path, expected, remedy) as place:
         records = _records_of(arrays)
-        first, made = next(iter(records)), {}
+        first, results = next(iter(records)), {}
         for name, record in records.items():
             place.member = f"key {name!r}"
             geometry = record.pop("geometry", None)
             mask, background = arrays.get(f"mask_{name}"), arrays.get(f"background_{name}", 0.0)
             end = float(arrays.get(f"end_{name}", np.inf))
-            made[name] = Reconstruction(
+            results[name] = Reconstruction(
                 object=arrays["object" if name == first else name], origin_px=arrays["origin_px"],
                 **{key: arrays.get(f"{key}_{name}", arrays[key]) for key in ("coverage", "positions_px", "probe")},
                 weaker_modes=arrays.get(f"weaker_modes_{name}"), light=arrays.get(f"light_{name}"),
                 detector=None if mask is None else Detector(mask, background, end),
                 geometry=None if geometry is None else Geometry.from_dict(geometry), **record)
-        return made
+        return results
 
 
 def stored_methods(

@@ -38,9 +38,9 @@ def unreadable_pixels(
     for pattern in data.diff3d:
         readable = np.ones(pattern.shape, bool)
         for mark, pixels in zip(marks, marked, strict=True):
-            found = np.abs(pattern - mark) <= _SAME * mark
-            pixels |= found
-            readable &= ~found
+            hits = np.abs(pattern - mark) <= _SAME * mark
+            pixels |= hits
+            readable &= ~hits
         largest = max(largest, float(pattern.max(where=readable, initial=0)))
     # Where pixels count beyond a mark, it is a number like any other; where they come near it, it is where counting ends.
     return np.any([pixels & (largest < mark / 2) for mark, pixels in zip(marks, marked, strict=True)], axis=0)
@@ -89,8 +89,8 @@ def suspicious_pixels(
     hot = (total > _HOT * brightest) & (total - brightest > _EXPECTED + 10 * np.sqrt(total))
     saturated = _saturated(data, usable, most, given & ~hot)
     hot |= (least == most) & (least > 0) & (len(usable) > 2) & ~saturated
-    found = (("dead", dead & ~unreadable), ("hot", hot & ~unreadable), ("unreadable", unreadable), ("saturated", saturated))
-    return {name: pixels & given for name, pixels in found}
+    faults = (("dead", dead & ~unreadable), ("hot", hot & ~unreadable), ("unreadable", unreadable), ("saturated", saturated))
+    return {name: pixels & given for name, pixels in faults}
 
 
 def _dead_lines(total: np.ndarray) -> np.ndarray:
@@ -195,9 +195,9 @@ def light_of_patterns(
     good, background = (np.ones(measured.shape[1:], bool), 0.0) if detector is None else (detector.good, detector.background)
     used = good if pixels is None else good & pixels
     background = float(np.broadcast_to(background, used.shape)[used].sum())
-    seen, expected = (np.array([np.sum(np.square(pattern[used], dtype=float)) for pattern in patterns])
-                      for patterns in (measured, predicted))
-    return np.maximum(seen - background, 0.01 * seen) / np.maximum(expected, 1e-9)
+    counts, expected = (np.array([np.sum(np.square(pattern[used], dtype=float)) for pattern in patterns])
+                        for patterns in (measured, predicted))
+    return np.maximum(counts - background, 0.01 * counts) / np.maximum(expected, 1e-9)
 
 
 def changes_of_light(

@@ -132,14 +132,14 @@ def _batch_steps(problem: Problem, iterations: int, batch_size: int, seed: int, 
             order = rng.permutation(problem.patterns)
             for first in range(0, len(order), batch_size):
                 batch = order[first : first + batch_size]
-                found = _gradients(pool, problem, current, probe, layout, batch)
-                squared_error += found.squared_error
+                gradients = _gradients(pool, problem, current, probe, layout, batch)
+                squared_error += gradients.squared_error
                 weight = illumination(probe, layout[batch])
                 brightness = _object_power(current, layout[batch])
                 speed *= momentum
-                speed += found.objects / (weight + 0.1 * weight.max())
+                speed += gradients.objects / (weight + 0.1 * weight.max())
                 probe_speed *= momentum
-                probe_speed += found.probe / brightness.max()
+                probe_speed += gradients.probe / brightness.max()
                 current -= speed
                 probe = probe - probe_speed
             scale = _excess(probe, problem.probe)
@@ -155,20 +155,20 @@ def _accelerated_steps(problem: Problem, given: Problem, iterations: int, find_b
     with ThreadPoolExecutor(cores()) as pool:
         for iteration in range(_FIRST_PASSES + 1, iterations + 1):
             some = layout[problem.patterns]
-            found = _gradients(pool, replace(problem, detector=detector), *now, layout, problem.patterns, find_background)
+            gradients = _gradients(pool, replace(problem, detector=detector), *now, layout, problem.patterns, find_background)
             weight, brightness = illumination(now[1], some), _object_power(now[0], some)
-            steps = (0.5 * found.objects / (weight + 0.02 * weight.max()),
-                     0.5 * found.probe / (brightness + 0.1 * brightness.max()))
+            steps = (0.5 * gradients.objects / (weight + 0.02 * weight.max()),
+                     0.5 * gradients.probe / (brightness + 0.1 * brightness.max()))
             current = tuple(point - step for point, step in zip(now, steps, strict=True))
-            momentum, last_error = 1.0 if found.squared_error > last_error else momentum, found.squared_error
+            momentum, last_error = 1.0 if gradients.squared_error > last_error else momentum, gradients.squared_error
             following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
             ahead = np.float32((momentum - 1) / following)
             now = tuple(point + ahead * (point - before) for point, before in zip(current, previous, strict=True))
             previous, momentum = current, following
             if find_background:
-                detector = _background_step(detector, found.ratio / len(problem.patterns))
+                detector = _background_step(detector, gradients.ratio / len(problem.patterns))
             scale = _excess(current[1], given.probe)
-            step = Step(iteration, current[0] * scale, current[1] / scale, found.squared_error, given, detector)
+            step = Step(iteration, current[0] * scale, current[1] / scale, gradients.squared_error, given, detector)
             layout = (yield step) or layout
 
 
