@@ -87,11 +87,11 @@ def judge_scan(
         warnings.simplefilter("ignore")  # what it says stands in the findings
         image = estimate(part, iterations=_QUICK_ITERATIONS, seed=seed, progress=False)
     left_out = np.array(image.info.get("left_out", []), int)
-    found = goodness(image, hold_out(part, seed=seed).without(left_out))
+    fit = goodness(image, hold_out(part, seed=seed).without(left_out))
     residuals = residual_maps(image, part, np.setdiff1d(np.arange(part.n_patterns), left_out))
     residuals = replace(residuals, patterns=numbers[residuals.patterns])
-    judgement.numbers = {"n_patterns": part.n_patterns, **found.to_dict()}
-    judgement.findings += _rung_findings(image.info.get("rungs", [])) + residual_findings(found, residuals)
+    judgement.numbers = {"n_patterns": part.n_patterns, **fit.to_dict()}
+    judgement.findings += _rung_findings(image.info.get("rungs", [])) + residual_findings(fit, residuals)
     judgement.figure = plot_residuals(residuals)
     return judgement
 
@@ -109,12 +109,12 @@ def judge_results(
     useless = np.empty(0, int) if data.is_simulated else useless_patterns(data)
     held = hold_out(data, validation).without(useless)
     for name, result in reconstructions.items():
-        found = goodness(result, held)
-        judgement.numbers[name] = found.to_dict()
+        fit = goodness(result, held)
+        judgement.numbers[name] = fit.to_dict()
         if not judgement.figure:
             residuals = residual_maps(result, data, np.setdiff1d(np.arange(data.n_patterns), useless))
             judgement.figure = plot_residuals(residuals)
-            judgement.findings += residual_findings(found, residuals, name)
+            judgement.findings += residual_findings(fit, residuals, name)
         else:
-            judgement.findings += residual_findings(found, residuals, name)[: not found.is_sound]
+            judgement.findings += residual_findings(fit, residuals, name)[: not fit.is_sound]
     return judgement

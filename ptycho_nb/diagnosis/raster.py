@@ -51,15 +51,15 @@ def scan_both_ways(
         validation = validation_indices(test.n_patterns, share, config.seeds()["scan_seed"])
         held = hold_out(test, validation)
         start = _widened(test.probe) if guess is None else guess
-        made = {"no_network": estimate(test, held=held, refine_probe=False),
-                "probe_refined": estimate(replace(test, probe=start), held=held, refine_probe=True)}
+        results = {"no_network": estimate(test, held=held, refine_probe=False),
+                   "probe_refined": estimate(replace(test, probe=start), held=held, refine_probe=True)}
         if model is not None:
             from ptycho_nb.network.inference import reconstruct
             from ptycho_nb.network.training import train as train_network
 
             learned = train_network(train, model, training or TrainingConfig(seed=config.seed))
-            made["network"] = reconstruct(test, learned.model, exclude=validation)
-        pairs[kind] = ScanPair(test, validation, made)
+            results["network"] = reconstruct(test, learned.model, exclude=validation)
+        pairs[kind] = ScanPair(test, validation, results)
     return pairs
 
 

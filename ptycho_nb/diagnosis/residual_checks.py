@@ -135,10 +135,10 @@ def _trend_finding(residuals: Residuals, severity: str) -> list[Finding]:
 
 # %% ../../nbs/7_diagnosis/58_residual_checks.ipynb #0e3742b3
 def _place_finding(residuals: Residuals, severity: str) -> list[Finding]:
-    seen = np.isfinite(residuals.of_object)
-    if patterns_at_fault(residuals).any() or not seen.any():
+    covered = np.isfinite(residuals.of_object)
+    if patterns_at_fault(residuals).any() or not covered.any():
         return []
-    usual, top = np.median(residuals.of_object[seen]), np.nanmax(residuals.of_object)
+    usual, top = np.median(residuals.of_object[covered]), np.nanmax(residuals.of_object)
     if top < 2.5 * max(usual, 1):
         return []
     y, x = np.unravel_index(np.nanargmax(residuals.of_object), residuals.of_object.shape) + residuals.origin_px
@@ -148,21 +148,21 @@ def _place_finding(residuals: Residuals, severity: str) -> list[Finding]:
 
 
 def residual_findings(
-    found: Goodness,  # of counts that the fit has not seen
+    fit: Goodness,  # of counts that the fit has not seen
     residuals: Residuals,  # of all patterns
     method: str = "",  # whose result it is; empty: does not matter
 ) -> list[Finding]:
     "Whether a fit is to be believed, and where what noise does not explain sits."
-    severity = "note" if found.is_sound else "warning"
+    severity = "note" if fit.is_sound else "warning"
     checks = (_pixel_finding, _pattern_finding, _trend_finding, _ring_finding, _place_finding)
     where = [finding for check in checks for finding in check(residuals, severity)]
-    if not found.is_sound:
+    if not fit.is_sound:
         who = f"{method.replace('_', ' ')}: " if method else ""
-        adjective = "is not to be believed" if found.is_wrong else "is doubtful"
+        adjective = "is not to be believed" if fit.is_wrong else "is doubtful"
         what = f"{who}The fit {adjective}: it is worse than photon noise allows"
         remedy = where[0].remedy if where else "Look at the patterns, the positions and the probe guess first."
-        where.insert(0, Finding("error" if found.is_wrong else "warning", "measurement", what,
-                                f"{found.ratio:.3g} ± {found.error:.2g} times, {found.missed:.1%} of the amplitude", remedy))
+        where.insert(0, Finding("error" if fit.is_wrong else "warning", "measurement", what,
+                                f"{fit.ratio:.3g} ± {fit.error:.2g} times, {fit.missed:.1%} of the amplitude", remedy))
     return where
 
 # %% ../../nbs/7_diagnosis/58_residual_checks.ipynb #1637dc6c
@@ -178,8 +178,8 @@ def plot_residuals(
     shown = detector.imshow(np.nan_to_num(residuals.of_pixel, nan=1.0), norm=norm, cmap="magma")
     draw_masked(detector, ~residuals.good)
     detector.set(title="detector", xticks=[], yticks=[])
-    seen = np.isfinite(residuals.of_object)
-    rows, columns = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
+    covered = np.isfinite(residuals.of_object)
+    rows, columns = (np.flatnonzero(covered.any(axis=axis)) for axis in (1, 0))
     part = residuals.of_object[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     draw_image(sample, part, pixel_size_m, norm=norm, cmap="magma")
     sample.set_title("object")

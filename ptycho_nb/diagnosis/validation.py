@@ -175,11 +175,11 @@ class Validation:
 
     def lines(self) -> list[str]:
         "The same for a reader, one thing a line, the verdict last."
-        found = [f"{name}: {fact}" for name, fact in self.facts.items()] + [f"decided: {line}" for line in self.decided]
-        found += [f"{item.severity}: {item.what} ({item.number}). {item.remedy}" for item in self.findings]
+        lines = [f"{name}: {fact}" for name, fact in self.facts.items()] + [f"decided: {line}" for line in self.decided]
+        lines += [f"{item.severity}: {item.what} ({item.number}). {item.remedy}" for item in self.findings]
         n = {kind: sum(item.severity == kind for item in self.findings) for kind in ("error", "warning")}
         verdict = "refused" if not self.facts else "sound" if self.is_sound else "not to be used as it is"
-        return [*found, f"{self.path}: {verdict}, {n['error']} errors, {n['warning']} warnings"]
+        return [*lines, f"{self.path}: {verdict}, {n['error']} errors, {n['warning']} warnings"]
 
 
 def validate(

@@ -216,11 +216,11 @@ def _stated(
     shown: Sequence[Shown],  # left and right
 ) -> dict[str, dict[str, float]]:  # of either side
     "The metrics and the fit to the data that the arms state."
-    found = {}
+    scores = {}
     for side, item in zip(("left", "right"), shown, strict=True):
         stated, method = item.arm.metrics, settings[f"{side}_method"]
-        found[side] = stated.get(method, {}).get(settings["quantity"], {}) | stated.get("data_fit", {}).get(method, {})
-    return found
+        scores[side] = stated.get(method, {}).get(settings["quantity"], {}) | stated.get("data_fit", {}).get(method, {})
+    return scores
 
 # %% ../../nbs/9_explorers/20_browser.ipynb #eaf83a09
 class ReconstructionBrowser(Explorer):

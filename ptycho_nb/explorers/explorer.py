@@ -194,8 +194,8 @@ class Explorer(Saving):
     def _pointed(self, done: Pointed) -> None:
         "Somebody has pointed at the picture."
         with self.lock:
-            found = [self.panels.place_of(*place) for place in done.places]
-            first, last = (found[0], found[-1]) if found else (None, None)
+            places = [self.panels.place_of(*place) for place in done.places]
+            first, last = (places[0], places[-1]) if places else (None, None)
             if first is None:
                 self._read.value = _small(self.hint)
             elif done.what == "click":

@@ -106,7 +106,7 @@ class MeasuredPanels(Panels):
 
     def update_to(self, state: MeasuredState) -> None:
         "Show another model."
-        amplitude, found = _amplitude(state.image), state.goodness
+        amplitude, fit = _amplitude(state.image), state.goodness
         self.object.set_data(amplitude)
         self.object.set_clim(*np.percentile(amplitude, (0.5, 99.5)))
         self.detector.set_data(state.residuals.of_pixel)
@@ -118,9 +118,9 @@ class MeasuredPanels(Panels):
             self.set_limits(axes, 0.5, max(100.0, 10.0 ** np.ceil(np.log10(np.nanmax(shown)))))
         self.places.dots.set_array(state.residuals.of_pattern)
         light = np.sum(np.abs(state.image.modes) ** 2, axis=(1, 2))
-        believed = "no" if found.is_wrong else "yes" if found.is_sound else "doubtful"
+        believed = "no" if fit.is_wrong else "yes" if fit.is_sound else "doubtful"
         self.numbers.set_text("\n".join([
-            f"{found.ratio:.3g} ± {found.error:.2g}", "(1: photon noise alone)", f"{found.missed:.1%}",
+            f"{fit.ratio:.3g} ± {fit.error:.2g}", "(1: photon noise alone)", f"{fit.missed:.1%}",
             believed + " (preview)" * state.preview, ", ".join(f"{share:.0%}" for share in light / light.sum())]))
 
 
@@ -182,15 +182,15 @@ class MeasuredExplorer(Explorer):
         if settings["prior"] in PRIORS:
             smooth = Prior(settings["prior"], 1.0, 1.5).smoothed(image.object, photon_noise(image))
             image = replace(image, object=smooth)
-        found = residual_maps(image, data)
-        return MeasuredState(**settings, preview=preview, positions_px=data.positions_px[found.patterns], image=image,
-                             residuals=found, goodness=goodness(image, self._held_out))
+        residuals = residual_maps(image, data)
+        return MeasuredState(**settings, preview=preview, positions_px=data.positions_px[residuals.patterns], image=image,
+                             residuals=residuals, goodness=goodness(image, self._held_out))
 
     def reading(self, place: Place) -> str:
         "By pattern and by place, the pattern that is nearest and how well it is explained."
         if not place.panel:
             return super().reading(place)
-        places, found = self.panels.places, self.state.residuals
-        k = places.nearest(place.y, place.x) if place.panel == "scan" else int(np.argmin(np.abs(found.patterns - place.x)))
-        (y, x), times = places.positions_px[k], found.of_pattern[k]
-        return f"pattern {found.patterns[k]} at y {y:.1f}, x {x:.1f} px: residual {times:.3g} times photon noise"
+        places, residuals = self.panels.places, self.state.residuals
+        k = places.nearest(place.y, place.x) if place.panel == "scan" else int(np.argmin(np.abs(residuals.patterns - place.x)))
+        (y, x), times = places.positions_px[k], residuals.of_pattern[k]
+        return f"pattern {residuals.patterns[k]} at y {y:.1f}, x {x:.1f} px: residual {times:.3g} times photon noise"

@@ -89,23 +89,23 @@ class PlanPanels(Panels):
 
     def update_to(self, state: PlanState) -> None:
         "Show another plan."
-        made = state.made
+        planned = state.made
         for drawn, values in ((self.sample, state.sample), (self.image, state.image)):
             drawn.set_data(values)
             self.set_limits(drawn, -0.5 * state.phase_rad, 1.5 * state.phase_rad)
         self.light.set_data(state.light / state.light.mean())
         self.set_limits(self.light, 0.0, 3.0)
-        rows = {name: [row[name] for row in made.curve] for name in ("photons_per_pattern", "frc50", "low", "high")}
+        rows = {name: [row[name] for row in planned.curve] for name in ("photons_per_pattern", "frc50", "low", "high")}
         for line, name in ((self.curve, "frc50"), (self.low, "low"), (self.high, "high")):
             line.set_data(rows["photons_per_pattern"], rows[name])
-        answer, target = made.photons_per_pattern, made.frc50.value
+        answer, target = planned.photons_per_pattern, planned.frc50.value
         self.answer.set_data([answer.low, answer.high], [target, target])
         self.point.set_data([answer.value], [target])
-        facts = made.facts()
+        facts = planned.facts()
         self.numbers.set_text("\n".join([
-            facts["half-period"], facts["photons per pattern"], facts["photons on a pixel"], f"{made.step_px:.1f} px",
-            f"{made.photons_per_px.value * 1e4:.2g}", str(made.n_patterns), facts["exposure"]]))
-        self.said.set_text(_broken(made.sentence))
+            facts["half-period"], facts["photons per pattern"], facts["photons on a pixel"], f"{planned.step_px:.1f} px",
+            f"{planned.photons_per_px.value * 1e4:.2g}", str(planned.n_patterns), facts["exposure"]]))
+        self.said.set_text(_broken(planned.sentence))
 
 
 def _broken(text: str, width: int = 48) -> str:
@@ -151,13 +151,13 @@ class PlanExplorer(Explorer):
         "The plan of these settings, and an image with the noise that it expects."
         given = dict(settings)
         probe, feature_px, phase_rad = given["probe"], given["feature_px"], given["phase_rad"]
-        made = plan(resolution_px=given["resolution_px"], feature_px=feature_px, phase_rad=phase_rad, probe=probe, N=self.N,
-                    overlap=given["overlap"], field_px=100, flux_per_s=10 ** given["log10_flux"])
+        planned = plan(resolution_px=given["resolution_px"], feature_px=feature_px, phase_rad=phase_rad, probe=probe, N=self.N,
+                       overlap=given["overlap"], field_px=100, flux_per_s=10 ** given["log10_flux"])
         sample = self._sample(feature_px, phase_rad, given["seed"])
-        photons = min(made.photons_per_pattern.value, 1e12)
-        light = light_of(make_probe(probe, self.N), made.step_px).weight * photons
+        photons = min(planned.photons_per_pattern.value, 1e12)
+        light = light_of(make_probe(probe, self.N), planned.step_px).weight * photons
         light = np.tile(light, [-(-_SIDE_PX // side) for side in light.shape])[:_SIDE_PX, :_SIDE_PX]
-        deviation = np.sqrt(photon_factors(made.overlap).value / (2 * np.maximum(light, 1e-3 * light.mean())))
+        deviation = np.sqrt(photon_factors(planned.overlap).value / (2 * np.maximum(light, 1e-3 * light.mean())))
         noise = np.random.default_rng(given["seed"] + 1).standard_normal(light.shape)
         image = filtered(sample + deviation * noise, feature_px, phase_rad, float(np.mean(deviation**2)))
-        return PlanState(**given, made=made, sample=sample, light=light, image=image)
+        return PlanState(**given, made=planned, sample=sample, light=light, image=image)

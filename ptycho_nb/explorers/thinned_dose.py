@@ -101,12 +101,12 @@ _PREVIEW = 4  # iterations
 
 def dose_controls() -> dict[str, ipywidgets.ValueWidget]:
     "A dose and a method for either side."
-    found: dict[str, ipywidgets.ValueWidget] = {}
+    controls: dict[str, ipywidgets.ValueWidget] = {}
     for side, percent in zip(SIDES, (100.0, 1.0), strict=True):
-        found[f"{side}_percent"] = slider(f"{side} / %", percent, 0.1, 100.0, 0.25, logarithmic=True,
-                                          tooltip=f"{side}: share of the measured photons, in percent")
-        found[f"{side}_network"] = ipywidgets.Checkbox(value=False, description=f"{side}: network")
-    return found
+        controls[f"{side}_percent"] = slider(f"{side} / %", percent, 0.1, 100.0, 0.25, logarithmic=True,
+                                             tooltip=f"{side}: share of the measured photons, in percent")
+        controls[f"{side}_network"] = ipywidgets.Checkbox(value=False, description=f"{side}: network")
+    return controls
 
 # %% ../../nbs/9_explorers/48_thinned_dose.ipynb #503cdd04
 class ThinnedScan:
@@ -138,8 +138,8 @@ class ThinnedScan:
         self.judge = self._aligned(judge)
         self._kept: dict[tuple[int, str], np.ndarray] = {}
 
-    def _aligned(self, made: Reconstruction) -> np.ndarray:
-        return align(made.crop_to(self.region).object, self.reference)[0]
+    def _aligned(self, result: Reconstruction) -> np.ndarray:
+        return align(result.crop_to(self.region).object, self.reference)[0]
 
     def at(
         self,
@@ -158,9 +158,9 @@ class ThinnedScan:
         preview: bool,  # take a first guess where nothing better is known
     ) -> tuple[np.ndarray, str]:  # complex64 (h, w), and how it was made
         "The object at a dose."
-        key, made = round(1e4 * percent), "pretrained network" if network else "no network"
-        if (key, made) in self._kept:
-            return self._kept[key, made], made
+        key, how = round(1e4 * percent), "pretrained network" if network else "no network"
+        if (key, how) in self._kept:
+            return self._kept[key, how], how
         if preview:
             for other in ("no network", "preview"):
                 if (key, other) in self._kept:
@@ -173,7 +173,7 @@ class ThinnedScan:
         images = images_at(self.at(percent), methods, seed=self.seed)
         names = {"no_network": "no network", "amortised": "pretrained network"}
         self._kept |= {(key, names[method]): self._aligned(image) for method, image in images.items()}
-        return self._kept[key, made], made
+        return self._kept[key, how], how
 
     def _agreement(self, image: np.ndarray, percent: float) -> float | None:
         if percent > 50:
@@ -189,11 +189,11 @@ class ThinnedScan:
     ) -> ThinnedState:
         "Both sides."
         percents = {side: settings[f"{side}_percent"] for side in SIDES}
-        found = {side: self.image(percents[side], settings[f"{side}_network"], preview) for side in SIDES}
-        made = {side: how for side, (_, how) in found.items()}
-        images = {side: image for side, (image, _) in found.items()}
+        views = {side: self.image(percents[side], settings[f"{side}_network"], preview) for side in SIDES}
+        origins = {side: how for side, (_, how) in views.items()}
+        images = {side: image for side, (image, _) in views.items()}
         return ThinnedState(
-            **settings, preview="preview" in made.values(), images=images, made=made,
+            **settings, preview="preview" in origins.values(), images=images, made=origins,
             photons={side: percent / 100 * self.scan.nphotons_mean for side, percent in percents.items()},
             agreement={side: self._agreement(images[side], percents[side]) for side in SIDES},
             pixel_size_m=self.scan.pixel_size_m)

@@ -144,11 +144,11 @@ def _from_pretrained(model: PtychoModel, data: RawData, container: PtychoDataCon
     learned = model.intensity_scale / model.data_scale  # the base is as bright as it should be
     for view, brightness, features in warm_views(data, container.intensity_scale, held):
         base = features[..., 0] + 1j * features[..., 1]
-        made = np.where(view.base.coverage > 0, _apply_in_tiles(model.object_network, features) * np.float32(learned), base)
+        corrected = np.where(view.base.coverage > 0, _apply_in_tiles(model.object_network, features) * np.float32(learned), base)
         views.append(view)
         brightnesses.append(np.float32(brightness))
         bases.append(base / np.float32(brightness))
-        corrections.append((made - base) / np.float32(brightness))
+        corrections.append((corrected - base) / np.float32(brightness))
     share, deviance, objects = best_share(views, corrections, bases)
     image = merged(views, [object * brightness for object, brightness in zip(objects, brightnesses, strict=True)])
     return image.object, image.coverage, image.origin_px, {"share": share, "validation_nll_per_pixel": {

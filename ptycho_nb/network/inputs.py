@@ -240,18 +240,18 @@ class GroupEstimates:
         return {"estimate": self._compute(rows) if self._kept is None else self._kept[rows]}
 
     def _compute(self, rows: np.ndarray, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        made = np.empty((len(rows), *2 * (self.container.canvas_px,), CHANNELS), np.float32)
+        features = np.empty((len(rows), *2 * (self.container.canvas_px,), CHANNELS), np.float32)
 
         def fill(part: np.ndarray) -> int:
             placed = group_layout(self.container, rows[part], self.container.inputs[rows[part]])
-            made[part] = estimate_features(self.container, placed, self.settings)
+            features[part] = estimate_features(self.container, placed, self.settings)
             return len(part)
 
         with ThreadPoolExecutor(cores()) as pool:
             for done in pool.map(fill, np.array_split(np.arange(len(rows)), max(1, len(rows) // 8))):
                 if progress is not None:
                     progress(done)
-        return made
+        return features
 
 # %% ../../nbs/4_network/30_inputs.ipynb #359bc783
 def across_halves(

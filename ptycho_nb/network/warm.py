@@ -38,15 +38,15 @@ def warm_views(
     _, views, corrections, _ = corrected_views(data, pretrained, held=held, refine_probe=False, orientations=orientations,
                                                progress=False)
     _, _, bases = best_share(views, corrections)
-    made = []
+    starts = []
     for view, base in zip(views, bases, strict=True):
         brightness = float(np.linalg.norm(view.base.modes) / (view.base.N / 2) / intensity_scale)
         objects = np.stack([base, view.base.object, view.steps[0]]) * np.float32(brightness)
         objects[1:] -= 1
         trust = np.sqrt(view.base.coverage / view.base.coverage.max())
         channels = [part for object in objects for part in (object.real, object.imag)]
-        made.append(WarmView(view, brightness, np.stack([*channels, trust], axis=-1).astype(np.float32)))
-    return made
+        starts.append(WarmView(view, brightness, np.stack([*channels, trust], axis=-1).astype(np.float32)))
+    return starts
 
 # %% ../../nbs/4_network/47_warm.ipynb #e7cff229
 def on_canvases(

@@ -115,9 +115,9 @@ def _refuse_other_configuration(folder: Path, parameters: Mapping[str, Any]) -> 
     there = read_json(folder / CONFIG, _CONFIG_SHAPE).get("parameters", {})
     names = [name for name in here | there if name != "output_dir" and here.get(name) != there.get(name)]
     if names:
-        found = ", ".join(f"{name} = {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
+        differences = ", ".join(f"{name} = {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
         raise InputError(
-            str(folder), f"another configuration ({found})", "an empty folder or the same configuration",
+            str(folder), f"another configuration ({differences})", "an empty folder or the same configuration",
             "Choose another output_dir, or remove this folder.",
         )
 
