@@ -2514,6 +2514,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                     'ptycho_nb/solvers/steps.py')},
             'ptycho_nb.studies.answers': { 'ptycho_nb.studies.answers._cell': ( '8_studies/answers.html#_cell',
                                                                                 'ptycho_nb/studies/answers.py'),
+                                           'ptycho_nb.studies.answers._form': ( '8_studies/answers.html#_form',
+                                                                                'ptycho_nb/studies/answers.py'),
                                            'ptycho_nb.studies.answers._own_interval': ( '8_studies/answers.html#_own_interval',
                                                                                         'ptycho_nb/studies/answers.py'),
                                            'ptycho_nb.studies.answers.answer_sentence': ( '8_studies/answers.html#answer_sentence',

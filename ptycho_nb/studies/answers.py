@@ -77,10 +77,15 @@ _COLUMNS = {  # as many digits as a spread over seeds leaves
     "ssim": ".3f", "psnr": ".1f", "ms_ssim": ".3f", "frc50": ".3f", "phase_mae": ".4f", "nll_per_pixel": ".4f", "seconds": ".0f"}
 
 
-def _cell(row: Any, form: str, best: float, interval: str = "") -> str:
+def _form(name: str, value: float) -> str:
+    return ".2f" if name == "seconds" and value < 10 else _COLUMNS[name]
+
+
+def _cell(row: Any, name: str, best: float, interval: str = "") -> str:
     "Mean and standard deviation, or its own interval where one seed has none; bold where it is as good as the best as shown."
     if np.isnan(row["mean"]):
         return ""
+    form = _form(name, row["mean"])
     text = f"{row['mean']:{form}}" + (interval if np.isnan(row["std"]) else f" ± {row['std']:{form}}")
     return f"**{text}**" if f"{row['mean']:{form}}" == f"{best:{form}}" else text
 
@@ -106,7 +111,7 @@ def scores_table(
         here = scores[scores["nphotons"] == nphotons]
         for key in ordered_methods(list(zip(here["method"], here["loss"], strict=True))):
             its = here[(here["method"] == key[0]) & (here["loss"] == key[1])].iloc[0]
-            cells = [_cell(rows.loc[(*key, nphotons)], _COLUMNS[name], best[name].get(nphotons) if name in best else np.nan,
+            cells = [_cell(rows.loc[(*key, nphotons)], name, best[name].get(nphotons) if name in best else np.nan,
                            _own_interval(its) if name == "frc50" else "")
                      if (*key, nphotons) in rows.index else "" for name, rows in summaries.items()]
             lines.append([plain_dose(nphotons) if nphotons else "", method_label(*key), str(counts[(*key, nphotons)]), *cells])
