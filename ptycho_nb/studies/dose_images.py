@@ -269,15 +269,15 @@ def references_by_dose(
     if not len(arms) or truth_of_arm(Path(folder) / arms["arm"].iloc[0]) is None:
         return {}
     _, scan = halves_of(Path(folder) / arms["arm"].iloc[0])
-    found: dict[float, dict[str, dict[str, float]]] = {}
+    references: dict[float, dict[str, dict[str, float]]] = {}
     for dose in sorted(arms["nphotons"].unique()):
         limit = photon_limit(scan, dose=dose / scan.nphotons_mean)
         if limit.amplitude is not None:
-            found[float(dose)] = {PHOTON_LIMIT: {"frc50": limit.amplitude.value}}
+            references[float(dose)] = {PHOTON_LIMIT: {"frc50": limit.amplitude.value}}
             if with_yardstick:
                 scores = yardstick(*limit.parts["amplitude"]).scores
-                found[float(dose)][YARDSTICK] = scores | {"frc50": scores["frc50_smoothed"]}
-    return found
+                references[float(dose)][YARDSTICK] = scores | {"frc50": scores["frc50_smoothed"]}
+    return references
 
 
 def limit_by_dose(

@@ -167,7 +167,7 @@ def score_arm(
            "measured_fluence": scan.nphotons_mean * scan.n_patterns / arm.side_px**2,
            "probe_diameter_px": diameter_px, "step_px": step_px, "linear_overlap": float(linear_overlap(step_px, diameter_px)),
            "area_overlap": float(area_overlap(step_px, diameter_px)), "region_px": region,
-           "limit": {part: found.value for part in PARTS if (found := getattr(limit, part)) is not None}, "methods": {}}
+           "limit": {part: resolution.value for part in PARTS if (resolution := getattr(limit, part)) is not None}, "methods": {}}
     images = {}
     for method in methods:
         result = _SOLVERS[check_choice("method", method, METHODS)](scan, arm.noise_seed)
@@ -217,8 +217,8 @@ def fluence_table(
                   **{key: row[key] for key in ("n_patterns", "photons_per_pattern", "linear_overlap", "area_overlap")}}
         for method, scores in row["methods"].items():
             for part in PARTS:
-                found = {key: value for key, value in scores[part].items() if key != "curve"}
-                lines.append(shared | {"method": method, "part": part, **found, "limit": row["limit"].get(part),
+                numbers = {key: value for key, value in scores[part].items() if key != "curve"}
+                lines.append(shared | {"method": method, "part": part, **numbers, "limit": row["limit"].get(part),
                                        "seconds": scores["seconds"], "cpu_seconds": scores["cpu_seconds"]})
     return pd.DataFrame(lines)
 
@@ -267,8 +267,8 @@ def fluence_summary(
         raise InputError("overlaps", sorted(set(table["overlap"])), f"the reference {reference:g} among them", "Add that arm.")
     lines = []
     for key, group in table.groupby(_KEYS, sort=False):
-        found = dict(zip(_KEYS, key, strict=True))
-        same = np.logical_and.reduce([table[name] == found[name] for name in _KEYS if name != "overlap"])
+        condition = dict(zip(_KEYS, key, strict=True))
+        same = np.logical_and.reduce([table[name] == condition[name] for name in _KEYS if name != "overlap"])
         there = table[same & (table["overlap"] == reference)].set_index("noise_seed")[metric]
         values = group.set_index("noise_seed")[metric]
         mean, low, high = interval(values.to_numpy())
@@ -276,8 +276,8 @@ def fluence_summary(
         matters = bool(loss > TOLERANCE and loss_low > 0)
         plain = {name: float(group[name].mean()) for name in ("limit", "linear_overlap", "n_patterns", "photons_per_pattern")}
         plain["limit"] = plain["limit"] if metric == "frc50" else np.nan
-        lines.append(found | {"metric": metric, "mean": mean, "low": low, "high": high, "seeds": len(values), "loss": loss,
-                              "loss_low": loss_low, "loss_high": loss_high, "matters": matters, **plain})
+        lines.append(condition | {"metric": metric, "mean": mean, "low": low, "high": high, "seeds": len(values), "loss": loss,
+                                  "loss_low": loss_low, "loss_high": loss_high, "matters": matters, **plain})
     return pd.DataFrame(lines).sort_values(_KEYS, ignore_index=True)
 
 # %% ../../nbs/8_studies/86_equal_fluence.ipynb #17fbb6f5
@@ -357,10 +357,10 @@ def verdict_sentences(
     reference: float = REFERENCE,
 ) -> list[str]:  # one for each method
     "Up to which overlap it matters, over all curves, and how often that contradicts the expectation."
-    found = [last_that_matters(summary, reference) for summary in summaries]
+    tables = [last_that_matters(summary, reference) for summary in summaries]
     said = []
-    for method in dict.fromkeys(name for table in found for name in table["method"]):
-        up_to = np.concatenate([table.loc[table["method"] == method, "up_to"].to_numpy() for table in found])
+    for method in dict.fromkeys(name for table in tables for name in table["method"]):
+        up_to = np.concatenate([table.loc[table["method"] == method, "up_to"].to_numpy() for table in tables])
         name = _IN_WORDS.get(method, method)
         if np.isnan(up_to).any():
             said.append(f"{name[0].upper()}{name[1:]}: one noise seed, so that nobody can tell.")

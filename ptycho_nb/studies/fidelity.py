@@ -54,7 +54,7 @@ def fidelities(
 
     Both are (1 + draws, rings): the value, then what chance could have made of it.
     """
-    rng, found = np.random.default_rng(seed), {}
+    rng, curves = np.random.default_rng(seed), {}
     deals = sorted({pair.deal for pair in pairs})
     judges = {pair.deal: pair for pair in pairs if pair.method == JUDGE}
     chosen = np.hstack([np.arange(len(deals))[:, None], rng.integers(0, len(deals), (len(deals), _DRAWS))])
@@ -72,8 +72,8 @@ def fidelities(
                                    for image, other in zip((own[k].first, own[k].second), others, strict=True)], axis=0))
         with_judge = _over_deals(judged, chosen)
         fidelity = np.where(judges_it, with_judge / np.maximum(of_judge, _LEAST), 0)
-        found[method, share] = np.clip(fidelity, 0, 1), between
-    return found
+        curves[method, share] = np.clip(fidelity, 0, 1), between
+    return curves
 
 # %% ../../nbs/8_studies/73_fidelity.ipynb #87f2e5cd
 _SEEN = (0.35, 0.98)  # fidelities that tell a ratio of signal and noise
@@ -115,13 +115,13 @@ def at_dose(
     factor: float,  # how many times that dose
 ) -> np.ndarray:  # (draws,): FRC50 there; not a number where nothing can be said
     "FRC50 at another dose, by the growth of signal against noise."
-    found = np.full(len(fidelity), np.nan)
+    frc50 = np.full(len(fidelity), np.nan)
     for k, curve in enumerate(fidelity):
         snr = extended_snr(curve)
         if snr is not None:
             grown = np.sqrt(factor * snr / (1 + factor * snr))
-            found[k] = crossing(grown, np.full(len(grown), 0.5))
-    return found
+            frc50[k] = crossing(grown, np.full(len(grown), 0.5))
+    return frc50
 
 # %% ../../nbs/8_studies/73_fidelity.ipynb #d481c3e6
 def signal_power(
@@ -157,7 +157,7 @@ def dose_limits(
     signal = signal_power([part_of(image, part) for image in (pair.first, pair.second)], smoothing_px)
     if signal is None:
         return dict.fromkeys(shares, np.nan)
-    found = {}
+    limits = {}
     for share in shares:
         detector = None if full.detector is None else full.detector.dimmed(share)
         kept = float(information_shares(rate * share, detector).mean())
@@ -171,5 +171,5 @@ def dose_limits(
         top, left = ((length - side) // 2 for length in deviation.shape)
         noise = np.sum(window * deviation[top : top + side, left : left + side] ** 2) / window.sum()
         smooth = smoothed_correlations(np.sqrt(signal / (signal + noise)), 1)[0]
-        found[share] = float(crossing(smooth, np.full(len(signal), 0.5)))
-    return found
+        limits[share] = float(crossing(smooth, np.full(len(signal), 0.5)))
+    return limits

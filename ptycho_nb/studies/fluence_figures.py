@@ -57,13 +57,13 @@ def plot_fluence(
             if limit["limit"].notna().any():
                 axes.plot(100 * limit["linear_overlap"], limit["limit"], color="0.6", lw=3, alpha=0.7,
                           label="what the photons allow")
-            for aside, (method, found) in enumerate(lines.sort_values("overlap").groupby("method", sort=False)):
-                half = np.array([found["mean"] - found["low"], found["high"] - found["mean"]])
+            for aside, (method, points) in enumerate(lines.sort_values("overlap").groupby("method", sort=False)):
+                half = np.array([points["mean"] - points["low"], points["high"] - points["mean"]])
                 half = np.where(np.isfinite(half), half, 0.0)
                 colour, marker = _COLOURS.get(method, f"C{aside}"), _MARKERS.get(method, "s")
-                axes.errorbar(100 * found["linear_overlap"] + 0.6 * aside, found["mean"], half, color=colour, marker=marker,
+                axes.errorbar(100 * points["linear_overlap"] + 0.6 * aside, points["mean"], half, color=colour, marker=marker,
                               label=_NAMES.get(method, method), lw=1.2, ms=4, capsize=2)
-                middle = found.loc[found["overlap"] == reference, "mean"]
+                middle = points.loc[points["overlap"] == reference, "mean"]
                 if len(middle):
                     low, high = (float(middle.iloc[0]) * (1 + sign * TOLERANCE) for sign in (-1, 1))
                     axes.axhspan(low, high, color=colour, alpha=0.08, lw=0)

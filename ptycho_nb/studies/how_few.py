@@ -133,12 +133,12 @@ def _rows(data: RawData, full: Reconstruction, pairs: Sequence[Pair], methods: S
     photons, shares = data.nphotons_mean, sorted({pair.share for pair in pairs})
     halves = next(pair for pair in pairs if pair.share == 0.5 and pair.method == "no_network")
     for part in PARTS:
-        found = fidelities(pairs, part, seed)
+        curves = fidelities(pairs, part, seed)
         limits = dose_limits(data, full, halves, part, [*shares, *BEYOND])
-        level = np.full(found["no_network", 0.5][0].shape[1], 0.5)
+        level = np.full(curves["no_network", 0.5][0].shape[1], 0.5)
         for method in methods:
-            values = [crossing(found[method, share][0], level) for share in shares]
-            values += [at_dose(found[method, 0.5][0], factor / 0.5) for factor in BEYOND]
+            values = [crossing(curves[method, share][0], level) for share in shares]
+            values += [at_dose(curves[method, 0.5][0], factor / 0.5) for factor in BEYOND]
             values = np.array(values)
             if not values[shares.index(0.5), 0] > 0:  # nothing is seen: nothing to extrapolate
                 values[len(shares) :] = np.nan
@@ -150,7 +150,7 @@ def _rows(data: RawData, full: Reconstruction, pairs: Sequence[Pair], methods: S
                 limit = limits[share] if np.isfinite(limits[share]) and limits[share] > 0 else None
                 own = [pair for pair in pairs if (pair.method, pair.share) == (method, share)]
                 noise = [np.std(part_of(pair.first, part) - part_of(pair.second, part)) / 2**0.5 for pair in own]
-                between = None if not own else float(crossing(found[method, share][1][0], level))
+                between = None if not own else float(crossing(curves[method, share][1][0], level))
                 rows.append({
                     "part": part, "method": method, "share": share, "photons_per_pattern": share * photons,
                     "frc50": float(value[0]), "low": float(min(low, value[0])), "high": float(max(high, value[0])),
@@ -192,9 +192,9 @@ def _notes(data: RawData, full: Reconstruction, pairs: Sequence[Pair], refine_pr
     return notes
 
 # %% ../../nbs/8_studies/75_how_few.ipynb #244d1b00
-def _best_part(found: dict, methods: Sequence[str]) -> str:
+def _best_part(resolutions: dict, methods: Sequence[str]) -> str:
     "The part that is resolved better by half of the photons."
-    reached = {part: max(found[part, method][1][-len(BEYOND) - 1, 0] for method in methods) for part in PARTS}
+    reached = {part: max(resolutions[part, method][1][-len(BEYOND) - 1, 0] for method in methods) for part in PARTS}
     return max(PARTS, key=reached.get)
 
 
@@ -307,11 +307,11 @@ def how_few(
     steps = make_pairs(scan_to_thin(data, full, refine_probe), full, shares, methods, deals, refine_probe, seed)
     n_pairs = deals * (len(shares) * (2 if "amortised" in methods else 1) + 1)
     pairs = list(progress_bar(steps, n_pairs, "dose", progress))
-    rows, found = _rows(data, full, pairs, methods, seed)
-    part = _best_part(found, methods) if part is None else part
+    rows, resolutions = _rows(data, full, pairs, methods, seed)
+    part = _best_part(resolutions, methods) if part is None else part
     at_measured = [row["frc50"] for row in rows if row["part"] == part and row["share"] == 1.0]
     target = _wanted(resolution_px, frc50, max(at_measured, default=0.0))
-    answers = {method: answer_from(method, *found[part, method], target) for method in methods}
+    answers = {method: answer_from(method, *resolutions[part, method], target) for method in methods}
     if why := _why_unknown(pairs, fit):
         answers = {method: replace(answer, unknown=why) for method, answer in answers.items()}
     notes = _notes(data, full, pairs, refine_probe, said) + ([] if fit.is_sound else [f"For the whole scan {fit.verdict}."])

@@ -42,10 +42,10 @@ def plot_dose_answer(
         of_method = sorted((row for row in rows if row["method"] == method), key=lambda row: row["photons_per_pattern"])
         style = {"color": _COLOURS.get(method, f"C{number}"), "marker": _MARKERS.get(method, "s")}
         style |= {"ms": 4, "capsize": 2, "lw": 1.2}
-        found = [row for row in of_method if not row["extrapolated"]]
-        beyond = found[-1:] + [row for row in of_method if row["extrapolated"]]
+        within = [row for row in of_method if not row["extrapolated"]]
+        beyond = within[-1:] + [row for row in of_method if row["extrapolated"]]
         name = METHOD_NAMES.get(method, method)
-        for some, look in ((found, {"label": name}), (beyond, {"ls": ":", "markerfacecolor": "white"})):
+        for some, look in ((within, {"label": name}), (beyond, {"ls": ":", "markerfacecolor": "white"})):
             if not some:
                 continue
             photons, value, low, high = np.array([[row[key] for key in ("photons_per_pattern", "frc50", "low", "high")]

@@ -46,15 +46,15 @@ def _resolution(curve: Mapping[str, np.ndarray], threshold: float) -> float:  # 
 
 def _scores(image: np.ndarray, truth: np.ndarray, curve: dict[str, np.ndarray], design: OverlapDesign) -> dict[str, float]:
     "What the table says of one part of one image; a constant truth leaves errors alone."
-    found = image_metrics(image, truth)
-    if "ssim" in found:
-        found["ms_ssim"] = ms_ssim(image, truth, design.smoothing_px)[0]
-        found["frc"] = _resolution(curve, design.frc_threshold)
-    return {name: found[name] for name in SCORES if name in found}
+    scores = image_metrics(image, truth)
+    if "ssim" in scores:
+        scores["ms_ssim"] = ms_ssim(image, truth, design.smoothing_px)[0]
+        scores["frc"] = _resolution(curve, design.frc_threshold)
+    return {name: scores[name] for name in SCORES if name in scores}
 
 
 def compare_results(
-    made: Mapping[str, Reconstruction],  # by method, of one scan
+    results: Mapping[str, Reconstruction],  # by method, of one scan
     truth: np.ndarray,  # complex (H, W), in the frame of the positions
     region: Region | None = None,  # px; None: what all of them cover
     register: bool = True,  # fix the whole gauge; False: scale and constant phase alone
@@ -62,10 +62,10 @@ def compare_results(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]:
     # ^ a line for each method and part; a line for each method, part and ring; and the aligned images, 'truth' among them
     "Score all methods on one region, in one gauge."
-    region, design = common_region(*made.values(), smallest_px=16) if region is None else region, design or OverlapDesign()
+    region, design = common_region(*results.values(), smallest_px=16) if region is None else region, design or OverlapDesign()
     true_part = crop(truth, region, what="truth")
     lines, curves, images = [], [], {}
-    for method, result in made.items():
+    for method, result in results.items():
         if register:
             field = aligned_pair(result, truth, region)[0]
         else:
@@ -88,13 +88,13 @@ def _markdown(table: pd.DataFrame, design: OverlapDesign, title: str, notes: lis
     labels = [score_label(name, design.frc_threshold, design.smoothing_px) for name in names]
     lines = [f"# {title}", ""]
     for part in PARTS:
-        found = table[table["part"] == part]
-        limit = found["limit"].iloc[0]
+        rows = table[table["part"] == part]
+        limit = rows["limit"].iloc[0]
         said = f"; the photons allow {limit:.3f} of Nyquist" if np.isfinite(limit) else ""
         heads = " | ".join(label.heading for label in labels)
         lines += [f"## {part.capitalize()}{said}", "", f"| method | {heads} | seconds | CPU seconds | training, CPU seconds |",
                   f"| --- |{' ---: |' * (len(names) + 3)}"]
-        for row in found.to_dict("records"):
+        for row in rows.to_dict("records"):
             cells = [label.in_table(row.get(name)) for name, label in zip(names, labels, strict=True)]
             trained = "" if np.isnan(row["training_cpu_seconds"]) else f"{row['training_cpu_seconds']:.0f}"
             cells += [f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", trained]
@@ -105,12 +105,12 @@ def _markdown(table: pd.DataFrame, design: OverlapDesign, title: str, notes: lis
 
 # %% ../../nbs/8_studies/90_overlap_comparison.ipynb #d0abf295
 def _training_seconds(folder: Path, dose: float) -> dict[str, float]:  # by method; of a refined one those of its network
-    found = {}
+    spent = {}
     for job in study_jobs(folder, [dose]):
         if (weights := trained_weights(folder, job)) is not None:
             seconds = read_json(weights.with_name(METRICS), {"training": dict})["training"]["cpu_seconds"]
-            found |= {job.method: seconds} | ({} if job.supervised else {f"refined_{job.view}": seconds})
-    return found
+            spent |= {job.method: seconds} | ({} if job.supervised else {f"refined_{job.view}": seconds})
+    return spent
 
 
 def _limits(limit: Limit, threshold: float) -> dict[str, float]:  # by part, share of Nyquist
@@ -126,10 +126,11 @@ def compare_dose(
     folder, here = Path(folder), dose_folder(Path(folder), dose)
     if not (here / "reconstructions.npz").exists():
         raise InputError(str(here), "no reconstructions", "some", f"Make them: ptycho-nb overlap reconstruct {folder}")
-    made, test, design = load_reconstructions(here / "reconstructions.npz"), RawData.load(here / "test.npz"), read_design(folder)
+    results, test, design = (load_reconstructions(here / "reconstructions.npz"), RawData.load(here / "test.npz"),
+                             read_design(folder))
     record = read_json(here / "reconstructions.json", {"absent": dict, "failed": dict})
-    region = common_region(*made.values(), smallest_px=16)
-    table, curves, images = compare_results(made, test.truth, region, register, design)
+    region = common_region(*results.values(), smallest_px=16)
+    table, curves, images = compare_results(results, test.truth, region, register, design)
     limit = photon_limit(test, region=region)
     limits, trained = _limits(limit, design.frc_threshold), _training_seconds(folder, dose)
     table.insert(0, "nphotons", dose)
@@ -211,8 +212,9 @@ def _pooled_tables(folders: Sequence[str | Path]) -> pd.DataFrame:
     designs = [read_design(folder) for folder in folders]
     seeds, others = {design.noise_seed for design in designs}, {replace(design, noise_seed=0) for design in designs}
     if len(seeds) < len(designs) or len(others) > 1:
-        found = ", ".join(f"{folder}: noise seed {design.noise_seed}" for folder, design in zip(folders, designs, strict=True))
-        raise InputError("studies to pool", found, "designs that differ in their noise seed alone",
+        noise_seeds = ", ".join(f"{folder}: noise seed {design.noise_seed}"
+                                for folder, design in zip(folders, designs, strict=True))
+        raise InputError("studies to pool", noise_seeds, "designs that differ in their noise seed alone",
                          "Build them with: -p noise_seed 1, 2, …")
     for folder in folders:
         if not (Path(folder) / TABLE).exists():
@@ -278,9 +280,9 @@ def write_pooled(
         heads = " | ".join(score_label(name, design.frc_threshold, design.smoothing_px).heading for name in names)
         lines += [f"## {dose:g} photons per pattern, {part}", "", f"| method | {heads} |", f"| --- |{' ---: |' * len(names)}"]
         for method in dict.fromkeys(group["method"]):
-            found = group[group["method"] == method].set_index("metric", drop=False)
-            cells = [_pooled_cell(found.loc[name]) if name in found.index else "-" for name in names]
-            seeds = int(found["seeds"].iloc[0])
+            scores = group[group["method"] == method].set_index("metric", drop=False)
+            cells = [_pooled_cell(scores.loc[name]) if name in scores.index else "-" for name in names]
+            seeds = int(scores["seeds"].iloc[0])
             few = f" ({seeds} of the seeds)" * (seeds < len(folders))
             lines.append(f"| {method_words(method)}{few} | {' | '.join(cells)} |")
         lines.append("")

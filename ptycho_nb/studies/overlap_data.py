@@ -50,14 +50,14 @@ def base_object(
     if isinstance(source, str) and not source:
         return make_object(kind, size_px, seed, phase=True), f"simulated, {kind}, with a phase of its own"
     # Of several methods the last one: a study saves its best one last.
-    found = source if isinstance(source, Reconstruction) else list(load_reconstructions(source).values())[-1]
-    part = found.crop_to(covered_region(found)).object
+    reconstruction = source if isinstance(source, Reconstruction) else list(load_reconstructions(source).values())[-1]
+    part = reconstruction.crop_to(covered_region(reconstruction)).object
     scale = float(np.quantile(np.abs(part), 0.95))
     if min(part.shape) < 32 or not scale > 0:
         raise InputError("base object", f"{part.shape} px that are covered, 95 % of them up to {scale:.3g}",
                          "at least 32 px a side, not dark", "Give the reconstruction of a larger scan.")
     part = part / scale * np.exp(-1j * np.angle(part.mean()))
-    said = f"{found.method} of another scan, {part.shape[0]} x {part.shape[1]} px, "
+    said = f"{reconstruction.method} of another scan, {part.shape[0]} x {part.shape[1]} px, "
     if not halves:
         times = " x ".join(f"{size_px / side:.1f}" for side in part.shape)
         return extended(part, (size_px, size_px)), f"{said}continued by mirror images ({times} times)"
@@ -96,12 +96,12 @@ def study_views(
     views: dict[str, dict[str, OverlapView]] = {half: {} for half in HALVES}
     skipped = []
     for name in VIEWS:
-        made = {half: design_view(name, places[half], design) for half in HALVES}
-        missing = [SkippedView(name, f"{half} half: {view.reason}") for half, view in made.items()
+        by_half = {half: design_view(name, places[half], design) for half in HALVES}
+        missing = [SkippedView(name, f"{half} half: {view.reason}") for half, view in by_half.items()
                    if isinstance(view, SkippedView)]
         skipped += missing
         if not missing:
-            for half, view in made.items():
+            for half, view in by_half.items():
                 views[half][name] = view
     return places, views, skipped
 
@@ -176,20 +176,20 @@ def scan_violations(
     missing = [key for key in _KEYS if key not in arrays]
     if missing:
         return [f"key {key} is missing" for key in missing]
-    found = [f"{key} is {arrays[key].dtype}, not {np.dtype(kind).name}" for key, kind in _KEYS.items()
-             if arrays[key].dtype != kind]
+    violations = [f"{key} is {arrays[key].dtype}, not {np.dtype(kind).name}" for key, kind in _KEYS.items()
+                  if arrays[key].dtype != kind]
     patterns = arrays["diff3d"]
     n = len(arrays["xcoords"])
     if patterns.shape != (n, N, N) or len(arrays["ycoords"]) != n:
-        return [*found, f"diff3d has the shape {patterns.shape}, not {(n, N, N)} for the {n} positions"]
+        return [*violations, f"diff3d has the shape {patterns.shape}, not {(n, N, N)} for the {n} positions"]
     counts = np.square(patterns[: min(n, 64)], dtype=np.float64)
     if np.max(np.abs(counts - np.rint(counts)) - 1e-6 * counts) > 1e-3:
-        found.append("diff3d is not the square root of photon counts: its squares are not whole")
+        violations.append("diff3d is not the square root of photon counts: its squares are not whole")
     photons = float(np.mean(np.sum(np.square(patterns, dtype=np.float64), axis=(1, 2))))
     if abs(photons / dose - 1) > 5 / np.sqrt(n * dose) + 1e-6:
         likely = "; it holds intensities, not amplitudes" if abs(patterns.sum(dtype=np.float64) / n / dose - 1) < 0.05 else ""
-        found.append(f"diff3d holds {photons:.4g} photons per pattern, not {dose:.4g}{likely}")
-    return found
+        violations.append(f"diff3d holds {photons:.4g} photons per pattern, not {dose:.4g}{likely}")
+    return violations
 
 
 def split_violations(
@@ -198,13 +198,13 @@ def split_violations(
     N: int,
 ) -> list[str]:
     "Whether training and test share a pixel of the object, or are not the upper and the lower half."
-    found = []
+    violations = []
     apart_px = cKDTree(nearest_pixel(train_px)).query(nearest_pixel(test_px), p=np.inf)[0]
     if np.any(apart_px < N):
-        found.append(f"{np.count_nonzero(apart_px < N)} test patterns share pixels of the object with training patterns")
+        violations.append(f"{np.count_nonzero(apart_px < N)} test patterns share pixels of the object with training patterns")
     if train_px[:, 0].max() >= test_px[:, 0].min():
-        found.append("the split is not by y: some test pattern lies above a training pattern")
-    return found
+        violations.append("the split is not by y: some test pattern lies above a training pattern")
+    return violations
 
 # %% ../../nbs/8_studies/85_overlap_data.ipynb #e2f56675
 def view_violations(
@@ -214,19 +214,19 @@ def view_violations(
     design: OverlapDesign,
 ) -> list[str]:
     "What is wrong with the groups of a view."
-    found, members = [], groups.shape[1]
+    violations, members = [], groups.shape[1]
     if not 0 <= groups.min() <= groups.max() < len(positions_px):
         return [f"its groups name patterns up to {groups.max()}, of {len(positions_px)}"]
     if members > 1 and design.neighbor_count < members:
-        found.append(f"K = {design.neighbor_count} neighbours, fewer than the C = {members} members of a group")
+        violations.append(f"K = {design.neighbor_count} neighbours, fewer than the C = {members} members of a group")
     if any(len(set(group)) < members for group in groups.tolist()):
-        found.append("a group holds a pattern twice")
+        violations.append("a group holds a pattern twice")
     if len(groups) < design.min_groups:
-        found.append(f"{len(groups)} groups, fewer than {design.min_groups}")
+        violations.append(f"{len(groups)} groups, fewer than {design.min_groups}")
     least = nearest_spacing_px(positions_px[groups].mean(axis=1)).min() if len(groups) > 1 else np.inf
     if least < spacing_px - 1e-9:
-        found.append(f"centres {least:.4g} px apart, less than its spacing of {spacing_px:.4g} px")
-    return found
+        violations.append(f"centres {least:.4g} px apart, less than its spacing of {spacing_px:.4g} px")
+    return violations
 
 
 def validate_data(
@@ -235,14 +235,14 @@ def validate_data(
     "Check everything that the study rests on; `InputError` if there is no manifest."
     folder = Path(folder)
     manifest = read_json(folder / MANIFEST, {"design": dict, "files": {str: str}, "overlap": dict})
-    design, found = OverlapDesign.from_dict(manifest["design"]), []
+    design, violations = OverlapDesign.from_dict(manifest["design"]), []
     for name, digest in manifest["files"].items():
         if not (folder / name).is_file():
-            found.append(f"{name}: is missing")
+            violations.append(f"{name}: is missing")
         elif sha256_of(folder / name) != digest:
-            found.append(f"{name}: is not the file that was written (its checksum differs)")
-    if any(text.endswith("is missing") for text in found):
-        return found
+            violations.append(f"{name}: is not the file that was written (its checksum differs)")
+    if any(text.endswith("is missing") for text in violations):
+        return violations
     places: dict[str, np.ndarray] = {}
     for dose in design.doses:
         for half in HALVES:
@@ -253,10 +253,11 @@ def validate_data(
                 at = np.column_stack([arrays["ycoords"], arrays["xcoords"]])
                 if not np.array_equal(places.setdefault(half, at), at):
                     said.append("other positions than at the lowest dose")
-            found += [f"{path.relative_to(folder)}: {text}" for text in said]
-    found += [f"train and test: {text}" for text in split_violations(places["train"], places["test"], design.N)]
+            violations += [f"{path.relative_to(folder)}: {text}" for text in said]
+    violations += [f"train and test: {text}" for text in split_violations(places["train"], places["test"], design.N)]
     for name, groups in read_arrays(folder / "views.npz").items():
         half, view = name.split("_", 1)
         spacing_px = 0.0 if view == "baseline" else design.spacing_px(getattr(design, view))
-        found += [f"view {view} of the {half} half: {text}" for text in view_violations(groups, places[half], spacing_px, design)]
-    return found
+        violations += [f"view {view} of the {half} half: {text}"
+                       for text in view_violations(groups, places[half], spacing_px, design)]
+    return violations

@@ -97,10 +97,10 @@ def plot_rings(
         if part in limits:
             allowed = limits[part]
             axes.plot(2 * allowed["cycles_per_px"], allowed["correlation"], color="0.7", lw=4, label="what the photons allow")
-        for number, (method, found) in enumerate(curves[curves["part"] == part].groupby("method", sort=False)):
-            smooth = found["correlation"].rolling(max(len(found) // 60, 1), center=True, min_periods=1).mean()
+        for number, (method, curve) in enumerate(curves[curves["part"] == part].groupby("method", sort=False)):
+            smooth = curve["correlation"].rolling(max(len(curve) // 60, 1), center=True, min_periods=1).mean()
             style = {"color": f"C{number % 10}", "ls": _DASHES[number % 4], "lw": 1.3, "label": method_words(method)}
-            axes.plot(2 * found["cycles_per_px"], smooth, **style)
+            axes.plot(2 * curve["cycles_per_px"], smooth, **style)
         axes.axhline(frc_threshold, color="0.5", lw=0.6)
         axes.set(title=part, xlabel="spatial frequency / Nyquist", xlim=(0, 1), ylim=(-0.1, 1.02))
     figure.axes[0].set_ylabel("ring correlation with the truth")
@@ -118,12 +118,12 @@ def plot_pooled(
     methods = list(dict.fromkeys(pooled["method"]))
     figure = Picture(figsize=(3.6 * len(parts) + 2.2, 0.3 * len(methods) + 1.1), layout="constrained")
     for axes, part in zip(figure.subplots(1, len(parts), squeeze=False, sharey=True)[0], parts, strict=True):
-        found = pooled[pooled["part"] == part].set_index("method").loc[methods]
-        half = np.nan_to_num(np.array([found["mean"] - found["low"], found["high"] - found["mean"]]), posinf=0.0)
+        scores = pooled[pooled["part"] == part].set_index("method").loc[methods]
+        half = np.nan_to_num(np.array([scores["mean"] - scores["low"], scores["high"] - scores["mean"]]), posinf=0.0)
         places = np.arange(len(methods))
-        axes.errorbar(found["mean"], places, xerr=half, fmt="none", ecolor="0.4", capsize=2)
-        axes.scatter(found["mean"], places, s=36, zorder=3, edgecolor="#0072B2",
-                     c=["#0072B2" if behind else "white" for behind in found["behind"]])
+        axes.errorbar(scores["mean"], places, xerr=half, fmt="none", ecolor="0.4", capsize=2)
+        axes.scatter(scores["mean"], places, s=36, zorder=3, edgecolor="#0072B2",
+                     c=["#0072B2" if behind else "white" for behind in scores["behind"]])
         axes.set(title=part, xlabel=label.heading)
         axes.grid(axis="x", alpha=0.3, lw=0.5)
     figure.axes[0].set_yticks(places, [method_words(name) for name in methods])

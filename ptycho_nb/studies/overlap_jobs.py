@@ -166,14 +166,14 @@ def check_loss(
 ) -> tuple[bool, str]:  # whether it is good enough, and why in words
     "Compare the least validation losses of two trainings; `InputError` where the reference has none."
     paths = [path / HISTORY if path.is_dir() or path.suffix != ".json" else path for path in map(Path, (reference, candidate))]
-    wanted, found = map(_least_loss, paths)
+    wanted, loss = map(_least_loss, paths)
     if not np.isfinite(wanted):
         raise InputError(str(paths[0]), "no finite validation loss", "a training that went well", "Give another reference.")
-    if not np.isfinite(found):
+    if not np.isfinite(loss):
         return False, f"{paths[1]}: no validation loss, or one that is not a number, where the reference has {wanted:.5g}"
-    good = found <= wanted + tolerance * abs(wanted)
+    good = loss <= wanted + tolerance * abs(wanted)
     how = "within" if good else "not within"
-    return good, f"{paths[1]}: loss {found:.5g}, {how} {100 * tolerance:g} % of the reference's {wanted:.5g}"
+    return good, f"{paths[1]}: loss {loss:.5g}, {how} {100 * tolerance:g} % of the reference's {wanted:.5g}"
 
 # %% ../../nbs/8_studies/88_overlap_jobs.ipynb #f0cd2ac8
 METHODS = ("no_network", "amortised", "lsqml", "networks")
@@ -212,20 +212,20 @@ def _solver_tasks(test: RawData, held: HeldOut, epochs: int, scan: Path) -> dict
             "amortised": _Task(pretrained, scan), "lsqml": _Task(lambda: _lsqml_twice(test, held, epochs), scan)}
 
 
-def _network_tasks(test: RawData, held: HeldOut, job: Job, weights: Path, made: Path) -> dict[str, _Task]:
+def _network_tasks(test: RawData, held: HeldOut, job: Job, weights: Path, result_file: Path) -> dict[str, _Task]:
     def apply() -> dict[str, Reconstruction]:
         from ptycho_nb.network.inference import reconstruct
 
-        seen = replace(test, diff3d=held.fitted_amplitude / np.float32(np.sqrt(held.fitted_share)))
-        found = reconstruct(seen, weights, exclude=np.setdiff1d(np.arange(test.n_patterns), held.fitted))
-        return {job.method: replace(found, method=job.method)}
+        fitted_scan = replace(test, diff3d=held.fitted_amplitude / np.float32(np.sqrt(held.fitted_share)))
+        result = reconstruct(fitted_scan, weights, exclude=np.setdiff1d(np.arange(test.n_patterns), held.fitted))
+        return {job.method: replace(result, method=job.method)}
 
     def refine() -> dict[str, Reconstruction]:
-        refined = estimate(test, held=held, start=load_reconstructions(made)[job.method], progress=False)
+        refined = estimate(test, held=held, start=load_reconstructions(result_file)[job.method], progress=False)
         return {f"refined_{job.view}": refined}
 
     applied = {job.method: _Task(apply, weights)}
-    return applied if job.supervised else applied | {f"refined_{job.view}": _Task(refine, made)}
+    return applied if job.supervised else applied | {f"refined_{job.view}": _Task(refine, result_file)}
 
 
 def _run_tasks(tasks: dict[str, _Task], folder: Path) -> dict[str, str]:  # reasons of those that failed
@@ -277,11 +277,11 @@ def reconstruct_dose(
     loaded: dict[str, Reconstruction] = {}
     for path in sorted((here / _MADE).glob("[!.]*.npz")):
         loaded |= {} if path.stem in failed else load_reconstructions(path)
-    made = [name for name in _ORDER if name in loaded]
-    absent = {name: reason for name, reason in (before["absent"] | absent).items() if name not in made}
-    failed = {name: reason for name, reason in (before["failed"] | failed).items() if name not in made}
-    if made:
-        save_reconstructions(here / "reconstructions.npz", **{name: loaded[name] for name in made})
-    record = {"made": made, "absent": absent, "failed": failed, "n_success": len(made), "n_failed": len(failed)}
+    names = [name for name in _ORDER if name in loaded]
+    absent = {name: reason for name, reason in (before["absent"] | absent).items() if name not in names}
+    failed = {name: reason for name, reason in (before["failed"] | failed).items() if name not in names}
+    if names:
+        save_reconstructions(here / "reconstructions.npz", **{name: loaded[name] for name in names})
+    record = {"made": names, "absent": absent, "failed": failed, "n_success": len(names), "n_failed": len(failed)}
     write_json(here / _RECORD, record)
     return record

@@ -215,8 +215,8 @@ def centre_overlap(
     "Overlap of a group's centre with the centres that lie closer than a diameter."
     pairs = cKDTree(centres_px).query_pairs(np.nextafter(diameter_px, 0), output_type="ndarray")
     distances_px = np.linalg.norm(centres_px[pairs[:, 0]] - centres_px[pairs[:, 1]], axis=-1)
-    found = _mean_overlap(distances_px, diameter_px) if len(pairs) else {"linear": 0.0, "area": 0.0}
-    return found | {"partners": 2 * len(pairs) / len(centres_px)}
+    means = _mean_overlap(distances_px, diameter_px) if len(pairs) else {"linear": 0.0, "area": 0.0}
+    return means | {"partners": 2 * len(pairs) / len(centres_px)}
 
 
 def overlap_report(

@@ -45,9 +45,9 @@ def find_arms(
     lacking = {path.parent: _what_lacks(path.parent) for path in configs}
     usable = {path.name: path for path, text in lacking.items() if not text}
     if not usable:
-        found = f"{len(configs)} arms, none with results" if folder.is_dir() else "no such folder"
+        fault = f"{len(configs)} arms, none with results" if folder.is_dir() else "no such folder"
         remedy = "Give the folder that a sweep or run_arm wrote to, and wait until an arm is done."
-        raise InputError(str(folder), found, f"arms with {' and '.join(_NEEDED)}", remedy)
+        raise InputError(str(folder), fault, f"arms with {' and '.join(_NEEDED)}", remedy)
     return usable, {path.name: text for path, text in lacking.items() if text}
 
 # %% ../../nbs/8_studies/60_pairs.ipynb #51e8558a

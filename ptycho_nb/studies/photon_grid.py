@@ -257,8 +257,8 @@ def damaged_sets(
     paths = {item["file"]: (inside(folder, item["file"], MANIFEST), item["sha256"]) for item in read_grid(folder)["data_sets"]}
     with ThreadPoolExecutor(cores()) as pool:
         sums = pool.map(lambda path: sha256_of(path) if path.is_file() else "", [path for path, _ in paths.values()])
-    return {name: "another checksum" if found else "missing"
-            for (name, (_, stated)), found in zip(paths.items(), sums, strict=True) if found != stated}
+    return {name: "another checksum" if checksum else "missing"
+            for (name, (_, stated)), checksum in zip(paths.items(), sums, strict=True) if checksum != stated}
 
 
 def _checked_doses(doses: Sequence[float]) -> list[float]:
@@ -281,8 +281,8 @@ def _manifest_to_continue(folder: Path, sample: _Sample, doses: Sequence[float])
     manifest = read_grid(folder)
     there, here = manifest["grid"], sample.config.to_dict()
     if different := [name for name in here | there if here.get(name) != there.get(name)]:
-        found = ", ".join(f"{name} = {there.get(name)} there and {here.get(name)} here" for name in different)
-        raise InputError(str(folder), f"another photon grid ({found})", "an empty folder or the same grid",
+        differences = ", ".join(f"{name} = {there.get(name)} there and {here.get(name)} here" for name in different)
+        raise InputError(str(folder), f"another photon grid ({differences})", "an empty folder or the same grid",
                          "Choose another folder, or the same settings.")
     return manifest
 
@@ -313,9 +313,9 @@ def photon_grid(
     wanted |= {name: item["nphotons"] for name, item in entries.items()}
     paths = {nphotons: folder / name for name, nphotons in wanted.items() if done.get(name) != "kept"}
     used = versions(("ptycho_nb", "numpy", "scipy", "numba"))
-    for nphotons, found in (_write_sets(sample, paths, progress) if paths else {}).items():
+    for nphotons, counted in (_write_sets(sample, paths, progress) if paths else {}).items():
         path, name = paths[nphotons], paths[nphotons].name
-        entry = {"file": name, "nphotons": nphotons, **found, "sha256": sha256_of(path), "bytes": path.stat().st_size,
+        entry = {"file": name, "nphotons": nphotons, **counted, "sha256": sha256_of(path), "bytes": path.stat().st_size,
                  "versions": used}
         if name in entries and entry["sha256"] != entries[name]["sha256"]:
             done[name] += "; by these versions of the software it is another file than it was"

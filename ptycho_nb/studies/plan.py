@@ -32,17 +32,17 @@ def _length_px(
 ) -> float | None:  # px; None: not given
     "A length that was given in one of two units."
     if in_m is None:
-        found, unit = in_px, "px"
+        length, unit = in_px, "px"
     elif in_px is not None:
         raise InputError(f"{name}_px and {name}_m", f"{in_px:g} and {in_m:g}", "one of them", "Leave one out.")
     elif pixel_m is None:
         raise InputError(f"{name}_m", f"{in_m:g} m, and no size of a pixel", "a geometry, or a length in pixels",
                          "Give geometry=pt.Geometry(energy_ev=…, distance_m=…, detector_pixel_m=…), or object_pixel_m.")
     else:
-        found, unit = in_m / pixel_m, "m"
-    if found is not None and not 0 < found < np.inf:
+        length, unit = in_m / pixel_m, "m"
+    if length is not None and not 0 < length < np.inf:
         raise InputError(f"{name}_{unit}", f"{in_px if unit == 'px' else in_m:g}", "a length above 0", "Give a positive number.")
-    return None if found is None else float(found)
+    return None if length is None else float(length)
 
 
 def _positive(**given: float | None) -> None:
@@ -59,8 +59,8 @@ def _wanted_frc50(resolution_px: float | None, frc50: float | None, pixel_m: flo
     target = frc50 if resolution_px is None else 1 / resolution_px
     if target is not None and not 0 < target <= 1 + 1e-9:
         size = "" if pixel_m is None else f" of {1e9 * pixel_m:.3g} nm"
-        found = f"{1 / target:.3g} px" if target > 0 else "no detail"
-        raise InputError("resolution", found, f"a half-period of one pixel{size} or more",
+        half_period = f"{1 / target:.3g} px" if target > 0 else "no detail"
+        raise InputError("resolution", half_period, f"a half-period of one pixel{size} or more",
                          "Only a larger detector, a shorter distance or a higher energy makes the pixels smaller.")
     return None if target is None else min(float(target), 1.0)
 
@@ -82,8 +82,8 @@ def _modes_of(
         if radius_px is not None and not 1 <= radius_px <= N / 3:
             raise InputError("probe_px", f"{probe_px:.3g} px", f"2 to {2 * N / 3:.0f} px, with patterns of {N} px",
                              "The probe has to be well inside the pattern's own field: choose a larger N or a smaller probe.")
-        made = disk_probe(N, radius_px) if probe == "disk" else defocused_probe(N, radius_px, defocus_waves)
-        return made[None]
+        mode = disk_probe(N, radius_px) if probe == "disk" else defocused_probe(N, radius_px, defocus_waves)
+        return mode[None]
     modes = np.asarray(probe)
     if modes.ndim not in (2, 3) or modes.shape[-1] != modes.shape[-2] or not np.isfinite(modes).all() or not np.any(modes):
         raise InputError("probe", f"an array of shape {modes.shape}", "a name, a scan, or an array (N, N) or (modes, N, N)",
@@ -134,8 +134,8 @@ def _spectrum_of(
     if isinstance(sample, Spectrum):
         return sample
     if isinstance(sample, RawData):
-        found = pilot_spectrum(sample, part)
-        return found if None in (pixel_m, sample.pixel_size_m) else found.enlarged(pixel_m / sample.pixel_size_m)
+        spectrum = pilot_spectrum(sample, part)
+        return spectrum if None in (pixel_m, sample.pixel_size_m) else spectrum.enlarged(pixel_m / sample.pixel_size_m)
     return given_spectrum(sample, part) if isinstance(sample, Mapping) else image_spectrum(sample, part)
 
 # %% ../../nbs/8_studies/81_plan.ipynb #85a115eb
@@ -314,9 +314,9 @@ def _planned(prediction: Prediction, target: float | None, photons: float | None
         reached, needed = Interval(target, target, target), prediction.photons_for(target)
     else:
         reached, needed = prediction.frc50_at(photons), Interval(photons, photons, photons)
-    made = Plan(
+    draft = Plan(
         frc50=reached, photons_per_pattern=needed, is_forward=target is not None, part=spectrum.part, curve=prediction.rows(),
         unknown=why_unknown(light), notes=(), assumption=spectrum.assumption, transmission=spectrum.transmission, N=light.N,
         step_px=light.step_px, probe_diameter_px=light.diameter_px, overlap=light.overlap, **known)
-    notes = _notes_of(prediction, made.dose_gray, reached, made.pixel_m)
-    return replace(made, notes=(*said, *notes))
+    notes = _notes_of(prediction, draft.dose_gray, reached, draft.pixel_m)
+    return replace(draft, notes=(*said, *notes))

@@ -177,9 +177,9 @@ def plot_plan(plan: PlannedScan) -> Figure:
         along = None if plan.is_forward else [[plan.frc50.value - plan.frc50.low], [plan.frc50.high - plan.frc50.value]]
         axes.errorbar(answer.value, plan.frc50.value, along, across, fmt="o", color="k", capsize=3, label="the plan")
     axes.set(xscale="log", ylim=(0, 1.03), xlabel="photons per pattern", ylabel=f"FRC50 of the {plan.part} / Nyquist")
-    seen = np.flatnonzero((value > 0.02) & (value < 0.999))
-    if len(seen):
-        axes.set_xlim(photons[seen[0]] / 4, photons[seen[-1]] * 4)
+    rise = np.flatnonzero((value > 0.02) & (value < 0.999))
+    if len(rise):
+        axes.set_xlim(photons[rise[0]] / 4, photons[rise[-1]] * 4)
     axes.xaxis.set_major_locator(LogLocator(numticks=12))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25, lw=0.5)

@@ -100,14 +100,14 @@ def told_shares(
     expected *= (side / light.N) ** 2 / expected.sum()  # in a pixel, for each photon of the pattern
     ring = np.rint(distance * side).astype(int).ravel()
     pixels = np.bincount(ring)
-    found = []
+    shares = []
     for number in photons:
         rate = expected * number
         share = light.good * rate / (rate + light.background * number + _UNSEEN)
         told = np.fft.irfft2(np.conj(probe) * np.fft.rfft2(share), s=share.shape).ravel()
         mean = np.bincount(ring, told) / pixels
-        found.append(np.interp(_FREQUENCIES * side, np.arange(len(mean)), mean))
-    return _LEAST_SHARE + (1 - _LEAST_SHARE) * np.clip(found, 0, 1)
+        shares.append(np.interp(_FREQUENCIES * side, np.arange(len(mean)), mean))
+    return _LEAST_SHARE + (1 - _LEAST_SHARE) * np.clip(shares, 0, 1)
 
 # %% ../../nbs/8_studies/78_prediction.ipynb #b13cc93e
 def limit_frc50(
@@ -118,13 +118,13 @@ def limit_frc50(
     "FRC50 by the photons that fall on the sample and by what the detector tells of them."
     power, size = spectrum.at(_FREQUENCIES), spectrum.transmission if spectrum.part == "phase" else 1.0
     variance = float(np.trapezoid(2 * np.pi * _FREQUENCIES * power, _FREQUENCIES))
-    found = np.empty(len(photons))
+    frc50 = np.empty(len(photons))
     for k, share in enumerate(told_shares(light, spectrum, photons)):
         weight = 2 * photons[k] / spectrum.transmission * size * light.weight
         noise = np.mean(1 / np.maximum(weight, min(1 / variance, weight.mean())))
         smooth = smoothed_correlations(correlation_of_snr(power * share / noise), 1)[:1]
-        found[k] = crossing(smooth, np.full(_RINGS, 0.5))[0]
-    return np.maximum.accumulate(found)
+        frc50[k] = crossing(smooth, np.full(_RINGS, 0.5))[0]
+    return np.maximum.accumulate(frc50)
 
 # %% ../../nbs/8_studies/78_prediction.ipynb #9f1ffa8d
 @dataclass(frozen=True)

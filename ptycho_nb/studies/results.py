@@ -59,9 +59,9 @@ def _one_line(error: str | None) -> str:
 
 def _filled_in(row: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     "What a parameter that was left at 0 for the profile to fill in became, as the configurations say it."
-    made = {**(config.get("simulation") or {}), **(config.get("training") or {})}
-    return {name: made[name] for name, value in row.items() if name in ("n_train", "n_test", "nepochs")
-            and value == 0 and made.get(name)}
+    settings = {**(config.get("simulation") or {}), **(config.get("training") or {})}
+    return {name: settings[name] for name, value in row.items() if name in ("n_train", "n_test", "nepochs")
+            and value == 0 and settings.get(name)}
 
 # %% ../../nbs/8_studies/47_results.ipynb #8be3a005
 def _row(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:

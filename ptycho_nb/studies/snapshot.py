@@ -136,11 +136,11 @@ def _probe_facts(data: RawData | None, results: Mapping[str, Reconstruction]) ->
     return facts | {"changed": {name: _difference(data.probe, item.probe) for name, item in results.items()}}
 
 
-def _difference(given: np.ndarray, found: np.ndarray) -> float | None:  # 0: the same but for a factor; 1: nothing in common
-    if given.shape != found.shape:
+def _difference(given: np.ndarray, used: np.ndarray) -> float | None:  # 0: the same but for a factor; 1: nothing in common
+    if given.shape != used.shape:
         return None
-    given, found = given.astype(np.complex128), found.astype(np.complex128)
-    overlap = abs(np.vdot(given, found)) / (np.linalg.norm(given) * np.linalg.norm(found))
+    given, used = given.astype(np.complex128), used.astype(np.complex128)
+    overlap = abs(np.vdot(given, used)) / (np.linalg.norm(given) * np.linalg.norm(used))
     return float(np.sqrt(max(0.0, 1 - overlap**2)))
 
 # %% ../../nbs/8_studies/82_snapshot.ipynb #05749449

@@ -137,22 +137,22 @@ def pilot_spectrum(
     smoothing_px = full.info.get("chosen", {}).get("smoothing_px", 0.0)
     image = crop(full.object, covered_region(full), full.origin_px)
     largest = max(np.quantile(np.abs(image), 0.99), 1e-30)
-    found = {}
+    signals = {}
     for name in PARTS:
         size = largest if name == "amplitude" else 1.0
         signal = signal_power([part_of(half, name) / size for half in (pair.first, pair.second)], smoothing_px)
         if signal is not None:
-            found[name] = signal
+            signals[name] = signal
     if part is not None:
         check_choice("part", part, PARTS)
-    if not found or part not in (None, *found):
+    if not signals or part not in (None, *signals):
         raise InputError(scan.source, "two halves of its photons that agree in fewer than six rings",
                          "a pilot scan that shows something", "Count longer, or give a contrast instead.")
-    rings = len(next(iter(found.values())))
-    whole = sum(found.values())  # the amplitude is about 1
-    best = part or max(found, key=lambda name: found[name][rings // 4 :].sum())
+    rings = len(next(iter(signals.values())))
+    whole = sum(signals.values())  # the amplitude is about 1
+    best = part or max(signals, key=lambda name: signals[name][rings // 4 :].sum())
     frequency = np.arange(1, rings + 1) / (2 * rings)
-    return Spectrum(frequency, found[best], best, float(np.mean(np.abs(image / largest) ** 2)),
+    return Spectrum(frequency, signals[best], best, float(np.mean(np.abs(image / largest) ** 2)),
                     f"what a pilot scan of {scan.n_patterns} patterns of {scan.nphotons_mean:.2g} photons shows", whole, False)
 
 # %% ../../nbs/8_studies/77_spectra.ipynb #37a41f35

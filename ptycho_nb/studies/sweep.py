@@ -106,8 +106,8 @@ def _check_disk(out: Path, arms: Sequence[ArmState]) -> None:
     needed = _SPARE_BYTES + sum(arm.state != "done" for arm in arms) * (sum(sizes) / len(sizes) if sizes else 0)
     free = shutil.disk_usage(out).free
     if free < needed:
-        found, expected = f"{free / 1e6:.0f} MB free", f"{needed / 1e6:.0f} MB for the arms that are still to run"
-        raise InputError(str(out), found, expected, "Make room on this disk, or choose another folder.")
+        room, expected = f"{free / 1e6:.0f} MB free", f"{needed / 1e6:.0f} MB for the arms that are still to run"
+        raise InputError(str(out), room, expected, "Make room on this disk, or choose another folder.")
 
 # %% ../../nbs/8_studies/10_sweep.ipynb #2027f3a1
 def _as_it_says(path: Path) -> dict[str, Any]:
@@ -238,8 +238,8 @@ def _checked_plan(
 ) -> list[ArmState]:
     "The arms of a sweep and what is done of them already; `InputError` for whatever cannot be run."
     if (grid is None) == (arms is None):
-        found = "neither" if grid is None else "both"
-        raise InputError("grid and arms", found, "one of them", "Give the values that vary in one way.")
+        how_many = "neither" if grid is None else "both"
+        raise InputError("grid and arms", how_many, "one of them", "Give the values that vary in one way.")
     plan = _plan(notebook, out, expand_grid(grid) if arms is None else arms, parameters)
     _refuse_other_study(out, notebook)
     for arm in plan:
@@ -316,8 +316,8 @@ def sweep(
     """
     notebook, out = find_notebook(notebook), Path(out).expanduser().absolute()
     if n_workers is not None and (n_workers < 1 or scheduler):
-        found = f"{n_workers}{' and a scheduler' if scheduler else ''}"
-        raise InputError("n_workers", found, "at least 1, or a scheduler", "A scheduler has its own workers.")
+        request = f"{n_workers}{' and a scheduler' if scheduler else ''}"
+        raise InputError("n_workers", request, "at least 1, or a scheduler", "A scheduler has its own workers.")
     plan = _checked_plan(notebook, out, grid, arms, parameters or {})
     manifest, missing = _Manifest(out, notebook), [arm for arm in plan if arm.state != "done"]
     manifest.write(plan)

@@ -62,8 +62,8 @@ def whole_photons(
         raise InputError(f"{data.source}, diffraction", "no photons", "some", "Check the detector and its mask.")
     unit = photon_unit(counts)
     if unit is None:
-        found = ", ".join(f"{value:.3g}" for value in np.sort(counts)[np.linspace(0, len(counts) // 2, 4).astype(int)])
-        raise InputError(f"{data.source}, diffraction", f"counts such as {found}, which are multiples of no number",
+        examples = ", ".join(f"{value:.3g}" for value in np.sort(counts)[np.linspace(0, len(counts) // 2, 4).astype(int)])
+        raise InputError(f"{data.source}, diffraction", f"counts such as {examples}, which are multiples of no number",
                          "whole photons, or a gain times whole photons",
                          "Give the counts as the detector wrote them, and what was subtracted as the background of a Detector.")
     if unit == 1:
@@ -123,13 +123,13 @@ def images_at(
         joint = estimate(scan, "joint", held=held, iterations=_JOINT, patience=6, seed=seed, progress=False)
         refined = estimate(as_estimated(scan, joint), "fixed", held=held, seed=seed, progress=False)
         best = min((best, joint, refined), key=held.deviance)
-    made = {"no_network": replace(best, info=best.info | {"goodness": asdict(goodness(best, held))})}
+    results = {"no_network": replace(best, info=best.info | {"goodness": asdict(goodness(best, held))})}
     if "amortised" in methods:
         from ptycho_nb.network.pretrained import amortised
 
         known = as_estimated(scan, best)
-        made["amortised"] = amortised(known, refine_probe=False, splits=1, orientations=2, seed=seed, progress=False)
-    return made
+        results["amortised"] = amortised(known, refine_probe=False, splits=1, orientations=2, seed=seed, progress=False)
+    return results
 
 
 def converged(
@@ -178,14 +178,14 @@ def make_pairs(
     reference = full.crop_to(region).object
     for number, seeds in enumerate(np.random.SeedSequence(seed).spawn(deals)):
         for share, *scans in deal(scan, shares, seeds):
-            made = [images_at(part, methods, refine_probe, seed + which) for which, part in enumerate(scans)]
-            fits = [item["no_network"].info["goodness"] for item in made]
+            results = [images_at(part, methods, refine_probe, seed + which) for which, part in enumerate(scans)]
+            fits = [item["no_network"].info["goodness"] for item in results]
             wrong = max(max(fit["ratio"] - 2 * fit["error"], 0.0) for fit in fits)  # a single judge has an infinite error
             if share == 0.5:
-                for part, item in zip(scans, made, strict=True):
+                for part, item in zip(scans, results, strict=True):
                     item[JUDGE] = converged(as_estimated(part, item["no_network"]))
-            for method in made[0]:
-                images = [align(_on(item[method], region), reference)[0] for item in made]
+            for method in results[0]:
+                images = [align(_on(item[method], region), reference)[0] for item in results]
                 yield Pair(number, share, method, *images, wrong)
 
 

@@ -114,8 +114,8 @@ def _limits_there(client: Any, folder: Path) -> dict[str, dict[str, str]]:
     places = client.run(_place, str(folder), on_error="ignore")  # one that has just left has no answer
     for address, place in places.items():
         if place.threads != 1:
-            found, remedy = f"{place.threads} threads", "Start workers with: dask worker --nthreads 1 ADDRESS"
-            raise InputError(f"worker {address}", found, "1: one arm at a time", remedy)
+            threads, remedy = f"{place.threads} threads", "Start workers with: dask worker --nthreads 1 ADDRESS"
+            raise InputError(f"worker {address}", threads, "1: one arm at a time", remedy)
         if not place.sees:
             remedy = "Use a folder on a file system that all workers share."
             raise InputError(f"worker {address}", f"no folder {folder}", "the folder of the sweep", remedy)

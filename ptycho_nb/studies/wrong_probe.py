@@ -124,8 +124,8 @@ def run_wrong_probes(
         if not path.exists():
             scan, region = simulate_arm(one)
             given = replace(scan, probe=wrong_probe(scan.probe, error, one.noise_seed))
-            made = {name: _SOLVERS[check_choice("method", name, METHODS)](given, one.noise_seed) for name in methods}
-            scores = {name: score_result(result, scan.truth, region)[0] for name, result in made.items()}
+            results = {name: _SOLVERS[check_choice("method", name, METHODS)](given, one.noise_seed) for name in methods}
+            scores = {name: score_result(result, scan.truth, region)[0] for name, result in results.items()}
             write_json(path, {"arm": one.to_dict(), "methods": scores})
         row = read_json(path, {"arm": dict, "methods": dict})
         if row["arm"] != one.to_dict() or not set(methods) <= set(row["methods"]):
@@ -189,10 +189,10 @@ def plot_wrong_probes(
     width = 0.8 / len(methods)
     for axes, part in zip(grid, PARTS, strict=True):
         for number, method in enumerate(methods):
-            found = summary[(summary["part"] == part) & (summary["method"] == method)].set_index("error").loc[errors]
-            spread = np.where(np.isfinite(found["high"]), (found["high"] - found["low"]) / 2, 0.0)
+            scores = summary[(summary["part"] == part) & (summary["method"] == method)].set_index("error").loc[errors]
+            spread = np.where(np.isfinite(scores["high"]), (scores["high"] - scores["low"]) / 2, 0.0)
             place = np.arange(len(errors)) + (number - (len(methods) - 1) / 2) * width
-            axes.bar(place, found["mean"], width, yerr=spread, capsize=2, color=_COLOURS.get(method, f"C{number}"),
+            axes.bar(place, scores["mean"], width, yerr=spread, capsize=2, color=_COLOURS.get(method, f"C{number}"),
                      label=_NAMES.get(method, method), error_kw={"lw": 0.8})
         axes.set(ylabel=f"{METRIC_LABELS[summary['metric'].iloc[0]].name} of the {part}", ylim=(0, 1.03))
         axes.grid(axis="y", alpha=0.25, lw=0.5)
