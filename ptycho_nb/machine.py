@@ -47,7 +47,7 @@ def thread_limits(
 
 # %% ../nbs/0_base/30_machine.ipynb #277f23db
 def has_bfloat16() -> bool:
-    "Whether this processor multiplies bfloat16 numbers by itself, as Linux says; false where nobody says so."
+    "Whether this processor multiplies bfloat16 numbers in hardware, as Linux says; false where nobody says so."
     try:
         return re.search(r"\b(avx512|amx)_bf16\b", Path("/proc/cpuinfo").read_text()) is not None
     except OSError:

@@ -168,7 +168,7 @@ def predicted_resolution(
     draws: int = 12,  # images with noise
     seed: int = 0,
 ) -> Resolution:  # its interval is that of a single measurement
-    "The resolution at the limit, and between what it lies by chance: images with such noise are drawn."
+    "The resolution at the limit, and its interval by chance: images with such noise are drawn."
     rng, curve = np.random.default_rng(seed), predicted_frc(image, deviation)
     noisy = [frc(image + deviation * rng.standard_normal(image.shape), image) for _ in range(draws)]
     resolutions = [frc_resolution(item, threshold, draws=1) for item in noisy]

@@ -219,7 +219,7 @@ def data_fit(
 ) -> dict[str, float]:
     """Say how well a reconstruction predicts its own scan, above all the patterns that no fit has seen.
 
-    Only pixels of the detector count that scan and reconstruction both hold for good; the background that the reconstruction
+    Only pixels of the detector count that scan and reconstruction both take to be good; the background that the reconstruction
     found is added to its light.
 
     Parameters
@@ -238,7 +238,7 @@ def data_fit(
     dict of float
         ``nll_per_pixel`` (Poisson deviance, about 1/2 for a perfect model where counts are not rare) and ``r_factor``
         (Σ|A - Â| / ΣA) on the validation patterns; ``relative_squared_error`` (Σ(A - Â)² / ΣA²) on the fitted ones. A
-        number whose patterns are none is absent.
+        number for which there are no patterns is absent.
 
     Raises
     ------

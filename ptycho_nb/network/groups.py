@@ -51,7 +51,7 @@ def held_out_targets(
 def patterns_left_out(
     data: RawData,
 ) -> np.ndarray:  # int (k,): their numbers
-    "The patterns of a measured scan that are dark or far too bright. What a simulation counted is what it is."
+    "The patterns of a measured scan that are dark or far too bright. A simulated scan keeps all of its patterns."
     return np.empty(0, int) if data.is_simulated else useless_patterns(data)
 
 

@@ -50,7 +50,7 @@ class Detector:
         self,
         share: float,  # of the photons, 0 to 1
     ) -> Detector:
-        "The same for a share of the photons: the background is as much less."
+        "The same for a share of the photons: the background is lower by the same share."
         return self if share == 1 else replace(self, background=self.background * np.float32(share))
 
     def ended(

@@ -70,7 +70,7 @@ def estimate(
         A `start`, a `likelihood` or `refine_probe` ask for one fit: then 'joint' for measured scans.
     held : HeldOut, optional
         Counts that are never fitted, of ``hold_out(data, ...)``. Default: a tenth of the patterns, or of the photons where
-        patterns stand alone.
+        patterns hardly overlap.
     start : Reconstruction, optional
         Refine this object. Default: start from ones.
     likelihood : {'poisson', 'amplitude'}, optional

@@ -175,7 +175,7 @@ class Found:
 # %% ../../nbs/3_solvers/50_fit.ipynb #6bd97343
 @dataclass
 class Fit(Found):
-    "What looks at every step of a solver: smoothed as the held-out counts like it best, and kept if they like it better."
+    "What looks at every step of a solver: smooths it as the held-out counts prefer, and keeps it if they prefer it."
 
     smoothing_px: tuple[float, ...] = SMOOTHING_PX  # widths to choose from, ascending
     robust: bool = False  # judge by the trimmed mean over the patterns, not by the mean

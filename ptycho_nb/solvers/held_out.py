@@ -62,7 +62,7 @@ class HeldOut:
         self,
         result: Reconstruction,  # of the scan with all its photons
     ) -> np.ndarray:  # float64 (v,)
-        "The deviance of each judging pattern, on the pixels that the scan and the result hold for good."
+        "The deviance of each judging pattern, on the pixels that scan and result both take to be good."
         return deviances_in_blocks(lambda k: predict_amplitudes(result, self.patterns[k]) * np.float32(np.sqrt(self.share)),
                                    self.amplitude, self.detector_of(result))
 

@@ -87,7 +87,7 @@ class Known:
     live: bool | Live = False  # shows the fits while they are made
 
     def is_worth_trying(self, name: str) -> bool:
-        "Not if it brought too little the last time, nor for ever."
+        "Not if it brought too little the last time, and not without end."
         tried = [rung for rung in self.rungs if rung.name == name]
         needed = max(self.shown(LEAST_GAIN[name]), SURE * tried[-1].error) if tried else 0.0
         return len(tried) < _MOST_TIMES and (not tried or tried[-1].gain > needed)
@@ -169,7 +169,7 @@ class Climb(Known):
         return Trial(Rung(name, what, gain, error, sure, time.perf_counter() - began), data, result)
 
     def decide(self, *trials: Trial) -> bool:
-        "Keep the one with the largest gain of those that are sure; all of them are told."
+        "Keep the one with the largest gain of those that are sure; all of them are recorded."
         sure = [trial for trial in trials if trial.rung.kept]
         best = max(sure, key=lambda trial: trial.rung.gain, default=None)
         self.rungs += [trial.rung if trial in (best, *(t for t in trials if not t.rung.kept)) else replace(trial.rung, kept=False)

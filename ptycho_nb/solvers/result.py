@@ -213,7 +213,7 @@ def predict_amplitudes(
 def good_pixels(
     *of: Reconstruction | RawData,  # with patterns of one size
 ) -> np.ndarray:  # bool (N, N)
-    "The pixels of the detector that all of them hold for good."
+    "The pixels of the detector that all of them take to be good."
     good = np.ones((of[0].N, of[0].N), bool)
     for one in of:
         if one.detector is not None:

@@ -264,7 +264,7 @@ def references_by_dose(
     folder: str | Path,  # the folder that holds theirs
     with_yardstick: bool = True,
 ) -> dict[float, dict[str, dict[str, float]]]:  # by dose and name: scores; empty if the truth is not known
-    "What methods are held against at each dose of a study: `PHOTON_LIMIT`, an FRC50, and `YARDSTICK`."
+    "What methods are compared with at each dose of a study: `PHOTON_LIMIT`, an FRC50, and `YARDSTICK`."
     arms = arms.dropna(subset=["nphotons"])
     if not len(arms) or truth_of_arm(Path(folder) / arms["arm"].iloc[0]) is None:
         return {}

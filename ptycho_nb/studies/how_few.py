@@ -255,7 +255,7 @@ def how_few(
     shares : sequence of float
         Of the measured photons, descending: 0.5 first, the others at most 0.25. Doses below 20 photons a pattern are left out.
     deals : int
-        How often the photons are dealt out anew; more narrow the interval, at a multiple of the time.
+        How often the photons are dealt out anew; more deals narrow the interval, at a multiple of the time.
     full : Reconstruction, optional
         Of the whole scan, if there is one already. Default: ``estimate(data)``.
     seed : int

@@ -129,7 +129,7 @@ def limit_frc50(
 # %% ../../nbs/8_studies/78_prediction.ipynb #9f1ffa8d
 @dataclass(frozen=True)
 class Interval:
-    "A value and between what it lies with a probability of 90 %."
+    "A value, and the bounds between which it lies with a probability of 90 %."
 
     value: float
     low: float

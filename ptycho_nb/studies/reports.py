@@ -161,7 +161,7 @@ def references_of(
     arms: pd.DataFrame,  # the arms of one setting, all done
     folder: str | Path,  # the folder that holds theirs
 ) -> dict[float, dict[str, dict[str, float]]]:  # by dose and name: scores; empty if the truth is not known
-    "What methods are held against at each dose: the limit of the photons and the yardstick."
+    "What methods are compared with at each dose: the limit of the photons and the yardstick."
     try:
         return references_by_dose(arms, folder) if "nphotons" in arms else {}
     except InputError:  # the arms do not say how their scans were made

@@ -48,7 +48,7 @@ def dose_check(
     scales: Mapping[str, float] | None = None,  # intensity scales by name, for instance 'learned'
     trained_on: float | None = None,  # mean photons per pattern of those that the scales come from; None: of all
 ) -> dict[str, Any]:  # 'rows' (name, nphotons, scale, times_counted), 'agrees' and 'sentence'
-    "Hold a recorded dose, and what intensity scales say of the dose, against the photons that were counted."
+    "Compare a recorded dose, and what intensity scales say of the dose, with the photons that were counted."
     doses = {"counted in the data": (counted, counted)}
     doses |= {} if recorded is None else {"recorded as nphotons": (recorded, counted)}
     doses |= {} if trained_on is None else {"counted in the training half": (trained_on, trained_on)}

@@ -80,7 +80,7 @@ def _place(folder: str, dask_worker: Any = None) -> _Place:
 def default_workers(
     n_arms: int,  # to be run
 ) -> int:  # at least 1
-    "As many workers as there are arms, cores, and times 2 GB of memory: what a training with TensorFlow needs."
+    "As many workers as arms, cores and memory allow, 2 GB for each: what a training with TensorFlow needs."
     from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
 

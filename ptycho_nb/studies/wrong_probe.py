@@ -165,7 +165,7 @@ def wrong_probe_sentences(
     summary: pd.DataFrame,  # of `wrong_probe_summary`
     part: str = "phase",
 ) -> list[str]:  # one for each method
-    "The dearest error of each method, and the errors that cost nothing beyond chance."
+    "The costliest error of each method, and the errors that cost nothing beyond chance."
     said = []
     for method, group in summary[summary["part"] == part].groupby("method", sort=False):
         score = METRIC_LABELS[group["metric"].iloc[0]].name
