@@ -60,18 +60,18 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         unpack(arguments.before, Path(folder))
-        packages, found = {arguments.before: Path(folder), "now": ROOT}, {}
+        packages, timed = {arguments.before: Path(folder), "now": ROOT}, {}
         for package in packages.values():  # compiles, where that has not been done before
             in_a_process(package, 0, 200)
         for _ in range(arguments.rounds):
             for name, package in packages.items():
-                found.setdefault(name, []).append(in_a_process(package, arguments.calls, arguments.patterns))
+                timed.setdefault(name, []).append(in_a_process(package, arguments.calls, arguments.patterns))
     rows = {name: [[min(call[clock] for run in runs for call in calls(run)) for clock in (0, 1)]
-                   for calls in (lambda run: [run["first"]], lambda run: run["next"])] for name, runs in found.items()}
+                   for calls in (lambda run: [run["first"]], lambda run: run["next"])] for name, runs in timed.items()}
     print("| | first call, s | CPU s | next, s | CPU s | patterns/s | SSIM |", "| --- " * 7 + "|", sep="\n")
     for name, (first, following) in rows.items():
         print(f"| {name} | {first[0]:.2f} | {first[1]:.2f} | {following[0]:.2f} | {following[1]:.2f} | "
-              f"{arguments.patterns / following[0]:.0f} | {found[name][0]['ssim']:.4f} |")
+              f"{arguments.patterns / following[0]:.0f} | {timed[name][0]['ssim']:.4f} |")
     before, now = rows.values()
     ratios = [a / b for one, other in zip(before, now, strict=True) for a, b in zip(one, other, strict=True)]
     print("times as fast: first call {:.2f} (CPU {:.2f}), next {:.2f} (CPU {:.2f})".format(*ratios))

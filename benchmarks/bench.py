@@ -53,14 +53,14 @@ def _accelerator() -> str:
 def about_this_run(profile: str) -> dict:
     """The machine, the versions and the state of the code."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    found = versions(("ptycho_nb", "numpy", "scipy", "keras", "tensorflow", "jax", "ptychi", "torch"))
+    software = versions(("ptycho_nb", "numpy", "scipy", "keras", "tensorflow", "jax", "ptychi", "torch"))
     return {
         "profile": profile, "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "code": found.pop("git", "unknown"), "processor": _processor(),
+        "code": software.pop("git", "unknown"), "processor": _processor(),
         "cores": len(processors()),
         "memory": f"{memory:.0f} GiB", "load at the start": f"{os.getloadavg()[0]:.1f}",
         "backend": os.environ.get("KERAS_BACKEND", "tensorflow"), "accelerator": _accelerator(),
-        "versions": ", ".join(f"{name} {version}" for name, version in found.items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in software.items()),
     }
 
 

@@ -209,8 +209,8 @@ def beam_stop(exact: RawData, radius_px: int, given: bool) -> Faulty:
 
     def stop(counts: np.ndarray) -> None:
         counts[:, ~outside] = 0
-    made = spoiled(exact, stop, outside)
-    return Faulty(made.known, made.known) if given else made
+    faulty = spoiled(exact, stop, outside)
+    return Faulty(faulty.known, faulty.known) if given else faulty
 
 
 def marked(exact: RawData, value: float, some: bool) -> Faulty:

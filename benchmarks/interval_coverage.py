@@ -100,12 +100,12 @@ def scan_of(which: str, k: int) -> tuple[RawData, dict]:
 
 def ratios(scan: RawData, result: pt.Reconstruction) -> dict[str, list[float]]:
     """Quantiles of the error of amplitude and phase by the half-width of their intervals."""
-    found = pt.uncertainty(scan, result, seed=5)
-    y0, y1, x0, x1 = found.region
+    intervals = pt.uncertainty(scan, result, seed=5)
+    y0, y1, x0, x1 = intervals.region
     truth = scan.truth[y0:y1, x0:x1]
-    aligned, gauge = align(result.crop_to(found.region).object, truth)
-    errors = {"amplitude": np.abs(np.abs(aligned) - np.abs(truth)) / gauge["scale"] / found.amplitude,
-              "phase": np.abs(np.angle(aligned * np.conj(truth))) / found.phase_rad}
+    aligned, gauge = align(result.crop_to(intervals.region).object, truth)
+    errors = {"amplitude": np.abs(np.abs(aligned) - np.abs(truth)) / gauge["scale"] / intervals.amplitude,
+              "phase": np.abs(np.angle(aligned * np.conj(truth))) / intervals.phase_rad}
     return {part: np.nanquantile(error, QUANTILES).tolist() for part, error in errors.items()}
 
 

@@ -69,16 +69,16 @@ def reconstruct(path: Path, model: str, iterations: int, limit_gib: float) -> di
     """Load the scan and reconstruct it, under the limit."""
     if limit_gib:
         resource.setrlimit(resource.RLIMIT_DATA, (int(limit_gib * 2**30),) * 2)
-    found, before = {"imports_bytes": peak_bytes()}, time.process_time()
+    costs, before = {"imports_bytes": peak_bytes()}, time.process_time()
     wall = time.perf_counter()
     scan = pt.load_data(path, keys=KEYS, unit="px", on_disk=True)
-    found |= {"load_seconds": time.perf_counter() - wall, "load_cpu_seconds": time.process_time() - before,
+    costs |= {"load_seconds": time.perf_counter() - wall, "load_cpu_seconds": time.process_time() - before,
               "loaded_bytes": peak_bytes()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = pt.estimate(scan, model, iterations=iterations)
     save_reconstructions(path.with_suffix(".npz"), no_network=result)
-    return found | {"seconds": result.seconds, "cpu_seconds": result.cpu_seconds, "peak_bytes": peak_bytes(),
+    return costs | {"seconds": result.seconds, "cpu_seconds": result.cpu_seconds, "peak_bytes": peak_bytes(),
                     "iterations": len(result.info["history"]), "chosen": result.info["chosen"],
                     "goodness": result.info.get("goodness")}
 
@@ -94,8 +94,8 @@ def ssim(path: Path, truth: np.ndarray) -> float:
     placed[y : y + height, x : x + width] = result.object
     aligned, _ = align(placed[window], truth[window])
     exact = np.abs(truth[window])
-    found = np.abs(aligned) * exact.mean() / np.abs(aligned).mean()
-    return float(structural_similarity(exact, found, data_range=float(np.ptp(exact))))
+    scaled = np.abs(aligned) * exact.mean() / np.abs(aligned).mean()
+    return float(structural_similarity(exact, scaled, data_range=float(np.ptp(exact))))
 
 
 def main(words: list[str] | None = None) -> dict:
@@ -115,13 +115,13 @@ def main(words: list[str] | None = None) -> dict:
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         path, began = Path(folder) / "scan.h5", time.perf_counter()
         truth = write_scan(path, asked.gigabytes, asked.side, asked.nphotons)
-        found = {"file_bytes": path.stat().st_size, "simulation_seconds": time.perf_counter() - began,
-                 "object_px": list(truth.shape), "model": asked.model, "limit_gib": asked.limit_gib}
+        record = {"file_bytes": path.stat().st_size, "simulation_seconds": time.perf_counter() - began,
+                  "object_px": list(truth.shape), "model": asked.model, "limit_gib": asked.limit_gib}
         options = {"reconstruct": path, "model": asked.model, "iterations": asked.iterations,
                    "limit-gib": asked.limit_gib}
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         run = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE)
-        return found | json.loads(run.stdout) | {"ssim": ssim(path.with_suffix(".npz"), truth)}
+        return record | json.loads(run.stdout) | {"ssim": ssim(path.with_suffix(".npz"), truth)}
 
 
 if __name__ == "__main__":

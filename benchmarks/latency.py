@@ -37,7 +37,7 @@ FOLLOW = """([handle, image, key]) => new Promise((resolve) => {
 
 def latencies(page: Page, explorer: Explorer, steps: int) -> dict[str, list[float]]:
     """Milliseconds of each step of each slider that can be moved."""
-    found = {}
+    times_of = {}
     sliders, image = explorer.box.locator(".widget-slider"), explorer.image.element_handle()
     own = f"ptycho-nb-{explorer.prefix}-"
     for k in range(sliders.count()):
@@ -48,14 +48,14 @@ def latencies(page: Page, explorer: Explorer, steps: int) -> dict[str, list[floa
         if slider.locator("[disabled]").count() or not handle.count():
             continue
         key = "ArrowRight"
-        found[name.removeprefix(own)] = times = []
+        times_of[name.removeprefix(own)] = times = []
         for _ in range(steps):
             low, now, high = (float(handle.get_attribute(f"aria-value{end}")) for end in ("min", "now", "max"))
             key = "ArrowLeft" if now >= high else "ArrowRight" if now <= low else key  # back from either end
             times.append(page.evaluate(FOLLOW, [handle.element_handle(), image, key]))
             page.wait_for_timeout(350)  # longer than the pause after which a preview is completed
             expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=PATIENCE_MS)
-    return found
+    return times_of
 
 
 def choose_theme(page: Page, name: str) -> None:
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--pictures", action="store_true", help="photograph the explorers as well")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    names, found = given.only.split(","), {}
+    names, report = given.only.split(","), {}
     with (tempfile.TemporaryDirectory() as scratch, jupyterlab(Path(scratch), NOTEBOOK) as address,
           sync_playwright() as playwright):
         page = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET)).new_page(
@@ -106,14 +106,14 @@ def main() -> None:
         if given.pictures:
             photograph(page, names, given.folder)
         for name in names if given.steps else ():
-            found[name] = latencies(page, Explorer(page, name), given.steps)
-            for slider, answers in found[name].items():
+            report[name] = latencies(page, Explorer(page, name), given.steps)
+            for slider, answers in report[name].items():
                 times = [answer for answer in answers if answer is not None] or [np.nan]
                 still = len(answers) - len(times) if np.isfinite(times[0]) else len(answers)
                 said = f"median {np.median(times):5.0f} ms   95 % {np.percentile(times, 95):5.0f} ms"
                 said += f"   {still} steps without another picture" if still else ""
                 print(f"{name:<10} {slider:<16} {said}", flush=True)
-    (given.folder / "latency.json").write_text(json.dumps(found, indent=1))
+    (given.folder / "latency.json").write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

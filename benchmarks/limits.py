@@ -59,8 +59,8 @@ def offset_deviation(object: np.ndarray, light: np.ndarray, layout: Layout, draw
         for *block, weight in counting._blocks():  # the weight is 1/(I + c)
             rate = np.maximum(1 / weight - added, 0)
             counting._collect(right, np.sqrt(rate) * weight * rng.standard_normal(weight.shape), *block)
-        found = solve_information(counting, Change(right.object.astype(object.dtype), None))
-        squares = squares + np.abs(found.object) ** 2 / (2 * draws)
+        solution = solve_information(counting, Change(right.object.astype(object.dtype), None))
+        squares = squares + np.abs(solution.object) ** 2 / (2 * draws)
     return np.sqrt(squares)
 
 
@@ -96,9 +96,9 @@ def spread(quick: bool) -> list[dict]:
         predicted = {"simple": rms(deviation_limit(lit)),
                      "exact": rms(crop(np.sqrt((along**2 + across**2) / 2), region)),
                      "offset": rms(crop(offset_deviation(scan.truth, light, layout, 8), region))}
-        for iteration, found in images.items():
-            measured = rms(np.sqrt(np.var(found, axis=0, ddof=1) / 2))  # of a complex number's parts
-            offset = rms(np.abs(np.mean(found, axis=0) - truth) / np.sqrt(2))
+        for iteration, stack in images.items():
+            measured = rms(np.sqrt(np.var(stack, axis=0, ddof=1) / 2))  # of a complex number's parts
+            offset = rms(np.abs(np.mean(stack, axis=0) - truth) / np.sqrt(2))
             rows.append({"probe": probe, "nphotons": nphotons, "seeds": seeds, "iterations": iteration,
                          "deviation": measured, **{f"by_{name}": measured / value for name, value in predicted.items()},
                          "bias_by_exact": float(np.sqrt(max(offset**2 - measured**2 / seeds, 0))) / predicted["exact"]})
@@ -144,7 +144,7 @@ def ladder(quick: bool) -> list[dict]:
 def thinning(quick: bool) -> list[dict]:
     "Counts, held-out deviance, SSIM and FRC50 over seeds, thinned and fresh."
     config = SimulationConfig(nphotons=1e6, object_size_px=192, n_train=1, n_test=80, probe_kind="defocused", seed=2)
-    found = {"thinned": [], "fresh": []}
+    runs = {"thinned": [], "fresh": []}
     for seed in range(6 if quick else 20):
         bright = simulate_halves(replace(config, noise_seed=seed))[1]
         dim = {"thinned": thinned(bright, 0.01, np.random.default_rng(seed))[0],
@@ -152,10 +152,10 @@ def thinning(quick: bool) -> list[dict]:
         for name, scan in dim.items():
             image = estimate(scan, progress=False)
             scores, chosen = compare(image, bright.truth)["amplitude"], image.info["chosen"]
-            found[name].append([scan.nphotons_mean, float(np.var(scan.diff3d**2)), chosen["nll_per_pixel"],
-                                scores["ssim"], scores["frc50"]])
+            runs[name].append([scan.nphotons_mean, float(np.var(scan.diff3d**2)), chosen["nll_per_pixel"],
+                               scores["ssim"], scores["frc50"]])
     names, rows = ("photons", "variance of the counts", "deviance", "ssim", "frc50"), []
-    for name, first, second in zip(names, *(np.transpose(found[key]) for key in ("thinned", "fresh")), strict=True):
+    for name, first, second in zip(names, *(np.transpose(runs[key]) for key in ("thinned", "fresh")), strict=True):
         rows.append({"what": name, "thinned": float(first.mean()), "fresh": float(second.mean()),
                      "p": float(ks_2samp(first, second).pvalue)})
         print(rows[-1], flush=True)

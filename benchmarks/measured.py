@@ -90,10 +90,10 @@ def measure(report: Report, name: str, faulty: Faulty, truth: np.ndarray, score:
     except ValueError as refused:  # as it should be for some of them
         report.add(name, "refused", "refused", known, "", str(refused)[:90], "", "")
         return 0.0
-    seconds, found, now = time.perf_counter() - began, result.info["goodness"], score(result, truth)
+    seconds, fit, now = time.perf_counter() - began, result.info["goodness"], score(result, truth)
     says = result.info["verdict"].split(":")[0]
     wrong = now < best - SILENT and "agree" in says
-    report.add(name, before, now, known, f"{found['ratio']:.2f} ± {found['error']:.2f}", says + " **SILENT**" * wrong,
+    report.add(name, before, now, known, f"{fit['ratio']:.2f} ± {fit['error']:.2f}", says + " **SILENT**" * wrong,
                kept(result), f"{seconds:.0f}")
     return now
 
@@ -107,7 +107,7 @@ def low_dose(report: Report, quick: bool) -> None:
         for defocus in (3.6,) if quick else (0.0, 1.5, 3.6, 6.0):
             data = as_measured(exact, probe=refocused(exact.probe, defocus))
             fixed, joint, ladder = (estimate(data, model, progress=False) for model in ("fixed", "joint", "auto"))
-            scores = [quality(found, exact.object) for found in (fixed, joint, ladder)]
+            scores = [quality(result, exact.object) for result in (fixed, joint, ladder)]
             report.add(f"{nphotons:.0e}", f"{defocus:g}", best, *scores, kept(ladder))
 
 
@@ -119,9 +119,9 @@ def clean(report: Report, quick: bool) -> None:
         exact = exact_scan(nphotons, kind=kind, seed=10 + seed)
         result = estimate(as_measured(exact), progress=False)
         wrong = [name for name in kept(result).split(", ") if name in CHANGES]
-        found = result.info["goodness"]
+        fit = result.info["goodness"]
         scores = [quality(item, exact.object) for item in (estimate(exact, progress=False), result)]
-        report.add(f"{kind} {seed}", f"{nphotons:.0e}", *scores, found["ratio"], found["error"],
+        report.add(f"{kind} {seed}", f"{nphotons:.0e}", *scores, fit["ratio"], fit["error"],
                    ", ".join(wrong) or "none")
 
 

@@ -21,8 +21,8 @@ SEED = 7_300
 
 def scores(result: pt.Reconstruction, truth: np.ndarray) -> tuple[float, float]:
     """SSIM of amplitude and phase; NaN without a phase."""
-    found = pt.compare(result, truth)
-    return found["amplitude"]["ssim"], found.get("phase", {}).get("ssim", np.nan)
+    metrics = pt.compare(result, truth)
+    return metrics["amplitude"]["ssim"], metrics.get("phase", {}).get("ssim", np.nan)
 
 
 def measure(kind: str, probe: str, nphotons: float, has_phase: bool, seed: int, n_test: int) -> tuple[list, str, float]:
@@ -47,11 +47,11 @@ def main() -> None:
     worst, doses = {"amplitude": np.inf, "phase": np.inf}, (1e4,) if arguments.quick else DOSES
     for k, (kind, probe, nphotons) in enumerate(itertools.product(OBJECTS, PROBES, doses)):
         has_phase = bool(k % 2)
-        found, chosen, seconds = measure(kind, probe, nphotons, has_phase, SEED + k, 200 if arguments.quick else 500)
-        for part, (estimate, network, best) in zip(worst, zip(*found, strict=True), strict=True):
+        ssims, chosen, seconds = measure(kind, probe, nphotons, has_phase, SEED + k, 200 if arguments.quick else 500)
+        for part, (estimate, network, best) in zip(worst, zip(*ssims, strict=True), strict=True):
             if not np.isnan(best):
                 worst[part] = min(worst[part], best - max(estimate, network))
-        cells = [f"{amplitude:.3f}" + ("" if np.isnan(phase) else f", {phase:.3f}") for amplitude, phase in found]
+        cells = [f"{amplitude:.3f}" + ("" if np.isnan(phase) else f", {phase:.3f}") for amplitude, phase in ssims]
         row = [kind.replace("_", " "), probe, f"{nphotons:.0e}", *cells, chosen, f"{seconds:.0f}"]
         lines.append("| " + " | ".join(row) + " |")
         print(lines[-1], flush=True)

@@ -155,8 +155,8 @@ def sample(case: dict, other: bool = False) -> np.ndarray:
         amplitude, phase = (MADE[family](whole_px, rng) for rng in np.random.default_rng(seed).spawn(2))
         amplitude, phase = 0.5 + 0.5 * amplitude, 1.6 * phase - 0.8
     else:
-        made = make_object(family, whole_px, seed, phase=True)
-        amplitude, phase = np.abs(made), np.angle(made)
+        image = make_object(family, whole_px, seed, phase=True)
+        amplitude, phase = np.abs(image), np.angle(image)
     whole = ((1 - contrast * (1 - amplitude)) * np.exp(1j * contrast * phase)).astype(np.complex64)
     return whole[-size_px:, -size_px:] if other else whole[:size_px, :size_px]
 
@@ -182,13 +182,13 @@ SETS = {  # families, probes, overlaps, contrasts, seed
 def cases(which: str) -> list[dict]:
     "The cases of a set: every family with every probe and overlap, part, contrast and target drawn for each."
     families, probes, overlaps, contrasts, seed = SETS[which]
-    rng, found = np.random.default_rng(seed), []
+    rng, designs = np.random.default_rng(seed), []
     for family, probe, overlap in itertools.product(families, probes, overlaps):
-        found.append({"family": family, "probe": probe, "overlap": overlap, "seed": seed + len(found),
-                      "contrast": float(rng.choice(contrasts)), "part": str(rng.choice(["amplitude", "phase"])),
-                      "target": round(float(rng.uniform(0.25, 0.8)), 2)})
-    order = rng.permutation(len(found))
-    return [found[k] for k in order]
+        designs.append({"family": family, "probe": probe, "overlap": overlap, "seed": seed + len(designs),
+                        "contrast": float(rng.choice(contrasts)), "part": str(rng.choice(["amplitude", "phase"])),
+                        "target": round(float(rng.uniform(0.25, 0.8)), 2)})
+    order = rng.permutation(len(designs))
+    return [designs[k] for k in order]
 
 
 def middle(image: np.ndarray) -> np.ndarray:
@@ -243,8 +243,8 @@ def measure(which: str, case: dict) -> dict:
     probe, image = SETS[which][1][case["probe"]], sample(case)
     case = case | {"set": which, "step_px": (1 - case["overlap"]) * probe_diameter_px(probe)}
     planned = plans(case)["another region"].photons_per_pattern.value
-    seen = [[factor * planned, reached(case, image, probe, case["step_px"], factor * planned)] for factor in FACTORS]
-    return case | {"seen": seen, "needed": needed(*map(list, zip(*seen, strict=True)), case["target"])}
+    curve = [[factor * planned, reached(case, image, probe, case["step_px"], factor * planned)] for factor in FACTORS]
+    return case | {"seen": curve, "needed": needed(*map(list, zip(*curve, strict=True)), case["target"])}
 
 
 def run(which: str, path: Path, seconds: float) -> None:
@@ -270,29 +270,29 @@ def run(which: str, path: Path, seconds: float) -> None:
 
 def table(path: Path) -> None:
     "How well the plans of the library hold for what was measured."
-    rows, found = [json.loads(line) for line in path.read_text().splitlines()], []
+    rows, checks = [json.loads(line) for line in path.read_text().splitlines()], []
     unsaid = [row for row in rows if "cannot be told" in plans(row)["itself"].sentence]
     print(f"{len(rows)} cases, of which the plan says of {len(unsaid)} that it cannot be told: they are left out below")
     for row in (row for row in rows if row not in unsaid):
-        for name, made in plans(row).items():
-            photons = made.photons_per_pattern
-            curve = {key: np.array([item[key] for item in made.curve]) for key in made.curve[0]}
+        for name, planned in plans(row).items():
+            photons = planned.photons_per_pattern
+            curve = {key: np.array([item[key] for item in planned.curve]) for key in planned.curve[0]}
             for given, frc50 in row["seen"]:
                 if 0.1 < frc50 < 0.97:
                     expected, low, high = (np.interp(np.log(given), np.log(curve["photons_per_pattern"]), curve[key])
                                            for key in ("frc50", "low", "high"))
                     rising = np.arange(len(curve["frc50"])) * 1e-9 + curve["frc50"]
                     asked = np.exp(np.interp(frc50, rising, np.log(curve["photons_per_pattern"])))
-                    found.append((name, "scan", row["overlap"], given / asked, low <= frc50 <= high, frc50 - expected))
-            found.append((name, "target", row["overlap"], row["needed"] / photons.value,
-                          photons.low <= row["needed"] <= photons.high, 0.0))
+                    checks.append((name, "scan", row["overlap"], given / asked, low <= frc50 <= high, frc50 - expected))
+            checks.append((name, "target", row["overlap"], row["needed"] / photons.value,
+                           photons.low <= row["needed"] <= photons.high, 0.0))
             if name == "another region":
-                inside = "" if found[-1][4] else "outside"
+                inside = "" if checks[-1][4] else "outside"
                 print(f"{row['family']:14} {row['probe']:26} {row['overlap']:.2f} {row['part']:9} {row['contrast']} "
-                      f"FRC50 {row['target']:.2f} needed {row['needed']:8.2g} by planned {found[-1][3]:5.2f} {inside}")
+                      f"FRC50 {row['target']:.2f} needed {row['needed']:8.2g} by planned {checks[-1][3]:5.2f} {inside}")
     for name, what in itertools.product(("itself", "another region", "contrast"), ("target", "scan")):
-        for overlap in (None, *sorted({item[2] for item in found})):
-            some = [item for item in found if item[:2] == (name, what) and overlap in (None, item[2])]
+        for overlap in (None, *sorted({item[2] for item in checks})):
+            some = [item for item in checks if item[:2] == (name, what) and overlap in (None, item[2])]
             ratio, error = np.array([item[3] for item in some]), np.array([item[5] for item in some])
             away = abs(np.log(np.clip(ratio, 1e-9, 1e9)))
             close = np.mean(away < np.log(1.5))
@@ -304,7 +304,7 @@ def table(path: Path) -> None:
 
 def factors(paths: list[Path]) -> None:
     "Photons that were needed by those of the limit, around each overlap of the library's table."
-    rows, found = [json.loads(line) for path in paths for line in path.read_text().splitlines()], []
+    rows, samples = [json.loads(line) for path in paths for line in path.read_text().splitlines()], []
     for row in rows:
         light, other = light_of(SETS[row["set"]][1][row["probe"]], row["step_px"]), middle(sample(row, True))
         if why_unknown(light):
@@ -316,10 +316,10 @@ def factors(paths: list[Path]) -> None:
             if 0.1 < frc50 < 0.97:
                 rising = limit + np.arange(len(limit)) * 1e-9
                 least = np.exp(np.interp(frc50, rising, np.log(PHOTONS)))
-                found.append((name, row["overlap"], given / least))
+                samples.append((name, row["overlap"], given / least))
     for name, (middle_of, low, high) in itertools.product(
             ("another region", "contrast"), ((0.6, 0.57, 0.66), (0.7, 0.64, 0.76), (0.8, 0.74, 0.86))):
-        some = [item[2] for item in found if item[0] == name and low <= item[1] <= high]
+        some = [item[2] for item in samples if item[0] == name and low <= item[1] <= high]
         print(f"{name}, overlap {middle_of}: {len(some)} scans, 5, 50, 95 %: "
               f"{np.round(np.quantile(some, (0.05, 0.5, 0.95)), 2).tolist()}")
 

@@ -87,11 +87,11 @@ def stale() -> list[str]:
     """What does not follow from results.json; nothing before the first results are published."""
     if not RESULTS.exists():
         return []
-    results, found = read_json(RESULTS), NOTEBOOK.read_text(encoding="utf-8")
+    results, text = read_json(RESULTS), NOTEBOOK.read_text(encoding="utf-8")
     pairs = {PAGE.name: (page(results), PAGE.read_text(encoding="utf-8")),
-             NOTEBOOK.name: (with_table(found, results), found)}
+             NOTEBOOK.name: (with_table(text, results), text)}
     return [f"{name} is not what results.json says: make publish"
-            for name, (made, there) in pairs.items() if made != there]
+            for name, (fresh, there) in pairs.items() if fresh != there]
 
 
 def main() -> None:

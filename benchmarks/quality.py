@@ -94,8 +94,8 @@ def amplitude_score(scan: RawData) -> Score:
     def score(result: Reconstruction) -> dict[str, float]:
         aligned, truth, _ = aligned_pair(result, scan.truth)
         image, truth = np.abs(aligned), np.abs(truth)
-        found, smooth = image_metrics(image, truth), frc_resolution(frc(image, truth), draws=200)
-        return {name: found[name] for name in ("ssim", "psnr", "frc50")} | {
+        metrics, smooth = image_metrics(image, truth), frc_resolution(frc(image, truth), draws=200)
+        return {name: metrics[name] for name in ("ssim", "psnr", "frc50")} | {
             "frc50_smoothed": smooth.value, "frc50_low": smooth.low, "frc50_high": smooth.high,
             **share_of_limit(smooth.value, limit)}
 
@@ -191,7 +191,7 @@ Halves = Callable[[int], tuple[RawData, RawData]]  # of a noise seed: the traini
 def measure_fast(table: Table, profile: Profile, case: Case, halves: Halves) -> dict[str, Reconstruction]:
     """The rows that need no training on this scan; the reconstructions of the first noise seed."""
     seeds = profile.noise_seeds if case.nphotons < 1e6 else profile.noise_seeds[:1]
-    methods, found, scores = fast_methods(case.overlap), {}, {}
+    methods, runs, scores = fast_methods(case.overlap), {}, {}
     for seed in seeds:
         scan = halves(seed)[1]
         validation = held_out(case, scan, seed)
@@ -199,19 +199,19 @@ def measure_fast(table: Table, profile: Profile, case: Case, halves: Halves) -> 
             result = method(scan, hold_out(scan, validation))
             if name == next(iter(methods)):
                 score = amplitude_score(scan) if case.overlap else lit_score(scan, result)
-            found.setdefault(name, []).append(result)
+            runs.setdefault(name, []).append(result)
             scores.setdefault(name, []).append(score(result))
     for name in methods:
-        add(table, case, name, found[name], scores[name])
-    return {name: results[0] for name, results in found.items()}
+        add(table, case, name, runs[name], scores[name])
+    return {name: results[0] for name, results in runs.items()}
 
 
 def measure_case(table: Table, profile: Profile, case: Case, halves: Halves) -> None:
     """All rows of one probe and dose."""
-    found = measure_fast(table, profile, case, halves)
+    fast = measure_fast(table, profile, case, halves)
     train, test = halves(profile.noise_seeds[0])
     validation = held_out(case, test, profile.noise_seeds[0])
-    score = amplitude_score(test) if case.overlap else lit_score(test, next(iter(found.values())))
+    score = amplitude_score(test) if case.overlap else lit_score(test, next(iter(fast.values())))
 
     def refine(name: str, result: Reconstruction) -> None:
         refined = estimate(test, held=hold_out(test, validation), start=result)
@@ -280,15 +280,15 @@ def time_to_999(table: Table, profile: Profile, case: Case, scan: RawData) -> No
     def theirs(noise_model: str) -> Reconstruction:
         import torch
 
-        usual, found = torch.get_num_threads(), []
+        usual, results = torch.get_num_threads(), []
         for threads in sorted({usual, 1}):
             torch.set_num_threads(threads)
             for result in lsqml_epochs(scan, profile.converged, noise_model, held=held):
                 if score(result)["ssim"] >= 0.999:
                     break
-            found.append(replace(result, info=result.info | {"threads": threads}))
+            results.append(replace(result, info=result.info | {"threads": threads}))
         torch.set_num_threads(usual)
-        return min(found, key=lambda result: result.seconds)
+        return min(results, key=lambda result: result.seconds)
 
     methods = {"estimate to SSIM .999": ours}
     if ptychi_installed():

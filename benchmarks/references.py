@@ -38,18 +38,18 @@ def measure(table: Table, quick: bool, star: Path | None) -> None:
 
 def measure_case(table: Table, profile: Profile, case: Case, halves: partial) -> None:
     """Rows of one probe, dose and object: means over the noise seeds."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in (YARDSTICK, "estimate")}
+    by_name: dict[str, list[dict[str, float]]] = {name: [] for name in (YARDSTICK, "estimate")}
     seeds = profile.noise_seeds if case.nphotons < 1e6 else profile.noise_seeds[:1]
     for seed in seeds:
         scan = halves(seed)[1]
         limit, score = photon_limit(scan), amplitude_score(scan)
-        made = yardstick(*limit.parts["amplitude"], seed=seed).scores
-        found[YARDSTICK].append({name: made[name] for name in SHOWN}
-                                | share_of_limit(made["frc50_smoothed"], limit.amplitude.value))
+        reference = yardstick(*limit.parts["amplitude"], seed=seed).scores
+        by_name[YARDSTICK].append({name: reference[name] for name in SHOWN}
+                                  | share_of_limit(reference["frc50_smoothed"], limit.amplitude.value))
         held = hold_out(scan, validation_indices(scan.n_patterns, seed=seed))  # as the quality rows have it
-        found["estimate"].append(score(estimate(scan, held=held)))
+        by_name["estimate"].append(score(estimate(scan, held=held)))
     allowed = {"frc50": limit.amplitude.raw, "frc50_smoothed": limit.amplitude.value, "frc50_low": limit.amplitude.low,
                "frc50_high": limit.amplitude.high, "of_limit": 1.0}
     table.add("limits", str(case), "photon limit", None, None, **allowed)
-    for name, scores in found.items():
+    for name, scores in by_name.items():
         table.add("limits", str(case), name, None, None, **mean_scores(scores))

@@ -93,34 +93,34 @@ def engine_epochs(make: Callable, scan: pt.RawData, held: HeldOut, epochs: int) 
         began = time.process_time()
         task.run(1)
         spent += time.process_time() - began
-        made = task.get_data_to_cpu("object", as_numpy=True)[0].copy()
-        if not np.all(np.isfinite(made)):
+        image = task.get_data_to_cpu("object", as_numpy=True)[0].copy()
+        if not np.all(np.isfinite(image)):
             return
-        yield spent, pt.Reconstruction(object=made, coverage=illumination(probe / scale, layout)[0],
+        yield spent, pt.Reconstruction(object=image, coverage=illumination(probe / scale, layout)[0],
                                        origin_px=layout.origin_px, positions_px=scan.positions_px,
                                        probe=probe / np.float32(np.sqrt(held.fitted_share)), method="rival")
 
 
 def scores(result: pt.Reconstruction, scan: pt.RawData) -> dict[str, float]:
     """SSIM of amplitude and, where there is one, phase; FRC50 of the amplitude."""
-    found = pt.compare(result, scan.truth)
+    metrics = pt.compare(result, scan.truth)
     aligned, truth, _ = aligned_pair(result, scan.truth)
-    return ({part: float(found[part]["ssim"]) for part in ("amplitude", "phase") if "ssim" in found.get(part, {})}
+    return ({part: float(metrics[part]["ssim"]) for part in ("amplitude", "phase") if "ssim" in metrics.get(part, {})}
             | {"frc50": float(frc_resolution(frc(np.abs(aligned), np.abs(truth)), draws=1).value)})
 
 
 def measure_engine(make: Callable, scan: pt.RawData, held: HeldOut, epochs: int) -> dict[str, dict]:
     """Rows of the epoch that the held-out counts like best, and of the last one."""
     best, last = None, None
-    for epoch, (spent, made) in enumerate(engine_epochs(make, scan, held, epochs), start=1):
-        deviance = trimmed_mean(held.deviances(made))[0]  # patterns at the rim decide nothing
-        last = deviance, epoch, spent, made
+    for epoch, (spent, result) in enumerate(engine_epochs(make, scan, held, epochs), start=1):
+        deviance = trimmed_mean(held.deviances(result))[0]  # patterns at the rim decide nothing
+        last = deviance, epoch, spent, result
         if np.isfinite(deviance) and (best is None or deviance < best[0]):
             best = last
     if best is None:
         raise InputError("engine", "numbers that are not finite", "an object", "Nothing to be done here.")
-    return {name: scores(made, scan) | {"cpu_seconds": spent, "epochs": epoch}
-            for name, (_, epoch, spent, made) in (("best epoch", best), ("last epoch", last))}
+    return {name: scores(result, scan) | {"cpu_seconds": spent, "epochs": epoch}
+            for name, (_, epoch, spent, result) in (("best epoch", best), ("last epoch", last))}
 
 
 def measure(scan: pt.RawData, epochs: int, names: list[str]) -> dict[str, dict]:
@@ -136,11 +136,11 @@ def measure(scan: pt.RawData, epochs: int, names: list[str]) -> dict[str, dict]:
         known = engines(_import_ptychi()[1].api)
         for name in names or known:
             try:
-                found = measure_engine(known[name], scan, held, epochs)
+                by_epoch = measure_engine(known[name], scan, held, epochs)
             except Exception as error:  # an engine that fails on a scan is a row too
                 rows[name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
                 continue
-            rows |= {f"{name}, {when}": row for when, row in found.items()}
+            rows |= {f"{name}, {when}": row for when, row in by_epoch.items()}
     limit = photon_limit(scan)
     rows["limit and yardstick"] = {"frc50": float(limit.amplitude.value)} | {
         part: float(yardstick(*pair).scores["ssim"]) for part, pair in limit.parts.items()}
@@ -154,13 +154,13 @@ def table(rows: list[dict]) -> list[str]:
     for case in dict.fromkeys(row["case"] for row in rows):
         some = [row["methods"] for row in rows if row["case"] == case]
         for method in some[0]:
-            found = [methods[method] for methods in some if "failed" not in methods.get(method, {"failed": ""})]
+            results = [methods[method] for methods in some if "failed" not in methods.get(method, {"failed": ""})]
 
-            def cell(name: str, digits: int, found=found) -> str:
-                values = [row[name] for row in found if name in row]
+            def cell(name: str, digits: int, results=results) -> str:
+                values = [row[name] for row in results if name in row]
                 return f"{np.mean(values):.{digits}f}" if values else ""
 
-            cells = [case, method + ("" if found else ", failed"), cell("amplitude", 3), cell("phase", 3),
+            cells = [case, method + ("" if results else ", failed"), cell("amplitude", 3), cell("phase", 3),
                      cell("frc50", 3), cell("cpu_seconds", 1), cell("epochs", 0)]
             lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -33,11 +33,11 @@ def main() -> None:
             measured = as_measured(exact, probe=refocused(exact.probe, 1.5))
             for name in ("patterns", "photons"):
                 known = pt.estimate(exact, held=judges(exact)[name], progress=False)
-                found = pt.estimate(measured, held=judges(measured)[name], progress=False)
-                scores = [pt.compare(result, exact.truth)["amplitude"]["ssim"] for result in (known, found)]
-                kept = [rung["name"] for rung in found.info["rungs"] if rung["kept"]][1:]
+                judged = pt.estimate(measured, held=judges(measured)[name], progress=False)
+                scores = [pt.compare(result, exact.truth)["amplitude"]["ssim"] for result in (known, judged)]
+                kept = [rung["name"] for rung in judged.info["rungs"] if rung["kept"]][1:]
                 print(f"| {n} | {nphotons:.0e} | {overlap:.2f} | {name} | {scores[0]:.3f} | {scores[1]:.3f} | "
-                      f"{found.info['goodness']['ratio']:.2f} | {', '.join(kept)} |", flush=True)
+                      f"{judged.info['goodness']['ratio']:.2f} | {', '.join(kept)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def halves(scan: RawData) -> tuple[RawData, RawData]:
     return scan.subset(np.flatnonzero(upper)), scan.subset(np.flatnonzero(lower))
 
 
-def trained_and_applied(upper: RawData, lower: RawData, found: Reconstruction, held: HeldOut, gridsize: int,
+def trained_and_applied(upper: RawData, lower: RawData, solved: Reconstruction, held: HeldOut, gridsize: int,
                         epochs: int) -> Reconstruction:
     """A network that has learned from the upper half, on the lower one; both with the model that the solver found."""
     from ptycho_nb.network.inference import reconstruct
@@ -40,7 +40,7 @@ def trained_and_applied(upper: RawData, lower: RawData, found: Reconstruction, h
 
     model, _ = train(as_estimated(upper, estimate(upper, progress=False)), ModelConfig(N=upper.N, gridsize=gridsize),
                      TrainingConfig(nepochs=epochs, precision="float32"), progress=False)
-    result = reconstruct(as_estimated(lower, found), model, exclude=held.patterns, rescale="least_squares")
+    result = reconstruct(as_estimated(lower, solved), model, exclude=held.patterns, rescale="least_squares")
     return replace(result, method=f"network, gridsize {gridsize}")
 
 
@@ -52,22 +52,22 @@ def makers(scan: RawData, quick: bool) -> tuple[RawData, HeldOut, dict[str, Call
     upper, lower = halves(scan)
     held, epochs = hold_out(lower), 2 if quick else 100
 
-    def refined(made: dict, network: str) -> Reconstruction:
-        model = as_estimated(lower, made["no network"])
-        return estimate(model, held=held, start=made[network], progress=False)
+    def refined(results: dict, network: str) -> Reconstruction:
+        model = as_estimated(lower, results["no network"])
+        return estimate(model, held=held, start=results[network], progress=False)
 
     nearly_all = hold_out(scan, np.array([0]))
     made_by: dict[str, Callable[[dict], Reconstruction]] = {
-        "reference": lambda made: lsqml(scan, epochs=epochs, noise_model="gaussian", held=nearly_all),
-        "no network": lambda made: estimate(lower, held=held, progress=False),
-        "LSQML": lambda made: lsqml(lower, epochs=epochs, noise_model="gaussian", held=held),
-        "pretrained network": lambda made: amortised(lower, held=held, progress=False),
-        "reconstruct, without a bundle": lambda made: best(lower, held=held, progress=False)}
+        "reference": lambda results: lsqml(scan, epochs=epochs, noise_model="gaussian", held=nearly_all),
+        "no network": lambda results: estimate(lower, held=held, progress=False),
+        "LSQML": lambda results: lsqml(lower, epochs=epochs, noise_model="gaussian", held=held),
+        "pretrained network": lambda results: amortised(lower, held=held, progress=False),
+        "reconstruct, without a bundle": lambda results: best(lower, held=held, progress=False)}
     for gridsize in (1, 2):
         name = f"network, gridsize {gridsize}"
-        made_by[name] = lambda made, size=gridsize: trained_and_applied(upper, lower, made["no network"], held, size,
-                                                                        1 if quick else 5)
-        made_by[f"{name}, refined"] = lambda made, name=name: refined(made, name)
+        made_by[name] = lambda results, size=gridsize: trained_and_applied(
+            upper, lower, results["no network"], held, size, 1 if quick else 5)
+        made_by[f"{name}, refined"] = lambda results, name=name: refined(results, name)
     return lower, held, made_by
 
 
@@ -78,18 +78,18 @@ def measure(scan: RawData, folder: Path, quick: bool = False) -> list[str]:
     lines = [f"{lower.n_patterns} patterns of {lower.N}², {len(held.patterns)} held out", "",
              "| method | R factor | goodness | Pearson with LSQML's phase | seconds | CPU seconds |",
              "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    made: dict[str, Reconstruction] = {}
+    results: dict[str, Reconstruction] = {}
     for name, make in made_by.items():
         path = folder / f"{name.replace(', ', '_').replace(' ', '_')}.npz"
         if not path.exists():
-            save_reconstructions(path, result=make(made))
-        made[name] = load_reconstructions(path)["result"]
+            save_reconstructions(path, result=make(results))
+        results[name] = load_reconstructions(path)["result"]
         if name == "reference":
             continue
-        fit, agreed = data_fit(made[name], lower, held.patterns), goodness(made[name], held)
-        pearson = phase_agreement(made["reference"], made[name])
+        fit, agreed = data_fit(results[name], lower, held.patterns), goodness(results[name], held)
+        pearson = phase_agreement(results["reference"], results[name])
         lines.append(f"| {name} | {fit['r_factor']:.4f} | {agreed.ratio:.2f} ± {agreed.error:.2f} | {pearson:.4f} | "
-                     f"{made[name].seconds:.1f} | {made[name].cpu_seconds:.1f} |")
+                     f"{results[name].seconds:.1f} | {results[name].cpu_seconds:.1f} |")
         print(lines[-1], flush=True)
     return lines
 

@@ -16,9 +16,9 @@ def key_figures(rows: list[dict]) -> list[tuple[str, str]]:
     figures = []
 
     def compare(what: str, part: str, case: str, methods: dict[str, str], number: str, style: str) -> None:
-        found = {title: find(rows, part, case, method) for title, method in methods.items()}
+        by_title = {title: find(rows, part, case, method) for title, method in methods.items()}
         texts = [f"{title} " + ("not reached" if "not reached" in (row.get("note") or "") else f"{row[number]:{style}}")
-                 for title, row in found.items() if row is not None]
+                 for title, row in by_title.items() if row is not None]
         if texts:
             figures.append((what, ", ".join(texts)))
 
@@ -68,11 +68,11 @@ def readme_table(rows: list[dict]) -> list[str]:
         best = [max((row["ssim"] for row in column if row is not None), default=None)
                 for column in zip(*cells.values(), strict=True)]
         texts = []
-        for found in cells.values():
-            shown = [f"{row['ssim']:.3f}" if row else "" for row in found]
+        for entries in cells.values():
+            shown = [f"{row['ssim']:.3f}" if row else "" for row in entries]
             shown = [f"**{text}**" if row and row["ssim"] > highest - 5e-4 else text
-                     for text, row, highest in zip(shown, found, best, strict=True)]
-            texts.append(" / ".join(shown) if any(found) else "")
+                     for text, row, highest in zip(shown, entries, best, strict=True)]
+            texts.append(" / ".join(shown) if any(entries) else "")
         if any(texts):
             lines.append(f"| {float(dose):.0e} | {' | '.join(texts)} |".replace("e+0", "e"))
     return [f"Probes: {' / '.join(probes(rows))}. LSQML is pty-chi's, after five epochs; the network was trained on",

@@ -28,12 +28,12 @@ _SPAN = re.compile(r"</?span\b[^<>]*>")  # the colours of code, half a million t
 def copy_mathjax(static: Path) -> None:
     "MathJax for TeX input and HTML output with its fonts, a tenth of the whole."
     try:
-        found = [path for path in files(MATHJAX) or () if any(part in f"/{path.as_posix()}" for part in _NEEDED)]
+        paths = [path for path in files(MATHJAX) or () if any(part in f"/{path.as_posix()}" for part in _NEEDED)]
     except PackageNotFoundError:
-        found = []
-    if not found:
+        paths = []
+    if not paths:
         raise PageError(f"the package {MATHJAX} is not installed: pip install -e '.[docs]'")
-    for path in found:
+    for path in paths:
         target = static / "mathjax" / path.as_posix().partition("/mathjax/")[2]
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -55,10 +55,10 @@ class Chapter:
     @cached_property
     def heading(self) -> tuple[str, str]:  # title, and the one line that follows it as a quotation
         first = self.notebook["cells"][0] if self.notebook["cells"] else {"cell_type": "", "source": ""}
-        found = re.match(r"#[ ]+(?P<title>.+)\n?(?:\s*>[ ]*(?P<summary>.+))?", first["source"])
-        if first["cell_type"] != "markdown" or not found:
+        match = re.match(r"#[ ]+(?P<title>.+)\n?(?:\s*>[ ]*(?P<summary>.+))?", first["source"])
+        if first["cell_type"] != "markdown" or not match:
             raise PageError(f"{self.path}: the first cell should begin with '# Title' and a line '> what it is about'")
-        return found["title"].strip(), (found["summary"] or "").strip()
+        return match["title"].strip(), (match["summary"] or "").strip()
 
     @property
     def title(self) -> str:
@@ -71,9 +71,9 @@ class Chapter:
     @cached_property
     def module(self) -> str:  # what it exports to, inside the package; empty if nothing
         for cell in self.notebook["cells"]:
-            found = re.search(r"^#\|\s*default_exp\s+(\S+)", cell["source"], re.MULTILINE)
-            if found and cell["cell_type"] == "code":
-                return found[1]
+            match = re.search(r"^#\|\s*default_exp\s+(\S+)", cell["source"], re.MULTILINE)
+            if match and cell["cell_type"] == "code":
+                return match[1]
         return ""
 
 
@@ -87,8 +87,8 @@ class Part:
 
 
 def _number(path: Path) -> tuple[int, str]:
-    found = re.match(r"\d+", path.name)
-    return (int(found[0]) if found else 10**6, path.name)
+    match = re.match(r"\d+", path.name)
+    return (int(match[0]) if match else 10**6, path.name)
 
 
 def find_parts(root: Path = ROOT) -> list[Part]:
@@ -123,11 +123,11 @@ def pages_of_files(root: Path) -> dict[str, str]:
 
 def relink(text: str, file: str, page: str, pages: dict[str, str], root: Path = ROOT) -> str:
     "Links between files of the repository made links between pages; what is no page stays as text, pictures are kept."
-    def replaced(found: re.Match) -> str:
-        picture, label, target = found.groups()
+    def replaced(match: re.Match) -> str:
+        picture, label, target = match.groups()
         path, mark, anchor = target.partition("#")
         if re.match(r"[a-z]+:", target) or not path:
-            return found[0]
+            return match[0]
         there = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))
         here = posixpath.dirname(page)
         if picture:
@@ -140,7 +140,7 @@ def relink(text: str, file: str, page: str, pages: dict[str, str], root: Path = 
             return label
         if re.search(r"\.(md|ipynb|py|rst)$", there):
             raise PageError(f"{file}: the link to {target} leads nowhere")
-        return found[0]  # no path at all: code such as x[0](y)
+        return match[0]  # no path at all: code such as x[0](y)
 
     return _LINK.sub(replaced, text)
 
@@ -396,13 +396,13 @@ def _thumbnail(notebook: dict[str, Any], width: int = 480) -> bytes:
 
 def assemble(source: Path, root: Path = ROOT) -> None:
     "Write the source tree of the site; `PageError` says which file is not as it should be."
-    made = Assembly(root, source)
-    made.hand_written()
-    made.outside_docs()
-    made.chapters()
-    made.gallery()
-    made.reference()
-    made.finish()
+    assembly = Assembly(root, source)
+    assembly.hand_written()
+    assembly.outside_docs()
+    assembly.chapters()
+    assembly.gallery()
+    assembly.reference()
+    assembly.finish()
 
 
 def chapter_of_module(root: Path = ROOT) -> dict[str, Chapter]:

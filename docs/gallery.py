@@ -46,14 +46,14 @@ def places(scratch: str | Path) -> dict[str, str]:
     folders = {str(scratch), os.path.realpath(scratch), str(ROOT), str(Path.home())} - {"/"}
     folders = sorted(folders, key=len, reverse=True)
     of_tempfile = (re.fullmatch(r"(?:(.+)-|tmp)[a-z0-9_]{8}", name) for name in sorted(os.listdir(scratch)))
-    names = {found[0]: found[1] or "scratch" for found in of_tempfile if found}
+    names = {match[0]: match[1] or "scratch" for match in of_tempfile if match}
     return {f"{folder}/": "" for folder in folders} | dict.fromkeys(folders, ".") | names
 
 
 def without_places(text: str, replaced: Mapping[str, str]) -> str:
     "Text without what `places` lists, the colours of a terminal, and the place of objects in memory."
-    for found, written in replaced.items():
-        text = text.replace(found, written)
+    for place, written in replaced.items():
+        text = text.replace(place, written)
     return _IDENTITY.sub("", _ESCAPES.sub("", text))
 
 

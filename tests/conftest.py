@@ -72,7 +72,7 @@ def measured_star() -> Path:
     """The measured scan: in the folder PTYCHO_NB_DATA, in `data/` of this checkout or of a folder beside it."""
     root = Path(__file__).resolve().parents[1]
     folders = [Path(os.environ.get("PTYCHO_NB_DATA", "/nowhere")), root / "data", *sorted(root.parent.glob("*/data"))]
-    found = [folder / STAR for folder in folders if (folder / STAR).is_file()]
-    if not found:
+    paths = [folder / STAR for folder in folders if (folder / STAR).is_file()]
+    if not paths:
         pytest.skip(f"{MAY_BE_SKIPPED[0]}: set PTYCHO_NB_DATA to its folder")
-    return found[0]
+    return paths[0]

@@ -23,9 +23,9 @@ def read_tree(folder: Path, suffix: str) -> dict[str, bytes]:
             if ".ipynb_checkpoints" not in path.parts}
 
 
-def differing(found: dict[str, bytes], made: dict[str, bytes]) -> list[str]:
+def differing(stored: dict[str, bytes], generated: dict[str, bytes]) -> list[str]:
     """The names that are on one side only or whose content differs."""
-    return sorted(name for name in found.keys() | made.keys() if found.get(name) != made.get(name))
+    return sorted(name for name in stored.keys() | generated.keys() if stored.get(name) != generated.get(name))
 
 
 def scratch_copy(folder: str) -> Path:
@@ -79,9 +79,9 @@ def check_clean() -> list[str]:
         scratch = scratch_copy(folder)
         clean(scratch)
         for name in NOTEBOOK_FOLDERS:
-            found = read_tree(ROOT / name, ".ipynb")
-            for notebook in differing(found, read_tree(scratch / name, ".ipynb")):
-                keys = superfluous_metadata(json.loads(found[notebook]))
+            notebooks = read_tree(ROOT / name, ".ipynb")
+            for notebook in differing(notebooks, read_tree(scratch / name, ".ipynb")):
+                keys = superfluous_metadata(json.loads(notebooks[notebook]))
                 why = f"its metadata hold more than the kernel ({', '.join(keys)})" if keys else "it is not clean"
                 faults.append(f"{name}/{notebook}: {why}: make export")
     return faults

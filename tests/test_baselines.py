@@ -31,7 +31,7 @@ def scan() -> RawData:
 
 
 def likeness(one, other, region) -> float:
-    one, other = (found.crop_to(region).object for found in (one, other))
+    one, other = (result.crop_to(region).object for result in (one, other))
     one, other = one - one.mean(), other - other.mean()
     return abs(np.vdot(one, other)) / (np.linalg.norm(one) * np.linalg.norm(other))
 
@@ -59,7 +59,7 @@ def test_lsqml_refines_the_probe_of_measured_data(scan):
     fixed = lsqml(measured, epochs=6, noise_model="gaussian", batch_size=20, refine_probe=False)
     assert refined.info["probe_refined"] and refined.info["probe_moved"] > 0.05
     assert not fixed.info["probe_refined"] and fixed.info["probe_moved"] < 1e-3
-    errors = [np.linalg.norm(scan.diff3d - predict_amplitudes(found)) for found in (refined, fixed)]
+    errors = [np.linalg.norm(scan.diff3d - predict_amplitudes(result)) for result in (refined, fixed)]
     assert errors[0] < errors[1]
 
 

@@ -38,8 +38,8 @@ def test_no_part_imports_another_in_a_circle():
 def test_a_part_without_rows_and_a_number_that_is_none_are_faults(module, tmp_path):
     table = module("table").Table(tmp_path, {})
     table.add("quality", "disk", "estimate", 1.0, 1.0, ssim=float("nan"))
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert found["rows"][0]["method"] == "estimate"  # written at once
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["rows"][0]["method"] == "estimate"  # written at once
     assert table.faults(["quality", "speed"]) == ["speed: no rows", "quality: disk: estimate: ssim is nan"]
 
 
@@ -90,5 +90,5 @@ def test_every_benchmark_runs_in_quick_sizes(parts, tmp_path):
                "--parts", *parts.split(",")]
     run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    found = {row["part"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
-    assert found >= set(parts.split(",")) - {"star"}
+    reported = {row["part"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert reported >= set(parts.split(",")) - {"star"}

@@ -107,13 +107,13 @@ def walk_through(page, address: str) -> None:
     errors = page.locator(RED_BOX)
     finished = page.locator(".jp-OutputArea").filter(has_text="everything is in")
     monitor.image.or_(errors).first.wait_for()
-    seen, deadline = set(), time.monotonic() + PATIENCE_MS / 1000
+    pictures, deadline = set(), time.monotonic() + PATIENCE_MS / 1000
     while finished.count() == errors.count() == 0:
-        seen.add(monitor.pixels().tobytes())
+        pictures.add(monitor.pixels().tobytes())
         page.wait_for_timeout(500)
         assert time.monotonic() < deadline, "the notebook does not come to its end"
     assert errors.count() == 0, errors.first.inner_text()
-    assert len(seen) > 1, "the monitor showed nothing new while the cell below it was training"
+    assert len(pictures) > 1, "the monitor showed nothing new while the cell below it was training"
 
     assert page.evaluate("window.seenLive") == 2, "an estimate shows the object that it has so far"
     assert page.locator(".ptycho-nb-live").count() == 0, "and takes it away"

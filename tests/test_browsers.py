@@ -265,8 +265,8 @@ def test_zoom_and_middle_are_the_same_for_all_images(browser):
     for axes in browser.panels.axes_of.values():
         assert (*reversed(axes.get_ylim()), *axes.get_xlim()) == (y0, y1, x0, x1)
     rows, columns = slice(0, round(y1 - y0)), slice(round(x0 + 0.5) - left, None)
-    seen = browser.state.images["difference"][rows, columns]
-    assert browser.state.difference_in_view == pytest.approx(np.abs(seen).mean(), rel=0.05)
+    view = browser.state.images["difference"][rows, columns]
+    assert browser.state.difference_in_view == pytest.approx(np.abs(view).mean(), rel=0.05)
 
 
 @pytest.mark.parametrize("region", [(0, 100, 0, 100), (-5, 28, 3, 200), (10, 400, 7, 40)])
@@ -461,10 +461,10 @@ def watched():
 
 
 def test_a_training_is_watched_and_is_the_same_training(watched):
-    monitor, pictures, seen, alone = watched
+    monitor, pictures, result, alone = watched
     assert len(pictures) == 3 == len(set(pictures)), "a picture for the untrained model and one after each epoch"
-    assert list(monitor.state.rows) == seen.history["epochs"]
-    assert all(np.array_equal(a, b) for a, b in zip(seen.model.get_weights(), alone.model.get_weights(), strict=True))
+    assert list(monitor.state.rows) == result.history["epochs"]
+    assert all(np.array_equal(a, b) for a, b in zip(result.model.get_weights(), alone.model.get_weights(), strict=True))
     images = monitor.state.images
     assert images.keys() == {"first", "latest", "truth"} and np.any(images["first"] != images["latest"])
     assert images["truth"].shape == images["latest"].shape and monitor.message == ""
@@ -473,9 +473,9 @@ def test_a_training_is_watched_and_is_the_same_training(watched):
 
 
 def test_a_picture_that_cannot_be_made_is_said_and_the_losses_go_on(watched):
-    _, _, seen, _ = watched
+    _, _, result, _ = watched
     large = simulate_halves(SimulationConfig(N=128, object_size_px=256, n_train=9, n_test=1))[0]
     monitor = TrainingMonitor(large)
-    monitor(seen.history["epochs"], seen.model)
+    monitor(result.history["epochs"], result.model)
     assert monitor.state.epoch == 2 and not monitor.state.images
     assert monitor.message.startswith("no picture: ")

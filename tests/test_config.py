@@ -123,7 +123,7 @@ def test_frozen_and_replaced():
 def test_every_field_counts_in_the_hash():
     for cls in CONFIGS:
         changes = {"int": 128, "float": 0.5, "str": "other", "bool": None}
-        seen = {cls().stable_hash()}
+        hashes = {cls().stable_hash()}
         for item in dataclasses.fields(cls):
             kind, choices = item.type.split(" ")[0], item.metadata["choices"]
             value = not item.default if kind == "bool" else changes[kind]
@@ -133,8 +133,8 @@ def test_every_field_counts_in_the_hash():
             if maximum is not None:
                 value = min(value, maximum)
             value = max(value, item.metadata["minimum"]) if item.metadata["minimum"] is not None else value
-            seen.add(dataclasses.replace(cls(), **{item.name: value}).stable_hash())
-        assert len(seen) == 1 + len(dataclasses.fields(cls)), cls
+            hashes.add(dataclasses.replace(cls(), **{item.name: value}).stable_hash())
+        assert len(hashes) == 1 + len(dataclasses.fields(cls)), cls
 
 
 def test_hash_is_stable_across_processes():

@@ -294,9 +294,9 @@ def test_the_patterns_that_judge_are_those_that_the_arm_held_out(arm, tmp_path):
 
 def test_an_arm_whose_positions_were_refined_keeps_its_scan(arm, tmp_path):
     other = changed(arm, tmp_path / "arm")
-    made = load_reconstructions(other / "reconstruction.npz")["no_network"]
-    middle_px = made.positions_px.mean(axis=0)
-    shifted = dataclasses.replace(made, positions_px=middle_px + 0.95 * (made.positions_px - middle_px))
+    result = load_reconstructions(other / "reconstruction.npz")["no_network"]
+    middle_px = result.positions_px.mean(axis=0)
+    shifted = dataclasses.replace(result, positions_px=middle_px + 0.95 * (result.positions_px - middle_px))
     save_reconstructions(other / "reconstruction.npz", no_network=shifted)
     assert scan_of_arm(other).name_for(shifted) == "test" and len(read_predictions(other).measured) == 64
 
@@ -312,8 +312,8 @@ def test_an_arm_with_a_canvas_of_78_px(arm, tmp_path):
 
 def test_an_arm_whose_probe_is_12_times_too_weak(arm, tmp_path):
     faulty = changed(arm, tmp_path / "arm")
-    made = load_reconstructions(faulty / "reconstruction.npz")["no_network"]
-    save_reconstructions(faulty / "reconstruction.npz", no_network=dataclasses.replace(made, probe=made.probe / 12))
+    result = load_reconstructions(faulty / "reconstruction.npz")["no_network"]
+    save_reconstructions(faulty / "reconstruction.npz", no_network=dataclasses.replace(result, probe=result.probe / 12))
     report = told_of(faulty, tmp_path / "report")
     assert "12.0 times too dark" in named(report, "error") and "one constant explains it" in named(report, "error")
 
@@ -397,15 +397,15 @@ def test_a_fault_names_itself_after_a_training_as_well(scans, arm, tmp_path):
     good[20, 41] = False
     masked = dataclasses.replace(faulty, detector=Detector(good))
     held = hold_out(faulty, read_subject(arm).validation)
-    made = {"network": estimate(faulty, held=held, iterations=20),
-            "no_network": estimate(masked, held=held, iterations=40)}
-    judged = judge_results(made, faulty, held.patterns)
+    results = {"network": estimate(faulty, held=held, iterations=20),
+               "no_network": estimate(masked, held=held, iterations=40)}
+    judged = judge_results(results, faulty, held.patterns)
     told = named({"findings": [finding.to_dict() for finding in judged.findings]})
     assert "network: The fit is not to be believed" in told and "no network: The fit" not in told
     assert re.search(r"residuals sit in \d+ pixels? of the detector: \(y, x\) = \(20, 41\)", told)
     assert judged.numbers["no_network"]["ratio"] < 1.6 < judged.numbers["network"]["ratio"]
-    other = judge_results({"no_network": made["no_network"]}, faulty, held.patterns)
+    other = judge_results({"no_network": results["no_network"]}, faulty, held.patterns)
     assert any(re.search(r"strongest at patterns?.* 30\b", finding.what) for finding in other.findings), other.findings
-    save_reconstructions(changed(arm, tmp_path / "arm") / "reconstruction.npz", network=made["network"])
+    save_reconstructions(changed(arm, tmp_path / "arm") / "reconstruction.npz", network=results["network"])
     report = diagnose(tmp_path / "arm", tmp_path / "report")
     assert "residuals_of_results" in report["figures"] and report["sections"]["results"]["network"]["ratio"] > 1.1

@@ -85,7 +85,7 @@ def test_a_chapter_has_a_title_a_summary_and_a_module(tmp_path):
 def test_directives_hidden_cells_widgets_and_standard_error_are_left_out():
     widget = picture(png(4), **{"application/vnd.jupyter.widget-view+json": {"model_id": "x"}})
     said = [{"output_type": "stream", "name": name, "text": name} for name in ("stdout", "stderr")]
-    made = chapters.readable_notebook(
+    readable = chapters.readable_notebook(
         notebook(
             text_cell("# T"),
             code_cell("#| default_exp a.b"),
@@ -95,11 +95,11 @@ def test_directives_hidden_cells_widgets_and_standard_error_are_left_out():
             widgets={"state": 1},
         )
     )
-    assert [cell["source"] for cell in made["cells"]] == ["# T", "def f(): return '# | kept'", "f()"]
-    assert made["cells"][1]["metadata"]["tags"] == ["library"] and made["cells"][2]["metadata"]["tags"] == []
-    assert [output["text"] for output in made["cells"][1]["outputs"]] == ["stdout"]
-    assert list(made["cells"][2]["outputs"][0]["data"]) == ["image/png"]
-    assert "widgets" not in made["metadata"]
+    assert [cell["source"] for cell in readable["cells"]] == ["# T", "def f(): return '# | kept'", "f()"]
+    assert readable["cells"][1]["metadata"]["tags"] == ["library"] and readable["cells"][2]["metadata"]["tags"] == []
+    assert [output["text"] for output in readable["cells"][1]["outputs"]] == ["stdout"]
+    assert list(readable["cells"][2]["outputs"][0]["data"]) == ["image/png"]
+    assert "widgets" not in readable["metadata"]
 
 
 def test_links_between_files_become_links_between_pages(tmp_path):

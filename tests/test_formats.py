@@ -352,10 +352,10 @@ def test_compressed_as_detectors_do(tmp_path):
     np.testing.assert_allclose(load_data(path).diff3d ** 2, COUNTS, atol=1e-2)
 
 
-@pytest.mark.parametrize("keep", [9, 600, 4000, 20000])
-def test_a_file_that_was_cut_short_is_refused_by_name(keep, tmp_path):
+@pytest.mark.parametrize("n_bytes", [9, 600, 4000, 20000])
+def test_a_file_that_was_cut_short_is_refused_by_name(n_bytes, tmp_path):
     path = cxi(tmp_path, chunked=True)
-    path.write_bytes(path.read_bytes()[:keep])
+    path.write_bytes(path.read_bytes()[:n_bytes])
     with pytest.raises(InputError, match=r"scan\.cxi"):
         load_data(path)
     data, findings = read_data(path)
@@ -434,9 +434,9 @@ def test_counts_below_zero_are_readout_noise_where_it_is_given(tmp_path):
         load_data(tmp_path / "scan.h5", **known)
     with pytest.raises(InputError, match="readout_noise"):
         load_data(tmp_path / "scan.h5", readout_noise=-1.0, **known)
-    found = load_data(tmp_path / "scan.h5", readout_noise=2.0, **known)
-    assert found.detector.good.all() and np.allclose(found.detector.background, 4)
-    np.testing.assert_allclose(np.square(found.diff3d), np.maximum(read + 4, 0), rtol=1e-4, atol=1e-3)
+    data = load_data(tmp_path / "scan.h5", readout_noise=2.0, **known)
+    assert data.detector.good.all() and np.allclose(data.detector.background, 4)
+    np.testing.assert_allclose(np.square(data.diff3d), np.maximum(read + 4, 0), rtol=1e-4, atol=1e-3)
     stored = load_data(dataclasses.replace(SCAN, metadata={}).save(tmp_path / "scan.npz"), readout_noise=2.0)
     np.testing.assert_allclose(np.square(stored.diff3d), np.square(SCAN.diff3d) + 4, rtol=1e-4)
 

@@ -37,10 +37,10 @@ def test_neighbours_equal_brute_force():
 def test_nobody_is_his_own_neighbour_even_at_shared_positions():
     positions = np.random.default_rng(1).integers(0, 6, (500, 2)).astype(float)  # about 14 patterns at each place
     for count in (1, 3, 20):
-        found = nearest_neighbours(positions, count)
-        assert found.shape == (500, count)
-        assert not (found == np.arange(500)[:, None]).any()
-        assert all(len(set(row)) == count for row in found.tolist())
+        neighbours = nearest_neighbours(positions, count)
+        assert neighbours.shape == (500, count)
+        assert not (neighbours == np.arange(500)[:, None]).any()
+        assert all(len(set(row)) == count for row in neighbours.tolist())
 
 
 @pytest.mark.parametrize("C", [1, 4, 9])

@@ -128,10 +128,10 @@ def brighter_model(scan, factor, scope="group"):
 def test_rescaling_recovers_a_known_factor(scans, rescale, scope):
     scan, factors, brightness = scans[1], {}, {}
     for factor in (1.0, 12.0):
-        made = reconstruct(scan, brighter_model(scan, factor, scope), rescale=rescale)
-        assert made.info["rescale"] == rescale
-        factors[factor] = made.info["rescale_factor"]
-        brightness[factor] = np.sum(predict_amplitudes(made) ** 2, dtype=float) / np.sum(scan.diff3d**2, dtype=float)
+        result = reconstruct(scan, brighter_model(scan, factor, scope), rescale=rescale)
+        assert result.info["rescale"] == rescale
+        factors[factor] = result.info["rescale_factor"]
+        brightness[factor] = np.sum(predict_amplitudes(result) ** 2, dtype=float) / np.sum(scan.diff3d**2, dtype=float)
     assert np.isclose(factors[1.0] / factors[12.0], 12, rtol=1e-4)
     assert np.isclose(brightness[1.0], brightness[12.0], rtol=1e-4)
     assert np.isclose(brightness[12.0], 1, rtol=1e-4 if rescale == "intensity" else 0.05)
@@ -211,12 +211,12 @@ def test_recording_changes_no_weight():
 
 
 def test_the_batch_that_made_a_nan_is_named(scans, monkeypatch):
-    plain, poisonous, seen = PtychoDataContainer.batch, 17, []
+    plain, poisonous, batches = PtychoDataContainer.batch, 17, []
 
     def poisoned(container, rows):
         arrays = plain(container, rows)
         if len(container) == 36:  # the training groups: 40 patterns less 4 that judge
-            seen.append(container.targets[rows])
+            batches.append(container.targets[rows])
             arrays["target"][(container.targets[rows] == poisonous).any(axis=1)] = np.nan
         return arrays
 
@@ -224,7 +224,7 @@ def test_the_batch_that_made_a_nan_is_named(scans, monkeypatch):
     history = train_network(scans[0], MODEL, TRAINING).history
     first = history["header"]["first_nan"]
     assert first["epoch"] == 1 and poisonous in np.ravel(first["targets"])
-    streamed = [targets for targets in seen if len(targets) == 8]  # others are examples and estimates
+    streamed = [targets for targets in batches if len(targets) == 8]  # others are examples and estimates
     assert any(np.array_equal(first["targets"], targets) for targets in streamed)
     report = training_health(history)
     assert report.findings[0].severity == "error" and "not a number" in report.findings[0].what

@@ -95,20 +95,20 @@ def test_forward_model_equals_numpy(subpixel):
         return diffraction_amplitude(extract_patches(canvases, corners, N), lit)
 
     expected = numpy_amplitude(canvases.astype(complex), probe.astype(complex), corners, remainder)
-    found = ops.convert_to_numpy(jax.jit(forward)(canvases) if BACKEND == "jax" else tf.function(forward)(canvases))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    predicted = ops.convert_to_numpy(jax.jit(forward)(canvases) if BACKEND == "jax" else tf.function(forward)(canvases))
+    np.testing.assert_allclose(predicted, expected, atol=1e-5)
 
     rest = None if remainder is None else remainder.reshape(-1, 2)
     layout = Layout(N, corners.reshape(-1, 2), canvases.shape, rest, np.repeat(np.arange(3), 4))
     whole_scan = scan_amplitudes(canvases, probe, layout)
-    np.testing.assert_allclose(found.reshape(whole_scan.shape), whole_scan, atol=1e-5)
+    np.testing.assert_allclose(predicted.reshape(whole_scan.shape), whole_scan, atol=1e-5)
 
 
 def test_shifting_the_probe():
     probe, rng = defocused_probe(64), np.random.default_rng(2)
     remainder = rng.uniform(-0.5, 0.5, (5, 2)).astype(np.float32)
-    found = compiled(lambda r: shift_probe(probe, r), remainder)
-    np.testing.assert_allclose(found, shift_probes(probe, remainder), atol=1e-5)
+    shifted = compiled(lambda r: shift_probe(probe, r), remainder)
+    np.testing.assert_allclose(shifted, shift_probes(probe, remainder), atol=1e-5)
     whole = compiled(lambda r: shift_probe(probe, r), np.float32([[3, -2]]))[0]
     np.testing.assert_allclose(whole, np.roll(probe, (3, -2), (0, 1)), atol=1e-5)
 
@@ -159,13 +159,13 @@ def test_extraction_reads_the_right_pixels_and_nothing_outside():
     rng = np.random.default_rng(4)
     canvases = rng.normal(size=(2, 24, 24)).astype(np.float32)
     corners = np.int32([[[0, 0], [8, 3]], [[-5, 2], [20, 20]]])
-    found = compiled(lambda o, c: extract_patches(o, c, 16), canvases, corners)
-    np.testing.assert_array_equal(found[0, 0], canvases[0, :16, :16])
-    np.testing.assert_array_equal(found[0, 1], canvases[0, 8:, 3:19])
-    np.testing.assert_array_equal(found[1, 0], np.pad(canvases[1, :11, 2:18], ((5, 0), (0, 0))))
-    np.testing.assert_array_equal(found[1, 1], np.pad(canvases[1, 20:, 20:], ((0, 12), (0, 12))))
+    patches = compiled(lambda o, c: extract_patches(o, c, 16), canvases, corners)
+    np.testing.assert_array_equal(patches[0, 0], canvases[0, :16, :16])
+    np.testing.assert_array_equal(patches[0, 1], canvases[0, 8:, 3:19])
+    np.testing.assert_array_equal(patches[1, 0], np.pad(canvases[1, :11, 2:18], ((5, 0), (0, 0))))
+    np.testing.assert_array_equal(patches[1, 1], np.pad(canvases[1, 20:, 20:], ((0, 12), (0, 12))))
     same = compiled(lambda o, c: extract_patches(o, c, 16), canvases, corners.astype(np.float32))
-    np.testing.assert_array_equal(same, found)
+    np.testing.assert_array_equal(same, patches)
 
 
 @pytest.mark.parametrize("C", [1, 4])
@@ -217,8 +217,9 @@ def test_between_pixels_a_plane_is_cut_out_exactly():
     rng, N, S = np.random.default_rng(7), 16, 32
     y, x = np.indices((S, S)).astype(np.float32)
     corners = rng.integers(0, S - N, (1, 4, 2)) + np.float32(0.3)
-    found = compiled(lambda o, c: extract_patches(o, c, N), (1 + 0.1 * y - 0.05 * x)[None], corners.astype(np.float32))
-    for patch, (top, left) in zip(found[0], corners[0], strict=True):
+    patches = compiled(lambda o, c: extract_patches(o, c, N), (1 + 0.1 * y - 0.05 * x)[None],
+                       corners.astype(np.float32))
+    for patch, (top, left) in zip(patches[0], corners[0], strict=True):
         expected = 1 + 0.1 * (top + np.arange(N))[:, None] - 0.05 * (left + np.arange(N))
         np.testing.assert_allclose(patch, expected, rtol=1e-5)
 
@@ -236,12 +237,12 @@ def test_stitching_keeps_one_region_in_memory():
     whole = make_object("random_field", 512, seed=1, phase=True)
     weights = np.abs(defocused_probe(N)) ** 2
     tracemalloc.start()
-    found, coverage = stitch((whole[y : y + N, x : x + N] for y, x in corners), corners, weights, whole.shape)
+    stitched, coverage = stitch((whole[y : y + N, x : x + N] for y, x in corners), corners, weights, whole.shape)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * whole.nbytes, "400 regions together are 25 times the object"
     lit = coverage > 1e-6
-    np.testing.assert_allclose(found[lit], whole[lit], atol=1e-4)
+    np.testing.assert_allclose(stitched[lit], whole[lit], atol=1e-4)
     one_by_one = stitch(whole[None, :N, :N], np.array([[7, 9]]), weights[None], whole.shape)[1]
     counted = np.where(weights < 1e-6 * weights.max(), 0, weights)  # the far tail of a probe counts as dark
     np.testing.assert_array_equal(one_by_one[7 : 7 + N, 9 : 9 + N], counted)
@@ -266,8 +267,8 @@ def test_losses_equal_numpy():
 def test_poisson_likelihood_keeps_its_digits_at_any_dose(mean_counts):
     rate = (mean_counts * np.random.default_rng(11).uniform(0, 2, (4, 64, 64))).astype(np.float32)
     amplitude = observe_poisson(rate, seed=0)
-    found = compiled(poisson_nll, rate, np.rint(amplitude**2))
-    np.testing.assert_allclose(found, poisson_deviance(np.sqrt(rate), amplitude), rtol=5e-3)
+    loss = compiled(poisson_nll, rate, np.rint(amplitude**2))
+    np.testing.assert_allclose(loss, poisson_deviance(np.sqrt(rate), amplitude), rtol=5e-3)
 
 
 def test_poisson_likelihood_is_finite_where_nothing_is_expected_or_counted():

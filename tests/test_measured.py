@@ -146,8 +146,8 @@ def test_values_that_mark_unreadable_or_saturated_pixels(exact, tmp_path):
     np.savez(tmp_path / "marked.npz", **arrays)
     data = pt.load_data(tmp_path / "marked.npz")
     assert np.argwhere(~data.detector.good).tolist() == [[9, 9], [20, 3], [21, 3]]
-    found = suspicious_pixels(data)
-    assert found["unreadable"].sum() == 3 and not len(useless_patterns(data))
+    suspects = suspicious_pixels(data)
+    assert suspects["unreadable"].sum() == 3 and not len(useless_patterns(data))
     end = np.sqrt(np.rint(0.3 * exact.diff3d.max() ** 2))
     assert suspicious_pixels(replace(exact, diff3d=np.minimum(exact.diff3d, end)))["saturated"].any()
     assert not suspicious_pixels(exact)["saturated"].any()
@@ -224,10 +224,10 @@ def test_the_gradient_of_modes_background_mask_and_light(fractional, n_modes):
     def gradient(objects, probe):
         return scan_gradient(objects, probe, amplitude, layout, np.arange(M), "amplitude", True, detector=detector)
 
-    found, step = gradient(objects, probe), 1e-6
+    gradients, step = gradient(objects, probe), 1e-6
     rate = scan_amplitudes(objects, probe, layout).astype(float) ** 2 + detector.background
-    assert np.isclose(found.squared_error, np.sum((np.sqrt(rate) - amplitude)[:, detector.good] ** 2), rtol=1e-6)
-    for which, size, of in ((0, objects.shape, found.objects), (1, probe.shape, found.probe)):
+    assert np.isclose(gradients.squared_error, np.sum((np.sqrt(rate) - amplitude)[:, detector.good] ** 2), rtol=1e-6)
+    for which, size, of in ((0, objects.shape, gradients.objects), (1, probe.shape, gradients.probe)):
         turn = draw(*size)
         errors = []
         for sign in (1, -1):

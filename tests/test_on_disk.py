@@ -26,15 +26,15 @@ def scan():
     return dataclasses.replace(data, positions_px=moved, object=None, metadata={}, geometry=GEOMETRY)
 
 
-def assert_same(found, expected):
+def assert_same(from_disk, expected):
     """Two scans of the same numbers, the first one on disk."""
-    assert isinstance(found.diff3d, Patterns) and isinstance(expected.diff3d, np.ndarray)
-    np.testing.assert_array_equal(np.asarray(found.diff3d), expected.diff3d)
-    np.testing.assert_array_equal(found.good_pixels, expected.good_pixels)
-    np.testing.assert_array_equal(found.positions_px, expected.positions_px)
-    np.testing.assert_allclose(found.probe, expected.probe, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(found.photons_per_pattern, expected.photons_per_pattern)
-    assert found.checksums()["diff3d"] == expected.checksums()["diff3d"]
+    assert isinstance(from_disk.diff3d, Patterns) and isinstance(expected.diff3d, np.ndarray)
+    np.testing.assert_array_equal(np.asarray(from_disk.diff3d), expected.diff3d)
+    np.testing.assert_array_equal(from_disk.good_pixels, expected.good_pixels)
+    np.testing.assert_array_equal(from_disk.positions_px, expected.positions_px)
+    np.testing.assert_allclose(from_disk.probe, expected.probe, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(from_disk.photons_per_pattern, expected.photons_per_pattern)
+    assert from_disk.checksums()["diff3d"] == expected.checksums()["diff3d"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -54,9 +54,9 @@ def test_a_raster_is_the_same_on_disk(suffix, tmp_path):
         with h5py.File(path, "w") as file:
             file["datacube_root/datacube/data"] = counts[..., :128, :].astype(np.uint16)
     how = {"step": 0.4, "unit": "nm", "raster": (6, 7), "geometry": pt.Geometry(object_pixel_m=2e-11)}
-    found, expected = (load_data(path, on_disk=where, **how) for where in (True, False))
-    assert_same(found, expected)
-    np.testing.assert_array_equal(found.diff3d[[40, 8, 6, 9]], expected.diff3d[[40, 8, 6, 9]])
+    from_disk, expected = (load_data(path, on_disk=where, **how) for where in (True, False))
+    assert_same(from_disk, expected)
+    np.testing.assert_array_equal(from_disk.diff3d[[40, 8, 6, 9]], expected.diff3d[[40, 8, 6, 9]])
 
 
 @pytest.mark.parametrize("how", ["amplitudes", "packed", "intensities", "unread", "patterns last"])
@@ -72,11 +72,11 @@ def test_an_npz_is_the_same_on_disk(how, scan, tmp_path):
     elif how == "patterns last":
         arrays["diff3d"] = np.moveaxis(scan.diff3d, 0, -1)
     save(tmp_path / "scan.npz", **arrays)
-    found, expected = (load_data(tmp_path / "scan.npz", on_disk=where) for where in (True, False))
+    from_disk, expected = (load_data(tmp_path / "scan.npz", on_disk=where) for where in (True, False))
     if how == "patterns last":  # they have to be read for that
-        np.testing.assert_array_equal(found.diff3d, expected.diff3d)
+        np.testing.assert_array_equal(from_disk.diff3d, expected.diff3d)
     else:
-        assert_same(found, expected)
+        assert_same(from_disk, expected)
 
 
 @pytest.mark.parametrize("spoil", ["negative", "not a number"])
@@ -107,33 +107,33 @@ def test_windows_and_noise_are_the_same_on_disk(scan, tmp_path):
 @pytest.mark.parametrize("suffix", [".npz", ".cxi", ".h5"])
 def test_a_scan_on_disk_is_written_like_any_other(suffix, scan, tmp_path):
     there = load_data(save_data(tmp_path / "scan.npz", scan), on_disk=True)
-    found = load_data(save_data(tmp_path / f"again{suffix}", there))
-    np.testing.assert_allclose(found.diff3d, scan.diff3d, atol=1e-5)
+    again = load_data(save_data(tmp_path / f"again{suffix}", there))
+    np.testing.assert_allclose(again.diff3d, scan.diff3d, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["fixed", "joint"])
 def test_the_same_object_from_disk(model, scan, tmp_path):
     path = save_data(tmp_path / "scan.cxi", scan)
-    found, expected = (pt.estimate(load_data(path, on_disk=where), model, iterations=12) for where in (True, False))
-    np.testing.assert_allclose(found.object, expected.object, rtol=1e-4, atol=1e-5)
-    assert found.info["chosen"] == pytest.approx(expected.info["chosen"], rel=1e-5)
+    from_disk, expected = (pt.estimate(load_data(path, on_disk=where), model, iterations=12) for where in (True, False))
+    np.testing.assert_allclose(from_disk.object, expected.object, rtol=1e-4, atol=1e-5)
+    assert from_disk.info["chosen"] == pytest.approx(expected.info["chosen"], rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*changed")
 def test_the_ladder_decides_the_same_from_disk(scan, tmp_path):
     path = save_data(tmp_path / "scan.cxi", scan)
-    found, expected = (pt.estimate(load_data(path, on_disk=where), iterations=20) for where in (True, False))
-    assert [rung["kept"] for rung in found.info["rungs"]] == [rung["kept"] for rung in expected.info["rungs"]]
-    assert found.info["goodness"]["ratio"] == pytest.approx(expected.info["goodness"]["ratio"], rel=1e-4)
+    from_disk, expected = (pt.estimate(load_data(path, on_disk=where), iterations=20) for where in (True, False))
+    assert [rung["kept"] for rung in from_disk.info["rungs"]] == [rung["kept"] for rung in expected.info["rungs"]]
+    assert from_disk.info["goodness"]["ratio"] == pytest.approx(expected.info["goodness"]["ratio"], rel=1e-4)
 
 
 def test_photons_are_dealt_by_the_same_coins(tmp_path):
     _, sparse = pt.simulate_halves(pt.SimulationConfig(nphotons=1e4, object_size_px=320, n_train=1, n_test=12, seed=5))
     there = load_data(save_data(tmp_path / "scan.npz", sparse), on_disk=True)
-    found, expected = pt.hold_out(there), pt.hold_out(sparse)
-    assert found.share == expected.share < 1 and isinstance(found.amplitude, Patterns)
-    np.testing.assert_array_equal(np.asarray(found.amplitude), expected.amplitude)
-    np.testing.assert_array_equal(np.asarray(found.fitted_amplitude), expected.fitted_amplitude)
+    held, expected = pt.hold_out(there), pt.hold_out(sparse)
+    assert held.share == expected.share < 1 and isinstance(held.amplitude, Patterns)
+    np.testing.assert_array_equal(np.asarray(held.amplitude), expected.amplitude)
+    np.testing.assert_array_equal(np.asarray(held.fitted_amplitude), expected.fitted_amplitude)
 
 
 def test_hardly_any_memory(tmp_path):
@@ -160,9 +160,9 @@ def test_hardly_any_memory(tmp_path):
 def test_the_benchmark_of_a_large_scan(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
     words = ["--gigabytes", "0.01", "--side", "64", "--iterations", "8", "--limit-gib", "1"]
-    found = importlib.import_module("large_scan").main(words)
-    assert found["ssim"] > 0.6 and found["iterations"] == 8
-    assert found["imports_bytes"] < found["peak_bytes"] < 2**30
+    record = importlib.import_module("large_scan").main(words)
+    assert record["ssim"] > 0.6 and record["iterations"] == 8
+    assert record["imports_bytes"] < record["peak_bytes"] < 2**30
 
 
 def test_a_file_that_changes_is_not_half_believed(scan, tmp_path):

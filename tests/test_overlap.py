@@ -48,10 +48,10 @@ SCAN = make_positions("fermat", 400, (352, 608, 32, 608), seed=1)
 def test_overlap_of_two_disks(d, linear, area):
     places = np.array([[0.0, 0.0], [0.0, d]])
     pair = OverlapView("pair", places, np.array([[0, 1]]), np.arange(2), 0.0, 1)
-    found = seed_overlap(pair, 30.0)
-    assert found == pytest.approx({"linear": linear, "area": area}, abs=5e-4)
-    found = centre_overlap(places, 30.0)
-    assert found == pytest.approx({"linear": linear, "area": area, "partners": float(d < 30)}, abs=5e-4)
+    overlap = seed_overlap(pair, 30.0)
+    assert overlap == pytest.approx({"linear": linear, "area": area}, abs=5e-4)
+    overlap = centre_overlap(places, 30.0)
+    assert overlap == pytest.approx({"linear": linear, "area": area, "partners": float(d < 30)}, abs=5e-4)
     if d:
         assert image_overlap(places, 30.0, 1) == pytest.approx({"linear": linear, "area": area, "removed": 0}, abs=5e-4)
 
@@ -60,8 +60,8 @@ def test_a_place_visited_again_counts_once():
     again = np.concatenate([SCAN, SCAN[::3], SCAN[::5]])
     view, doubled = (make_view("all", at, QUICK, gridsize=1) for at in (SCAN, again))
     assert len(doubled.groups) == len(SCAN) and len(np.unique(again[doubled.patterns], axis=0)) == len(SCAN)
-    found, expected = image_overlap(again, 25.0), image_overlap(SCAN, 25.0)
-    assert found["removed"] == len(again) - len(SCAN) and found["area"] == pytest.approx(expected["area"])
+    overlap, expected = image_overlap(again, 25.0), image_overlap(SCAN, 25.0)
+    assert overlap["removed"] == len(again) - len(SCAN) and overlap["area"] == pytest.approx(expected["area"])
     assert overlap_report(view, 25.0)["seed_to_members"] is None
 
 
@@ -157,9 +157,9 @@ def test_each_violation_has_its_sentence(spoil, said, scans, tmp_path):
     path = folder / "nphotons=1e4" / "test.npz"
     write_arrays(path, **{k: np.asarray(v, np.float32) if k == "diff3d" and v.dtype == np.float32 else v
                           for k, v in spoil(read_arrays(path)).items()})
-    found = validate_data(folder)
-    assert any("its checksum differs" in text for text in found)
-    assert any(said in text and "nphotons=1e4/test.npz" in text for text in found), found
+    violations = validate_data(folder)
+    assert any("its checksum differs" in text for text in violations)
+    assert any(said in text and "nphotons=1e4/test.npz" in text for text in violations), violations
 
 
 def test_a_view_that_lies_about_its_groups_is_found(scans):
@@ -298,15 +298,15 @@ def test_the_steps_from_the_shell(tmp_path, capsys):
     assert main(["overlap", "reconstruct", study, "--methods", "no_network,networks"]) == 0
     said = capsys.readouterr().out
     assert "no_network, network_sparse, refined_sparse" in said and "supervised absent: not trained yet" in said
-    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("study/nphotons=1e4/made/*")}
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("study/nphotons=1e4/made/*")}
     assert main(["overlap", "reconstruct", study, "--methods", "no_network,networks"]) == 0
-    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert {path: path.stat().st_mtime_ns for path in written} == written
     assert main(["overlap", "reconstruct", study, "--methods", "no_network"]) == 0
     record = read_json(tmp_path / "study" / "nphotons=1e4" / "reconstructions.json", dict)
     assert record["made"] == ["no_network", "network_sparse", "refined_sparse"] and "supervised" in record["absent"]
     (job / "wts.h5.zip").touch()  # trained again: what was made of it is made again, and nothing else
     assert main(["overlap", "reconstruct", study, "--methods", "no_network,networks"]) == 0
-    changed = {path.stem for path in made if path.stat().st_mtime_ns != made[path]}
+    changed = {path.stem for path in written if path.stat().st_mtime_ns != written[path]}
     assert changed == {"network_sparse", "refined_sparse"}
     assert main(["overlap", "compare", study]) == 0
     manifest = read_json(tmp_path / "study" / "comparison_manifest.json", dict)
@@ -360,7 +360,7 @@ def test_the_comparison_killed_at_random_moments_goes_on_to_the_same_table(tmp_p
         assert finished.items() <= there.items(), "what was done is neither lost nor made again"
         finished = there
     assert start("killed").wait() == 0
-    assert all(path.stat().st_mtime_ns == made for path, made in finished.items())
+    assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
     timings = ["seconds", "cpu_seconds", "training_cpu_seconds"]
     folders = [tmp_path / name for name in ("whole", "killed")]
     tables = [pd.read_csv(folder / "comparison_metrics.csv").drop(columns=timings) for folder in folders]

@@ -107,8 +107,8 @@ def test_a_dose_in_gray_by_a_coefficient_and_by_a_formula(monkeypatch):
     with pytest.raises(InputError, match=r"ptycho_nb\[gray\]"):
         pt.plan(**WANTED, material="Si")
     electrons = pt.Geometry(energy_ev=3e5, particle="electron", object_pixel_m=2e-11)
-    made = pt.plan(resolution_px=3, phase_rad=0.1, geometry=electrons, material=1.0)
-    assert made.dose_gray is None and any("photons only" in note for note in made.notes)
+    planned = pt.plan(resolution_px=3, phase_rad=0.1, geometry=electrons, material=1.0)
+    assert planned.dose_gray is None and any("photons only" in note for note in planned.notes)
 
 
 GOOD = {"resolution_px": 3}

@@ -68,23 +68,23 @@ def test_the_gradient_is_that_of_the_likelihood(likelihood):
 
 
 def test_wrong_positions_are_found_again(wrong):
-    scan, exact_px, found = wrong
-    assert found.info["positions"]["kept"]
-    assert error_px(found.positions_px, exact_px) < 0.2 < 0.5 < error_px(scan.positions_px, exact_px)
-    assert "positions moved by" in moves_in_words(found)
+    scan, exact_px, refined = wrong
+    assert refined.info["positions"]["kept"]
+    assert error_px(refined.positions_px, exact_px) < 0.2 < 0.5 < error_px(scan.positions_px, exact_px)
+    assert "positions moved by" in moves_in_words(refined)
 
 
 def test_a_common_shift_is_not_made_up(wrong):
-    scan, _, found = wrong
+    scan, _, refined = wrong
     fitted = np.setdiff1d(np.arange(scan.n_patterns), validation_indices(scan.n_patterns, 0.1, 0))
-    np.testing.assert_allclose(np.mean((found.positions_px - scan.positions_px)[fitted], axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(np.mean((refined.positions_px - scan.positions_px)[fitted], axis=0), 0, atol=1e-9)
 
 
 def test_the_result_is_whole(wrong):
-    scan, _, found = wrong
-    assert predict_amplitudes(found).shape == scan.diff3d.shape
-    moved_back = replace(found, positions_px=scan.positions_px)
-    errors = [np.mean((predict_amplitudes(result) - scan.diff3d) ** 2) for result in (found, moved_back)]
+    scan, _, refined = wrong
+    assert predict_amplitudes(refined).shape == scan.diff3d.shape
+    moved_back = replace(refined, positions_px=scan.positions_px)
+    errors = [np.mean((predict_amplitudes(result) - scan.diff3d) ** 2) for result in (refined, moved_back)]
     assert errors[0] < errors[1]
 
 
@@ -102,21 +102,21 @@ def test_a_validation_pattern_never_judges_a_position_that_it_chose():
 
 def test_exact_positions_stay():
     scan, exact_px = make_scan(1e5, "defocused", 0.0)
-    found = refine_positions(scan, iterations=ITERATIONS)
-    assert error_px(found.positions_px, exact_px) <= 0.1
-    assert found.info["positions"]["kept"] or np.array_equal(found.positions_px, exact_px)
+    refined = refine_positions(scan, iterations=ITERATIONS)
+    assert error_px(refined.positions_px, exact_px) <= 0.1
+    assert refined.info["positions"]["kept"] or np.array_equal(refined.positions_px, exact_px)
 
 
 @pytest.mark.parametrize("wrong_px", [0.0, 0.2])
 def test_at_low_dose_the_given_positions_stay_unless_the_validation_patterns_are_sure(wrong_px):
     scan, _ = make_scan(1e4, "disk", wrong_px)
-    found = refine_positions(scan, iterations=ITERATIONS)
-    record = found.info["positions"]
+    refined = refine_positions(scan, iterations=ITERATIONS)
+    record = refined.info["positions"]
     nll = record["validation_nll_per_pixel"]
     assert record["kept"] == (nll["given"] - nll["refined"] > 2 * record["gain_standard_error"])
     assert record["rms_move_px"] > 0.2 and not record["kept"]  # the moves are noise, and are seen to be
-    assert np.array_equal(found.positions_px, scan.positions_px)
-    assert "kept as given" in moves_in_words(found)
+    assert np.array_equal(refined.positions_px, scan.positions_px)
+    assert "kept as given" in moves_in_words(refined)
 
 
 def test_no_position_leaves_a_given_object():

@@ -37,16 +37,16 @@ def shipped():
 def test_it_improves_objects_that_it_has_never_seen(shipped, kind, probe, gain):
     scan = small_scan(kind, probe)
     validation = validation_indices(scan.n_patterns, 0.1, 0)
-    found = amortised(scan, shipped, held=hold_out(scan, validation))
-    assert ssim(found, scan) > ssim(estimate(scan, held=hold_out(scan, validation)), scan) + gain
+    result = amortised(scan, shipped, held=hold_out(scan, validation))
+    assert ssim(result, scan) > ssim(estimate(scan, held=hold_out(scan, validation)), scan) + gain
 
 
 @pytest.mark.parametrize("nphotons", [1e3, 1e5, 1e7, 1e9])
 def test_it_costs_nothing_at_any_dose(shipped, nphotons):
     scan = small_scan(nphotons=nphotons)
     validation = validation_indices(scan.n_patterns, 0.1, 0)
-    found = amortised(scan, shipped, held=hold_out(scan, validation))
-    assert ssim(found, scan) > ssim(estimate(scan, held=hold_out(scan, validation)), scan) - 5e-4
+    result = amortised(scan, shipped, held=hold_out(scan, validation))
+    assert ssim(result, scan) > ssim(estimate(scan, held=hold_out(scan, validation)), scan) - 5e-4
 
 
 def test_every_pattern_is_used_by_some_split(shipped):
@@ -61,10 +61,10 @@ def test_every_pattern_is_used_by_some_split(shipped):
 def test_it_starts_the_refinement(shipped):
     scan = small_scan(n=120)
     validation = validation_indices(scan.n_patterns, 0.1, 0)
-    found = amortised(scan, shipped, held=hold_out(scan, validation))
-    refined = estimate(scan, held=hold_out(scan, validation), start=found)
+    result = amortised(scan, shipped, held=hold_out(scan, validation))
+    refined = estimate(scan, held=hold_out(scan, validation), start=result)
     kept = refined.info["chosen"]["nll_per_pixel"]
-    assert kept <= min(found.info["validation_nll_per_pixel"].values()) + 1e-6
+    assert kept <= min(result.info["validation_nll_per_pixel"].values()) + 1e-6
 
 
 def test_a_turned_scan_gives_the_turned_object(shipped):
@@ -79,15 +79,15 @@ def test_a_turned_scan_gives_the_turned_object(shipped):
     straight, turned = (
         replace(view, base=replace(view.base, object=part(view.base.object, k), coverage=part(view.base.coverage, k)),
                 steps=tuple(part(step, k) for step in view.steps)) for k in (0, 1))
-    found = [correct(item, shipped.network) for item in (straight, turned)]
-    np.testing.assert_allclose(np.rot90(found[1], -1), found[0], atol=1e-4)
+    corrected = [correct(item, shipped.network) for item in (straight, turned)]
+    np.testing.assert_allclose(np.rot90(corrected[1], -1), corrected[0], atol=1e-4)
 
 
 def test_a_probe_that_is_not_known_is_refined_first(shipped):
     scan = small_scan(n=120, nphotons=1e6)
     wrong = replace(scan, probe=make_probe("defocused", 64), metadata={})
-    found = amortised(wrong, shipped)
-    assert np.linalg.norm(found.probe / np.linalg.norm(found.probe) - wrong.probe / np.linalg.norm(wrong.probe)) > 0.05
+    image = amortised(wrong, shipped)
+    assert np.linalg.norm(image.probe / np.linalg.norm(image.probe) - wrong.probe / np.linalg.norm(wrong.probe)) > 0.05
 
 
 def test_one_graph_computes_what_the_layers_compute():

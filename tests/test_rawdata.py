@@ -81,14 +81,14 @@ REFUSALS = {
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_breach_of_the_contract_is_refused(case, tmp_path):
-    changes, key, found = REFUSALS[case]
+    changes, key, fault = REFUSALS[case]
     path = tmp_path / "scan.npz"
     np.savez(path, **{name: array for name, array in {**contract(), **changes}.items() if array is not None})
     with pytest.raises(InputError) as refused:
         RawData.load(path)
     error = refused.value
     assert str(path) in error.what and key in error.what
-    assert found in str(error.found)
+    assert fault in str(error.found)
     assert str(error.expected) and error.remedy.endswith((".", "?"))
     assert os.listdir(tmp_path) == ["scan.npz"]
 
@@ -267,9 +267,9 @@ def test_a_file_of_ptychopinn_has_its_patterns_last(n, tmp_path, caplog):
     theirs = {"diffraction": np.moveaxis(scan.diff3d, 0, -1), "probeGuess": scan.probe, "objectGuess": scan.object,
               "xcoords_start": scan.positions_px[:, 1], "ycoords_start": scan.positions_px[:, 0]}
     np.savez(tmp_path / "theirs.npz", **theirs)
-    found = pt.load_data(tmp_path / "theirs.npz")
-    np.testing.assert_array_equal(found.diff3d, scan.diff3d)
-    np.testing.assert_array_equal(found.positions_px, scan.positions_px)
+    data = pt.load_data(tmp_path / "theirs.npz")
+    np.testing.assert_array_equal(data.diff3d, scan.diff3d)
+    np.testing.assert_array_equal(data.positions_px, scan.positions_px)
     assert "'xcoords_start', 'ycoords_start' read as the positions" in caplog.text
     assert ("the light tells: patterns lie along the last axis" in caplog.text) == (n == 64)
     caplog.clear()

@@ -59,13 +59,13 @@ def make_arm(folder: Path, finished: bool = True, **parameters) -> Path:
     _, test = simulate_halves(simulation)
     validation = validation_indices(test.n_patterns, 0.1, seeds["validation_seed"])
     smoothing_px = (2.0 if parameters["loss"] == "mae" else 0.7,)
-    made = {"network": estimate(test, held=hold_out(test, validation), smoothing_px=smoothing_px, iterations=8),
-            "no_network": estimate(test, held=hold_out(test, validation), iterations=8)}
-    metrics = {name: compare(item, test.truth) | {"seconds": item.seconds} for name, item in made.items()}
+    results = {"network": estimate(test, held=hold_out(test, validation), smoothing_px=smoothing_px, iterations=8),
+               "no_network": estimate(test, held=hold_out(test, validation), iterations=8)}
+    metrics = {name: compare(item, test.truth) | {"seconds": item.seconds} for name, item in results.items()}
     metrics["network"]["training"] = {"kept_epoch": 2, "precision": "float32"}
-    metrics["data_fit"] = {name: data_fit(item, test, validation) for name, item in made.items()}
+    metrics["data_fit"] = {name: data_fit(item, test, validation) for name, item in results.items()}
     write_json(arm / "metrics.json", metrics)
-    save_reconstructions(arm / "reconstruction.npz", **made)
+    save_reconstructions(arm / "reconstruction.npz", **results)
     finish_arm(arm)
     return arm
 
@@ -279,8 +279,8 @@ def test_six_panels_show_what_the_arms_hold(finished):
             scores = read_json(arm / "metrics.json")["network"]["amplitude"]
             written = axes.texts[0].get_text()
             assert f"SSIM {scores['ssim']:.3f}" in written and f"FRC50 {scores['frc50']:.2f}" in written
-            made = load_reconstructions(arm / "reconstruction.npz")["network"]
-            aligned = np.abs(aligned_pair(made, halves_of(arm)[1].truth)[0])
+            result = load_reconstructions(arm / "reconstruction.npz")["network"]
+            aligned = np.abs(aligned_pair(result, halves_of(arm)[1].truth)[0])
             side = axes.images[0].get_array().shape[0]
             top, left = ((length - side) // 2 for length in aligned.shape)
             np.testing.assert_array_equal(axes.images[0].get_array(), aligned[top : top + side, left : left + side])
@@ -446,8 +446,8 @@ def test_dark_pixels_pull_the_absolute_error_down(finished):
 
 def test_halves_of_a_scan_are_compared_with_the_seeds(copied):
     for arm in copied.glob("nphotons=1e4*"):
-        made = load_reconstructions(arm / "reconstruction.npz")["no_network"]
-        y0, y1, x0, x1 = region = covered_region(made)
+        result = load_reconstructions(arm / "reconstruction.npz")["no_network"]
+        y0, y1, x0, x1 = region = covered_region(result)
         write_arrays(arm / "deviation.npz", amplitude_deviation=np.full((y1 - y0, x1 - x0), 0.02, np.float32) +
                      np.arange(x1 - x0, dtype=np.float32) * 1e-6, region_px=np.array(region))
         finish_arm(arm)

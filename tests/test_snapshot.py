@@ -20,9 +20,9 @@ GRID = GridConfig(n_patterns=120)
 
 
 def make_arm(folder, recorded=1e5, learned=9.9):
-    made = {"study": {"name": "photon_grid"}, "grid": GRID, "data": {"file": "grid/photons_1e5.npz"},
-            "model": ModelConfig(gridsize=1), "training": TrainingConfig(nepochs=2)}
-    arm = start_arm(folder, {"nphotons": recorded, "seed": 0}, **made)
+    facts = {"study": {"name": "photon_grid"}, "grid": GRID, "data": {"file": "grid/photons_1e5.npz"},
+             "model": ModelConfig(gridsize=1), "training": TrainingConfig(nepochs=2)}
+    arm = start_arm(folder, {"nphotons": recorded, "seed": 0}, **facts)
     photon_grid(arm / "grid", (1e3, 1e5), GRID)
     scan = load_data(arm / "grid" / "photons_1e5.npz")
     result = estimate(scan, iterations=5)

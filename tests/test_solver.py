@@ -57,9 +57,9 @@ def test_the_compiled_gradient_is_the_textbook_one(likelihood, fractional, preci
     canvas, corners = rng.integers(0, 3, M), rng.integers(0, 14, (M, 2))
     remainder = rng.uniform(-0.5, 0.5, (M, 2)).astype(np.float32) if fractional else None
     layout = Layout(N, corners, objects.shape, remainder, canvas)
-    found = scan_gradient(objects, probe, amplitude, layout, np.arange(M), likelihood, for_probe=True, chunk=8)
+    gradients = scan_gradient(objects, probe, amplitude, layout, np.arange(M), likelihood, for_probe=True, chunk=8)
     expected = textbook_gradient(objects, probe, amplitude, canvas, corners, remainder, likelihood)
-    for one, other in zip(found[:3], expected, strict=True):
+    for one, other in zip(gradients[:3], expected, strict=True):
         assert np.max(np.abs(one - other)) < 1e-5 * np.max(np.abs(other))
 
 
@@ -138,9 +138,9 @@ def test_photons_judge_overlapping_patterns_as_well(dense):
 
 def test_the_pretrained_network_is_judged_by_photons_too(lone):
     network = Pretrained(build_corrector(8), {})  # corrects nothing
-    found = amortised(lone, network, splits=1, orientations=1)
-    assert found.info["validation_photons"] == pytest.approx(0.1) and found.info["error_beyond_noise"] < 0.05
-    assert rms_error(found, lone) == pytest.approx(rms_error(estimate(lone), lone), rel=1e-3)
+    result = amortised(lone, network, splits=1, orientations=1)
+    assert result.info["validation_photons"] == pytest.approx(0.1) and result.info["error_beyond_noise"] < 0.05
+    assert rms_error(result, lone) == pytest.approx(rms_error(estimate(lone), lone), rel=1e-3)
 
 
 def test_settings_for_groups_of_lone_patterns(lone):

@@ -124,14 +124,14 @@ def test_training_lowers_the_loss_at_1e4_photons(trained):
 
 
 def test_a_nan_ends_the_training_with_the_best_weights(scans, trained, monkeypatch):
-    plain, made = PtychoDataContainer.batch, []
+    plain, of_training = PtychoDataContainer.batch, []
     seed = derive_seeds(TRAINING.seed)["validation_seed"]
     validation = validation_indices(scans[0].n_patterns, TRAINING.validation_fraction, seed)
 
     def poisoned(container, rows):
         arrays = plain(container, rows)
-        made.append(not np.array_equal(container.targets[:, 0], validation))
-        if sum(made) == 20:  # in the second epoch: 108 groups are fourteen training batches
+        of_training.append(not np.array_equal(container.targets[:, 0], validation))
+        if sum(of_training) == 20:  # in the second epoch: 108 groups are fourteen training batches
             arrays["target"][0, 0, 0, 0] = np.nan
         return arrays
 

@@ -672,17 +672,17 @@ def test_a_subclass_has_to_say_what_it_computes():
 
 def test_rungs_are_switched_on_and_the_goodness_follows():
     explorer = MeasuredExplorer()
-    seen, pictures = [explorer.state.goodness.ratio], [explorer.image.value]
+    ratios, pictures = [explorer.state.goodness.ratio], [explorer.image.value]
     for name, value in {"masked": True, "background": True, "modes": 2}.items():
         started = time.process_time()
         explorer.controls[name].value = value
         assert explorer.state.preview and getattr(explorer.state, name) == value and not explorer.message
         assert time.process_time() - started < 5  # a quarter of a second once everything is compiled
         explorer.settle()
-        seen.append(explorer.state.goodness.ratio)
+        ratios.append(explorer.state.goodness.ratio)
         pictures.append(explorer.image.value)
     assert not explorer.state.preview and len(set(pictures)) == 4
-    assert seen[1] < 0.5 * seen[0] and seen[2] < 0.8 * seen[1] and seen[3] < seen[2]
+    assert ratios[1] < 0.5 * ratios[0] and ratios[2] < 0.8 * ratios[1] and ratios[3] < ratios[2]
     assert len(explorer.state.image.modes) == 2 and np.isnan(explorer.state.residuals.of_pixel[25, 30])
     believed, sharp = explorer.state.goodness.ratio, explorer.state.image.object
     explorer.set(prior="total variation")
