@@ -12,6 +12,7 @@ import pytest
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, TrainingConfig
 from ptycho_nb.data.formats import load_data, save_data
 from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.diagnosis import measurement
 from ptycho_nb.diagnosis.measurement import judge_results
 from ptycho_nb.diagnosis.model_checks import canvas_findings, canvas_report, lost_share
 from ptycho_nb.diagnosis.reading import read_subject
@@ -25,6 +26,7 @@ from ptycho_nb.physics.scans import validation_indices
 from ptycho_nb.runs.arm_scan import scan_of_arm
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.held_out import hold_out
+from ptycho_nb.solvers.residuals import residual_maps
 from ptycho_nb.solvers.result import load_reconstructions, save_reconstructions
 
 CONFIG = SimulationConfig(nphotons=1e5, probe_kind="defocused", object_size_px=192, object_phase=True, n_train=80,
@@ -387,7 +389,7 @@ def test_a_scan_that_is_not_to_be_believed_fails_the_command(arrays, tmp_path, c
     assert "not to be believed" in said and "(20, 41)" in said and "nothing stands against" not in said
 
 
-def test_a_fault_names_itself_after_a_training_as_well(scans, arm, tmp_path):
+def test_a_fault_names_itself_after_a_training_as_well(scans, arm, tmp_path, monkeypatch):
     """The results of an arm are judged as they are: one was spoilt by a hot pixel, both by a mixed-up pattern."""
     test = scans[1]
     faulty = test.diff3d.copy()
@@ -404,6 +406,12 @@ def test_a_fault_names_itself_after_a_training_as_well(scans, arm, tmp_path):
     assert "network: The fit is not to be believed" in told and "no network: The fit" not in told
     assert re.search(r"residuals sit in \d+ pixels? of the detector: \(y, x\) = \(20, 41\)", told)
     assert judged.numbers["no_network"]["ratio"] < 1.6 < judged.numbers["network"]["ratio"]
+    mapped = []
+    monkeypatch.setattr(measurement, "residual_maps",
+                        lambda result, *others: mapped.append(result) or residual_maps(result, *others))
+    judge_results(dict(reversed(results.items())), faulty, held.patterns)
+    assert mapped[-1] is results["network"]  # its remedy comes from its own residuals
+    monkeypatch.undo()
     other = judge_results({"no_network": results["no_network"]}, faulty, held.patterns)
     assert any(re.search(r"strongest at patterns?.* 30\b", finding.what) for finding in other.findings), other.findings
     save_reconstructions(changed(arm, tmp_path / "arm") / "reconstruction.npz", network=results["network"])

@@ -148,6 +148,7 @@ def test_a_build_that_was_stopped_is_no_study_and_is_made_again(scans, tmp_path)
     (lambda a: a | {"diff3d": np.square(a["diff3d"])}, "it holds intensities, not amplitudes"),
     (lambda a: a | {"diff3d": 1.1 * a["diff3d"]}, "its squares are not whole"),
     (lambda a: a | {"diff3d": a["diff3d"][:-1]}, "diff3d has the shape"),
+    (lambda a: a | {"ycoords": a["ycoords"][:-1]}, "diff3d has the shape"),
     (lambda a: a | {"xcoords": a["xcoords"] + 1}, "other positions than at the lowest dose"),
     (lambda a: a | {"ycoords": a["ycoords"] - 80}, "other positions than at the lowest dose"),
 ])
@@ -160,6 +161,14 @@ def test_each_violation_has_its_sentence(spoil, said, scans, tmp_path):
     violations = validate_data(folder)
     assert any("its checksum differs" in text for text in violations)
     assert any(said in text and "nphotons=1e4/test.npz" in text for text in violations), violations
+
+
+def test_scans_without_positions_at_every_dose_are_named(tmp_path):
+    build_data(tmp_path / "spoilt", SMALL)
+    for path in (tmp_path / "spoilt").glob("nphotons=*/test.npz"):
+        write_arrays(path, **{key: values for key, values in read_arrays(path).items() if key != "xcoords"})
+    told = "\n".join(validate_data(tmp_path / "spoilt"))
+    assert all(f"nphotons={dose}/test.npz: key xcoords is missing" in told for dose in ("1e3", "1e4"))
 
 
 def test_a_view_that_lies_about_its_groups_is_found(scans):

@@ -111,10 +111,12 @@ def judge_results(
     for name, result in reconstructions.items():
         fit = goodness(result, held)
         judgement.numbers[name] = fit.to_dict()
-        if not judgement.figure:
-            residuals = residual_maps(result, data, np.setdiff1d(np.arange(data.n_patterns), useless))
+        is_first = not judgement.figure
+        if not is_first and fit.is_sound:
+            continue
+        residuals = residual_maps(result, data, np.setdiff1d(np.arange(data.n_patterns), useless))
+        findings = residual_findings(fit, residuals, name)
+        judgement.findings += findings if is_first else findings[:1]
+        if is_first:
             judgement.figure = plot_residuals(residuals)
-            judgement.findings += residual_findings(fit, residuals, name)
-        else:
-            judgement.findings += residual_findings(fit, residuals, name)[: not fit.is_sound]
     return judgement

@@ -249,11 +249,14 @@ def validate_data(
             path = dose_folder(folder, dose) / f"{half}.npz"
             arrays = read_arrays(path)
             said = scan_violations(arrays, dose, design.N)
-            if {"xcoords", "ycoords"} <= set(arrays):
-                at = np.column_stack([arrays["ycoords"], arrays["xcoords"]])
+            y, x = arrays.get("ycoords"), arrays.get("xcoords")
+            if y is not None and x is not None and y.shape == x.shape:
+                at = np.column_stack([y, x])
                 if not np.array_equal(places.setdefault(half, at), at):
                     said.append("other positions than at the lowest dose")
             violations += [f"{path.relative_to(folder)}: {text}" for text in said]
+    if set(places) != set(HALVES):  # said above
+        return violations
     violations += [f"train and test: {text}" for text in split_violations(places["train"], places["test"], design.N)]
     for name, groups in read_arrays(folder / "views.npz").items():
         half, view = name.split("_", 1)
