@@ -3,7 +3,7 @@
     import ptycho_nb as pt
 
     scan = pt.load_data("scan.npz")
-    image = pt.amortised(scan)  # or pt.estimate(scan): no network
+    image = pt.estimate(scan)  # or pt.reconstruct(scan): with the pretrained network, if unseen counts prefer it
 
 Everything that a first look needs is here. The wings hold the rest, each imports only from those above it in this list:
 
@@ -13,10 +13,11 @@ data                     a scan and its checks, other programs' files, simulatio
 solvers                  the likelihood solver, counts held out, the estimate, positions, LSQML; what they return
 network                  generators, training, inference, the pretrained network: the only wing that loads TensorFlow
 analysis                 metrics and pictures
-runs                     one experiment, one folder
+runs                     one run of a study (an arm), one folder
 diagnosis                what is wrong with a scan or a result, in words
 studies                  many experiments, their statistics and reports; how few photons are enough; plans
 explorers                widgets for JupyterLab
+cli                      the command ptycho-nb
 """
 __version__ = "0.1.0"
 

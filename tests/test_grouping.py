@@ -34,7 +34,7 @@ def test_neighbours_equal_brute_force():
     np.testing.assert_array_equal(nearest_neighbours(positions, 7), np.argsort(distance, axis=1)[:, :7])
 
 
-def test_nobody_is_his_own_neighbour_even_at_shared_positions():
+def test_no_pattern_is_its_own_neighbour_even_at_shared_positions():
     positions = np.random.default_rng(1).integers(0, 6, (500, 2)).astype(float)  # about 14 patterns at each place
     for count in (1, 3, 20):
         neighbours = nearest_neighbours(positions, count)

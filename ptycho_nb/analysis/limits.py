@@ -142,7 +142,7 @@ def _noise_power(deviation: np.ndarray, shape: tuple[int, int]) -> float:
 
 def correlation_of_snr(
     snr: np.ndarray,  # (rings,): ratio of signal and noise power with all photons
-    halves: bool = False,  # between images of either half of the photons, or with the truth
+    halves: bool = False,  # between the images of two halves of the photons, or with the truth
 ) -> np.ndarray:  # (rings,)
     "The ring correlation that a ratio of signal to noise gives."
     if halves:
@@ -153,7 +153,7 @@ def correlation_of_snr(
 def predicted_frc(
     image: np.ndarray,  # (h, w), real: amplitude or phase of the object
     deviation: np.ndarray,  # (h, w): limit of the standard deviation of each pixel
-    halves: bool = False,  # between images of either half of the photons, or with the truth
+    halves: bool = False,  # between the images of two halves of the photons, or with the truth
 ) -> dict[str, np.ndarray]:  # as `frc` returns it, and 'snr'
     "The ring correlation that noise at the limit gives."
     frequency, power = object_power(image)

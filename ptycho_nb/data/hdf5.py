@@ -51,7 +51,7 @@ def _opened(path: Path) -> h5py.File:
 
 
 class Links:
-    "What stands in an HDF5 file by name, wherever its links lead."
+    "What stands in an HDF5 file by name; links are followed, but not out of its folder."
 
     def __init__(
         self,

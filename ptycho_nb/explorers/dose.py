@@ -29,7 +29,7 @@ from ..solvers.steps import Problem, solve
 from .controls import slider
 from .explorer import Explorer, scan_of
 from .panels import Panels, Place, PositionMap, number_table, photon_image, show_photons
-from .thinned_dose import ThinnedPanels, ThinnedScan, ThinnedState, dose_controls
+from .thinned_dose import ThinnedPanels, ThinnedScan, ThinnedState, thinned_controls
 
 # %% auto #0
 __all__ = ['DoseState', 'DosePanels', 'simulation_controls', 'SimulatedScan', 'DoseExplorer']
@@ -223,17 +223,17 @@ class DoseExplorer(Explorer):
         **settings: Any,  # where the controls start, see `DoseState`, or of one's own scan `ThinnedState`
     ) -> None:
         if data is None:
-            self.scan, controls = SimulatedScan(N, object_kind, object_seed), simulation_controls()
+            self.doses, controls = SimulatedScan(N, object_kind, object_seed), simulation_controls()
             fixed: dict[str, Any] = {"N": N, "object_kind": object_kind, "object_seed": object_seed}
         else:
             scan = scan_of(data)
-            self.scan, self.panels_type, controls = ThinnedScan(scan, full), ThinnedPanels, dose_controls()
+            self.doses, self.panels_type, controls = ThinnedScan(scan, full), ThinnedPanels, thinned_controls()
             fixed = {"data_path": scan.source} if Path(scan.source).is_file() else {}
         super().__init__(controls, settings, fixed)
 
     def compute(self, settings: Mapping[str, Any], preview: bool = False) -> DoseState | ThinnedState:
         "What is recovered at a dose; in a preview after a few steps of the solver."
-        return self.scan.compute(settings, preview)
+        return self.doses.compute(settings, preview)
 
     def reading(self, place: Place) -> str:
         "On the object, the pattern that is nearest as well."

@@ -27,7 +27,7 @@ from .controls import slider
 from .panels import Panels, number_table
 
 # %% auto #0
-__all__ = ['SIDES', 'ThinnedState', 'ThinnedPanels', 'dose_controls', 'ThinnedScan']
+__all__ = ['SIDES', 'ThinnedState', 'ThinnedPanels', 'thinned_controls', 'ThinnedScan']
 
 # %% ../../nbs/9_explorers/48_thinned_dose.ipynb #39dec689
 SIDES = ("left", "right")
@@ -99,7 +99,7 @@ _MOST_PIXELS, _LEAST_PATTERNS = 1.0e6, 80  # measured pixels of the part that is
 _PREVIEW = 4  # iterations
 
 
-def dose_controls() -> dict[str, ipywidgets.ValueWidget]:
+def thinned_controls() -> dict[str, ipywidgets.ValueWidget]:
     "A dose and a method for either side."
     controls: dict[str, ipywidgets.ValueWidget] = {}
     for side, percent in zip(SIDES, (100.0, 1.0), strict=True):
@@ -190,10 +190,10 @@ class ThinnedScan:
         "Both sides."
         percents = {side: settings[f"{side}_percent"] for side in SIDES}
         views = {side: self.image(percents[side], settings[f"{side}_network"], preview) for side in SIDES}
-        origins = {side: how for side, (_, how) in views.items()}
+        how_made = {side: how for side, (_, how) in views.items()}
         images = {side: image for side, (image, _) in views.items()}
         return ThinnedState(
-            **settings, preview="preview" in origins.values(), images=images, made=origins,
+            **settings, preview="preview" in how_made.values(), images=images, made=how_made,
             photons={side: percent / 100 * self.scan.nphotons_mean for side, percent in percents.items()},
             agreement={side: self._agreement(images[side], percents[side]) for side in SIDES},
             pixel_size_m=self.scan.pixel_size_m)

@@ -29,7 +29,7 @@ FACTORS = {"best": (2.76, 2.50), "no_network": (2.88, 2.61)}  # of amplitude and
 
 @stopping("nothing is kept; start it again.")
 def uncertainty(data: RawData, result: Reconstruction, *, seed: int = 0) -> Intervals:
-    """The 90 % interval of the amplitude and of the phase of every pixel, from images of either half of the photons.
+    """The 90 % interval of the amplitude and of the phase of every pixel, from images of two halves of the photons.
 
     The measurement is taken as the result takes it: its probe, positions, detector and light. What both halves have in common,
     such as detail that smoothing has removed, they cannot show; a factor that was learned on simulated scans stands for it. So

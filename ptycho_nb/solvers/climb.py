@@ -228,14 +228,14 @@ def with_light(
     if result.light is not None or held.share < 1 or not climb.is_worth_trying("light"):
         return None
     began, every = time.perf_counter(), np.arange(climb.data.n_patterns)
-    brightness = light_of(result)
-    if not rungs.changes_of_light(brightness[held.fitted], climb.data.photons_per_pattern[held.fitted]):
+    ratios = light_of(result)
+    if not rungs.changes_of_light(ratios[held.fitted], climb.data.photons_per_pattern[held.fitted]):
         return None
     light = np.ones(len(every))
     for iterations in (FEW, climb.further):  # a few tell whether it is worth more
-        light = light * brightness / np.mean((light * brightness)[held.fitted])
+        light = light * ratios / np.mean((light * ratios)[held.fitted])
         result = climb.fit(replace(climb.refined, light=light), start=result, refine_probe=True, iterations=iterations)
-        brightness = light_of(result)
+        ratios = light_of(result)
         after = _deviances_by_halves(result, held)
         if not judge(held.deviances(climb.result), after)[2]:
             break

@@ -32,7 +32,7 @@ from .steps import Problem, Step, solve, solve_jointly
 SMOOTHING_PX = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 # %% auto #0
-__all__ = ['SMOOTHING_PX', 'check_positions', 'check_far_field', 'smooth_correction', 'Found', 'Fit', 'place_start',
+__all__ = ['SMOOTHING_PX', 'check_positions', 'check_far_field', 'smooth_correction', 'BestSoFar', 'Fit', 'place_start',
            'light_scale', 'orthogonal_modes', 'prepare', 'probe_moved', 'fit_scan']
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #3da9c94d
@@ -126,8 +126,8 @@ def smooth_correction(
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #c13e3b3c
 @dataclass
-class Found:
-    "A problem under way, and the object and the probe under which the held-out counts are most likely so far."
+class BestSoFar:
+    "The object and the probe of a problem under which the held-out counts are most likely so far."
 
     problem: Problem
     held: HeldOut
@@ -146,7 +146,7 @@ class Found:
         self,
         step: Step,
     ) -> Self:
-        "A fit that holds this step for the best, as it is."
+        "A fit that takes this step to be the best, as it is."
         alone = copy(self)
         alone._remember(step, step.objects, np.nan, 0.0)
         return alone
@@ -174,7 +174,7 @@ class Found:
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #6bd97343
 @dataclass
-class Fit(Found):
+class Fit(BestSoFar):
     "What looks at every step of a solver: smooths it as the held-out counts prefer, and keeps it if they prefer it."
 
     smoothing_px: tuple[float, ...] = SMOOTHING_PX  # widths to choose from, ascending

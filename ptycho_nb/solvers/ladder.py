@@ -87,7 +87,7 @@ class Known:
     live: bool | Live = False  # shows the fits while they are made
 
     def is_worth_trying(self, name: str) -> bool:
-        "Not if it brought too little the last time, and not without end."
+        "Not if it brought too little the last time, and three times at most."
         tried = [rung for rung in self.rungs if rung.name == name]
         needed = max(self.shown(LEAST_GAIN[name]), SURE * tried[-1].error) if tried else 0.0
         return len(tried) < _MOST_TIMES and (not tried or tried[-1].gain > needed)

@@ -173,7 +173,7 @@ def wrong_probe_sentences(
         worst = wrong.loc[wrong["loss"].idxmax()]
         free = ", ".join(wrong.loc[~wrong["beyond_chance"], "error"])
         right = group.loc[group["error"] == "right", "mean"].iloc[0]
-        text = (f"{_NAMES.get(method, method)}, {part}: {score} {right:.3f} with the right probe; the dearest error is "
+        text = (f"{_NAMES.get(method, method)}, {part}: {score} {right:.3f} with the right probe; the costliest error is "
                 f"{worst['error']}, which costs {worst['loss']:.3f} ({worst['low']:.3f} to {worst['high']:.3f})")
         said.append(f"{text}; no loss beyond chance: {free}." if free else f"{text}; every error costs something.")
     return said
