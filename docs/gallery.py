@@ -127,19 +127,52 @@ def run_study(path: Path, scratch: Path) -> dict[str, Any]:
     return json.loads(output.read_text(encoding="utf-8"))
 
 
+def sources(notebook: dict[str, Any], kind: str) -> list[str]:
+    "The text of all cells of a kind."
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def stale(study: dict[str, Any], copy: dict[str, Any]) -> str:
+    "In which kind of cells an executed copy is not the study: 'code', 'markdown', or neither."
+    return next((kind for kind in ("code", "markdown") if sources(study, kind) != sources(copy, kind)), "")
+
+
+def with_text_of(study: dict[str, Any], copy: dict[str, Any]) -> dict[str, Any]:
+    "An executed copy with the Markdown cells of its study, whose code is the same."
+    executed = iter([cell for cell in copy["cells"] if cell["cell_type"] == "code"])
+    cells = [dict(cell, metadata={}) if cell["cell_type"] == "markdown" else next(executed) for cell in study["cells"]]
+    return copy | {"cells": cells}
+
+
+def put_text(studies: list[Path], out: Path) -> int:
+    "The studies' Markdown into their copies; the number of those that have to be run."
+    to_run = 0
+    for path in studies:
+        study, copy = (json.loads(place.read_text(encoding="utf-8")) for place in (path, out / path.name))
+        if stale(study, copy) == "code":
+            print(f"{path.stem}: its code has changed: make gallery NAMES={path.stem}")
+            to_run += 1
+        elif stale(study, copy):
+            (out / path.name).write_text(as_text(with_text_of(study, copy)), encoding="utf-8")
+            print(f"{path.stem}: text put in")
+    return to_run
+
+
 def main() -> int:
     studies = sorted((ROOT / "studies_nbs").glob("*.ipynb"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = ", ".join(path.stem for path in studies)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"studies to run (default: all): {names}")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "gallery", help="where the executed copies go")
+    parser.add_argument("--text", action="store_true", help="run nothing: put changed Markdown cells into the copies")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.names) - {path.stem for path in studies}):
         parser.error(f"no study {unknown[0]!r} in studies_nbs")
+    studies = [path for path in studies if not arguments.names or path.stem in arguments.names]
+    if arguments.text:
+        return 1 if put_text(studies, arguments.out) else 0
     failures = []
     for path in studies:
-        if arguments.names and path.stem not in arguments.names:
-            continue
         began = time.perf_counter()
         print(f"{path.stem} … ", end="", flush=True)
         try:

@@ -193,6 +193,31 @@ def test_a_page_has_one_title_and_shows_no_directive():
 # What the gallery keeps
 
 
+@pytest.mark.parametrize("path", sorted((gallery.ROOT / "studies_nbs").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_gallery_shows_the_study_as_it_is(path):
+    study, copy = (json.loads(place.read_text(encoding="utf-8"))
+                   for place in (path, gallery.ROOT / "docs" / "gallery" / path.name))
+    assert not gallery.stale(study, copy), f"make gallery NAMES={path.stem}, or python docs/gallery.py --text"
+
+
+def test_changed_text_goes_into_an_executed_copy_and_changed_code_does_not(tmp_path):
+    study = {"cells": [{"cell_type": "markdown", "source": ["new"], "metadata": {"tags": ["x"]}},
+                       {"cell_type": "code", "source": ["1 + 1"], "metadata": {}, "outputs": []},
+                       {"cell_type": "markdown", "source": ["more"], "metadata": {}}]}
+    executed = {"cell_type": "code", "source": ["1 + ", "1"], "metadata": {}, "outputs": ["2"]}
+    copy = {"cells": [{"cell_type": "markdown", "source": ["old"], "metadata": {}}, executed], "nbformat": 4}
+    (tmp_path / "out").mkdir()
+    for path, notebook in ((tmp_path / "a.ipynb", study), (tmp_path / "out" / "a.ipynb", copy)):
+        path.write_text(json.dumps(notebook))
+    assert gallery.stale(study, copy) == "markdown" and gallery.put_text([tmp_path / "a.ipynb"], tmp_path / "out") == 0
+    kept = json.loads((tmp_path / "out" / "a.ipynb").read_text())
+    assert not gallery.stale(study, kept) and kept["cells"][1] == executed and kept["cells"][0]["metadata"] == {}
+    study["cells"][1]["source"] = ["2 + 2"]
+    (tmp_path / "a.ipynb").write_text(json.dumps(study))
+    assert gallery.put_text([tmp_path / "a.ipynb"], tmp_path / "out") == 1
+    assert json.loads((tmp_path / "out" / "a.ipynb").read_text()) == kept
+
+
 def test_the_gallery_keeps_nothing_of_this_machine():
     result = {
         "output_type": "execute_result",
