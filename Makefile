@@ -61,8 +61,9 @@ photon-grid: $(READY)  ## the photon grid in small, a baseline on it and every m
 photon-grid-full: $(READY)  ## the whole grid (1.7 GB) and the baseline of 50 epochs (5 minutes of one core)
 	@$(BIN)/ptycho-nb run-arm studies_nbs/photon_grid.ipynb runs/photon-grid-full -p profile full -p precision $(PRECISION)
 
-pretrained: $(READY)  ## train the network that comes with the package anew (about half an hour)
-	@$(BIN)/ptycho-nb run-arm studies_nbs/pretrain.ipynb runs/pretrained --again -p profile full
+pretrained: $(READY)  ## go on training the network that comes with the package (half an hour; SEED=3: another set of scans)
+	@$(BIN)/ptycho-nb run-arm studies_nbs/pretrain.ipynb runs/pretrained --again -p profile full -p start_from package \
+		-p learning_rate 7e-4 -p seed $(or $(SEED),2)
 	@cp runs/pretrained/amortised.npz ptycho_nb/weights/amortised.npz
 
 test: $(READY)  ## every check and every test (about 11 minutes on 2 cores)

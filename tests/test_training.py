@@ -222,8 +222,8 @@ from ptycho_nb.network.inference import reconstruct
 from ptycho_nb.data.scan import RawData
 
 bundle, scan, result = sys.argv[1:]
-made = reconstruct(RawData.load(scan), load_bundle(bundle))
-np.savez(result, object=made.object, probe=made.probe, coverage=made.coverage)
+image = reconstruct(RawData.load(scan), load_bundle(bundle))
+np.savez(result, object=image.object, probe=image.probe, coverage=image.coverage)
 """
 
 

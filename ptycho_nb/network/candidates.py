@@ -35,7 +35,7 @@ __all__ = ['Round', 'rounds_after', 'Candidate', 'preferred', 'choose', 'familia
 
 # %% ../../nbs/4_network/72_candidates.ipynb #ef8888ad
 _SHARES = {"estimate": 0.0, "network by half": 0.5, "network": 1.0}  # of the network's correction
-_WITH_PRIOR = "estimate with a prior"
+_BY_HALF, _WITH_PRIOR = "network and prior by half", "estimate with a prior"
 _STEPS = 6  # of the likelihood, after smoothing
 _MOST_ROUNDS = 6
 _NOTICED = 0.002  # of the deviance
@@ -185,9 +185,9 @@ def _judged(data: RawData, views: list[SolverView], corrections: list[np.ndarray
     "The objects of the chosen candidate, of each split, and the table."
     objects, deviances, first = {}, {}, views[0]
 
-    def judge_all(name: str, made: list[np.ndarray]) -> None:
-        objects[name] = made
-        deviances[name] = np.concatenate([_deviances(view, object) for view, object in zip(views, made, strict=True)])
+    def judge_all(name: str, of_splits: list[np.ndarray]) -> None:
+        objects[name] = of_splits
+        deviances[name] = np.concatenate([_deviances(view, object) for view, object in zip(views, of_splits, strict=True)])
 
     for name, share in _SHARES.items():
         judge_all(name, [view.base.object + np.float32(share) * more for view, more in zip(views, corrections, strict=True)])
@@ -200,12 +200,13 @@ def _judged(data: RawData, views: list[SolverView], corrections: list[np.ndarray
     smoothed = [_deviances(first, object) for done in rounds for object in (done.smooth, done.sharp)]
     best_so_far = min([so_far, *smoothed], key=np.mean)
     if judge(best_so_far, _deviances(first, with_prior))[0] > 0:
-        made = [with_prior, *(_with_prior(data, view, steps) for view in views[1:])]
-        judge_all("network and prior by half", [(one + other) / 2 for one, other in zip(objects["network"], made, strict=True)])
-        judge_all(_WITH_PRIOR, made)
+        of_splits = [with_prior, *(_with_prior(data, view, steps) for view in views[1:])]
+        halves = [(one + other) / 2 for one, other in zip(objects["network"], of_splits, strict=True)]
+        judge_all(_BY_HALF, halves)
+        judge_all(_WITH_PRIOR, of_splits)
     else:
-        for name, made in _smoothed(data, views, objects["network"], rounds):
-            judge_all(name, made)
+        for name, of_splits in _smoothed(data, views, objects["network"], rounds):
+            judge_all(name, of_splits)
     return objects[preferred(deviances)], choose(deviances)
 
 # %% ../../nbs/4_network/72_candidates.ipynb #d43f2233
@@ -292,10 +293,10 @@ def reconstruct(
                                                              splits=splits, seed=seed, progress=progress)
     objects, table = _judged(modelled, views, corrections, measured)
     image, first = merged(views, objects), replace(views[0].base, object=objects[0])
-    found = goodness(first, views[0].held)
+    judged = goodness(first, views[0].held)
     error = float(np.mean([view.error for view in views]))
     info: dict[str, Any] = {"candidates": [asdict(row) for row in table], "chosen": next(row.name for row in table if row.chosen),
                             "splits": len(views), "familiarity": familiarity(table, error),
-                            "goodness": asdict(found), "verdict": found.verdict}
+                            "goodness": asdict(judged), "verdict": judged.verdict}
     return replace(image, method="best", info=info, seconds=time.perf_counter() - wall,
                    cpu_seconds=time.process_time() - cpu)

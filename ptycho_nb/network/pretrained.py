@@ -50,9 +50,9 @@ def excess_error(
     held: HeldOut,  # what it was not fitted to
 ) -> float:  # relative, rms over the object; 0 where noise explains everything
     "The error of an estimate that the counts held out see beyond their noise."
-    found = goodness(base, held)
+    judged = goodness(base, held)
     counts = np.square(held.amplitude if base.detector is None else held.amplitude[:, base.detector.good])
-    return float(np.sqrt(max(found.deviance - found.expected, 0.0) / np.mean(counts)))
+    return float(np.sqrt(max(judged.deviance - judged.expected, 0.0) / np.mean(counts)))
 
 # %% ../../nbs/4_network/45_pretrained.ipynb #69d00fad
 @dataclass(frozen=True, eq=False)
@@ -134,8 +134,8 @@ def correct(
     total = np.zeros((*padded.shape[:2], 2), np.float32)
     for k in orientations:
         turned = np.rot90(padded, k // 2)[:, :: 1 - 2 * (k % 2)]
-        made = np.asarray(ops.convert_to_numpy(network(np.ascontiguousarray(turned[None]))))[0]
-        total += np.rot90(made[:, :: 1 - 2 * (k % 2)], -(k // 2))
+        change = np.asarray(ops.convert_to_numpy(network(np.ascontiguousarray(turned[None]))))[0]
+        total += np.rot90(change[:, :: 1 - 2 * (k % 2)], -(k // 2))
     total = total[:height, :width] * view.scale[..., None] / len(orientations)
     correction = np.where(view.base.coverage > 0, total[..., 0] + 1j * total[..., 1], 0)
     return (view.base.object + correction).astype(np.complex64)
@@ -367,9 +367,9 @@ def amplitude_deviation(
     "The standard deviation of a reconstruction's amplitude, from reconstructions of random halves of the photons."
     rng, solver = np.random.default_rng(seed), solver or partial(amortised, splits=1)
     half_lit = replace(data, detector=None if data.detector is None else data.detector.dimmed(0.5))
-    found = [solver(replace(half_lit, diff3d=half)) for _ in range(deals) for half in deal_photons(data.diff3d, 0.5, rng)]
-    region = common_region(*found)
-    amplitudes = [np.abs(result.crop_to(region).object) for result in found]
+    results = [solver(replace(half_lit, diff3d=half)) for _ in range(deals) for half in deal_photons(data.diff3d, 0.5, rng)]
+    region = common_region(*results)
+    amplitudes = [np.abs(result.crop_to(region).object) for result in results]
     amplitudes = [amplitude / amplitude.mean() * np.abs(amplitudes[0]).mean() for amplitude in amplitudes]
     differences = [first - second for first, second in zip(amplitudes[::2], amplitudes[1::2], strict=True)]
     return np.sqrt(np.mean(np.square(differences), axis=0) / 4).astype(np.float32), region

@@ -23,14 +23,15 @@ from ..data.simulation import generate_simulated_data
 from ..machine import cores
 from ..physics.forward import Layout, scan_amplitudes
 from ..physics.objects import make_object
-from ..physics.probes import defocused_probe, disk_probe, normalise_probe
-from ..physics.scans import make_positions, nearest_pixel, validation_indices
-from ..solvers.held_out import HELD_OUT, hold_out
+from ..physics.probes import defocused_probe, disk_probe, normalise_probe, probe_diameter_px
+from ..physics.scans import make_positions, nearest_pixel
+from ..solvers.held_out import hold_out
 from .pretrained import Pretrained, SolverView, build_corrector, solver_view
 
 # %% ../../nbs/4_network/75_pretraining.ipynb #89fbd1a5
 _N = 64
-_KINDS = {"lines": 0.56, "shapes": 0.2, "points": 0.12, "diagonals": 0.12}  # share of each
+_KINDS = {"lines": 0.52, "shapes": 0.12, "polygons": 0.1, "points": 0.08, "diagonals": 0.08, "cells": 0.06, "lattice": 0.04}
+_APART = 0.12  # share of scans whose patterns hardly touch
 _OBJECT_PX = 392  # objects are made at this size, so that their structure is that of the studies, and then cut
 
 
@@ -48,7 +49,10 @@ def random_object(
 
     pattern = structure()
     low, high = 0.5, 1.0
-    if rng.random() < 0.4:
+    contrast = rng.random()
+    if contrast < 0.05:
+        low = 1 - 10 ** rng.uniform(-1.7, -0.7)
+    elif contrast < 0.4:
         low = rng.uniform(0.1, 0.8)
         high = min(1.0, low + rng.uniform(0.2, 0.8))
     chance, phase = rng.random(), 0.0
@@ -80,21 +84,35 @@ def random_probe(
     return normalise_probe(np.fft.fftshift(np.fft.ifft2(pupil)))[0]
 
 
+def _random_positions(
+    rng: np.random.Generator,
+    probe: np.ndarray,  # complex64 (64, 64)
+) -> tuple[np.ndarray, int]:  # float64 (M, 2), whole px; side of the sample, px
+    "A scan of some 120 × 120 px, as dense as twenty patterns on every pixel or so wide that they hardly touch."
+    inner_px, first = int(rng.integers(112, 145)), _N // 2
+    last = first + inner_px - 1
+    if rng.random() < _APART:
+        step_px = rng.uniform(0.85, 1.15) * probe_diameter_px(probe)
+        places = np.arange(first, last, step_px)
+        positions_px = np.stack(np.meshgrid(places, places, indexing="ij"), -1).reshape(-1, 2)
+        positions_px += rng.uniform(0, 0.1) * step_px * rng.uniform(-1, 1, positions_px.shape)
+        return np.floor(np.clip(positions_px, first, last) + 0.5), inner_px + _N
+    density = 10 ** rng.uniform(-2.9, -1.5) if rng.random() < 0.5 else rng.uniform(0.012, 0.026)  # patterns per px²
+    kind = str(rng.choice(["random", "jittered", "fermat"], p=[0.8, 0.1, 0.1]))
+    positions_px = make_positions(kind, max(24, int(density * inner_px**2)), (first, last, first, last), int(rng.integers(2**31)))
+    return np.floor(positions_px + 0.5), inner_px + _N
+
+
 def random_scan(
     seed: int,  # another seed, another scan
 ) -> RawData:  # with its truth
-    "A simulated scan of some 120 × 120 px with everything drawn at random."
+    "A simulated scan with everything drawn at random."
     rng = np.random.default_rng([seed, 47])
-    inner_px = int(rng.integers(112, 145))
-    density = 10 ** rng.uniform(-2.9, -1.5) if rng.random() < 0.5 else rng.uniform(0.012, 0.026)  # patterns per px²
+    probe = random_probe(rng)
+    positions_px, size_px = _random_positions(rng, probe)
     exponent = rng.choice([rng.uniform(3, 6), rng.uniform(3.7, 4.5), rng.uniform(6, 9)], p=[0.7, 0.15, 0.15])
-    first = _N // 2
-    kind = str(rng.choice(["random", "jittered", "fermat"], p=[0.8, 0.1, 0.1]))
-    region = (first, first + inner_px - 1, first, first + inner_px - 1)
-    positions_px = make_positions(kind, max(24, int(density * inner_px**2)), region, int(rng.integers(2**31)))
     config = SimulationConfig(nphotons=float(10**exponent), noise_seed=int(rng.integers(2**31)))
-    sample, probe = random_object(rng, inner_px + _N), random_probe(rng)
-    return generate_simulated_data(config, sample, probe, np.floor(positions_px + 0.5))
+    return generate_simulated_data(config, random_object(rng, size_px), probe, positions_px)
 
 # %% ../../nbs/4_network/75_pretraining.ipynb #e531bdfa
 def truth_like(
@@ -127,7 +145,7 @@ def make_example(
 ) -> Example | None:  # None: the scan is smaller than that, or its estimate so far off that nothing can be learned
     "Simulate a scan, let the solver look at it, and cut out a square."
     scan, rng = random_scan(seed), np.random.default_rng([seed, 48])
-    view = solver_view(scan, hold_out(scan, validation_indices(scan.n_patterns, HELD_OUT, seed)))
+    view = solver_view(scan, hold_out(scan, seed=seed))
     base, truth = view.base, truth_like(view, scan)
     height, width = base.object.shape
     if min(height, width) < size_px:
@@ -153,8 +171,8 @@ def make_examples(
 ) -> Iterator[Example]:  # in the order of the seeds, whatever the number of processes
     "The examples of many scans, less those from which nothing can be learned."
     if processes == 1:
-        made = map(make_example, seeds)
-        yield from (example for example in made if example is not None)
+        examples = map(make_example, seeds)
+        yield from (example for example in examples if example is not None)
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), _use_one_thread) as pool:
         for example in pool.map(make_example, seeds, chunksize=8):
@@ -231,10 +249,13 @@ def pretrain(
     depth: int = 1,  # residual blocks, as in `build_corrector`
     precision: str = "float32",  # of the convolutions, or "bfloat16"
     seed: int = 0,
+    start: Pretrained | None = None,  # go on from these weights, of the same size; None: random ones
     progress: Callable[[int, float], None] | None = None,  # called with the step and the mean loss so far
 ) -> Pretrained:
     "Train a corrector; `RuntimeError` if the loss is no longer a number."
     network = build_corrector(n_filters, depth, precision, seed)
+    if start is not None:
+        network.set_weights(start.network.get_weights())
     warm = min(100, steps // 4)
     schedule = keras.optimizers.schedules.CosineDecay(0.0, max(1, steps - warm), warmup_target=learning_rate, warmup_steps=warm)
     network.compile(keras.optimizers.Adam(schedule, global_clipnorm=1.0), loss=corrector_loss,
@@ -248,9 +269,9 @@ def pretrain(
         if progress is not None:
             progress(step + 1, losses[-1])
 
-    watch = keras.callbacks.LambdaCallback(on_train_batch_end=after)
-    network.fit(_Crops(examples, steps, batch_size, crop_px, seed), epochs=1, shuffle=False, verbose=0, callbacks=[watch])
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=after)
+    network.fit(_Crops(examples, steps, batch_size, crop_px, seed), epochs=1, shuffle=False, verbose=0, callbacks=[callback])
     about = {"examples": len(examples), "steps": steps, "batch_size": batch_size, "crop_px": crop_px,
              "learning_rate": learning_rate, "n_filters": n_filters, "depth": depth, "precision": precision, "seed": seed,
-             "backend": keras.backend.backend(), "mean_loss": losses[-1]}
+             "backend": keras.backend.backend(), "mean_loss": losses[-1], "start": None if start is None else start.about}
     return Pretrained(network, about)

@@ -50,11 +50,11 @@ class Prior(NamedTuple):
 
         parts, sigma = np.stack([object.real, object.imag], axis=-1), self.share * noise
         if self.name == TOTAL_VARIATION:
-            found = denoise_tv_chambolle(parts, self.strength * sigma, channel_axis=-1)
+            smooth = denoise_tv_chambolle(parts, self.strength * sigma, channel_axis=-1)
         else:
-            found = denoise_nl_means(parts, patch_size=5, patch_distance=7, h=self.strength * sigma, sigma=sigma, fast_mode=True,
+            smooth = denoise_nl_means(parts, patch_size=5, patch_distance=7, h=self.strength * sigma, sigma=sigma, fast_mode=True,
                                      channel_axis=-1)
-        return (found[..., 0] + 1j * found[..., 1]).astype(np.complex64)
+        return (smooth[..., 0] + 1j * smooth[..., 1]).astype(np.complex64)
 
 
 PRIORS = NON_LOCAL_MEANS, TOTAL_VARIATION = "non-local means", "total variation"
