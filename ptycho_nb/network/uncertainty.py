@@ -33,8 +33,8 @@ def uncertainty(data: RawData, result: Reconstruction, *, seed: int = 0) -> Inte
 
     The measurement is taken as the result takes it: its probe, positions, detector and light. What both halves have in common,
     such as detail that smoothing has removed, they cannot show; a factor that was learned on simulated scans stands for it. So
-    nine tenths is what the intervals aim at: of twelve simulated scans of other kinds they held .94 of the pixels in the mean,
-    between .76 and 1.00 of a single one, and less where photons are fewest.
+    nine tenths is what the intervals aim at: of twelve simulated scans of other kinds they held .95 of the pixels in the mean,
+    between .79 and 1.00 of a single one, and less where photons are fewest.
 
     Parameters
     ----------
