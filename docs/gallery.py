@@ -148,12 +148,14 @@ def put_text(studies: list[Path], out: Path) -> int:
     "The studies' Markdown into their copies; the number of those that have to be run."
     to_run = 0
     for path in studies:
-        study, copy = (json.loads(place.read_text(encoding="utf-8")) for place in (path, out / path.name))
+        study = json.loads(path.read_text(encoding="utf-8"))
+        kept = out / path.name
+        copy = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"cells": []}
         if stale(study, copy) == "code":
             print(f"{path.stem}: its code has changed: make gallery NAMES={path.stem}")
             to_run += 1
         elif stale(study, copy):
-            (out / path.name).write_text(as_text(with_text_of(study, copy)), encoding="utf-8")
+            kept.write_text(as_text(with_text_of(study, copy)), encoding="utf-8")
             print(f"{path.stem}: text put in")
     return to_run
 

@@ -212,6 +212,8 @@ def test_changed_text_goes_into_an_executed_copy_and_changed_code_does_not(tmp_p
     assert gallery.stale(study, copy) == "markdown" and gallery.put_text([tmp_path / "a.ipynb"], tmp_path / "out") == 0
     kept = json.loads((tmp_path / "out" / "a.ipynb").read_text())
     assert not gallery.stale(study, kept) and kept["cells"][1] == executed and kept["cells"][0]["metadata"] == {}
+    (tmp_path / "new.ipynb").write_text(json.dumps(study))
+    assert gallery.put_text([tmp_path / "new.ipynb"], tmp_path / "out") == 1  # it was never run
     study["cells"][1]["source"] = ["2 + 2"]
     (tmp_path / "a.ipynb").write_text(json.dumps(study))
     assert gallery.put_text([tmp_path / "a.ipynb"], tmp_path / "out") == 1
