@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -53,8 +53,7 @@ def latencies(page: Page, explorer: Explorer, steps: int) -> dict[str, list[floa
             low, now, high = (float(handle.get_attribute(f"aria-value{end}")) for end in ("min", "now", "max"))
             key = "ArrowLeft" if now >= high else "ArrowRight" if now <= low else key  # back from either end
             times.append(page.evaluate(FOLLOW, [handle.element_handle(), image, key]))
-            page.wait_for_timeout(350)  # longer than the pause after which a preview is completed
-            expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=PATIENCE_MS)
+            explorer.settled()  # a preview is completed before the next step
     return times_of
 
 

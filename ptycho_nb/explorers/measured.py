@@ -58,7 +58,8 @@ def faulty_scan(
 
 # %% ../../nbs/9_explorers/45_measured.ipynb #661f2d44
 SMOOTHINGS = "none", "Gaussian", *PRIORS
-_MOST_PATTERNS, _ITERATIONS, _JOINT, _PREVIEW = 100, 15, 30, 4  # _JOINT: iterations where the probe is refined as well
+_MOST_PATTERNS, _ITERATIONS, _JOINT = 100, 15, 30  # _JOINT: iterations where the probe is refined as well
+_PREVIEW, _JOINT_PREVIEW = 4, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +157,8 @@ class MeasuredExplorer(Explorer):
             "masked": ipywidgets.Checkbox(value=False, description="mask bad pixels", tooltip=f"{int(bad.sum())} pixels"),
             "background": ipywidgets.Checkbox(value=False, description="background"),
             "probe_refined": ipywidgets.Checkbox(value=False, description="refine the probe", tooltip="together with the object"),
-            "modes": slider("probe modes", 1, 1, 3, tooltip="more than one are refined with the object"),
+            "modes": ipywidgets.Dropdown(options=(1, 2, 3), description="probe modes",
+                                         tooltip="more than one are refined with the object"),
             "defocus_rad": slider("refocus / rad", 0.0, -6.0, 6.0, 0.5),
             "prior": ipywidgets.Dropdown(options=SMOOTHINGS, description="prior", tooltip="of the object"),
         }
@@ -177,8 +179,9 @@ class MeasuredExplorer(Explorer):
         "Fit the scan with the model of these settings."
         data, refined = self._modelled(settings), settings["probe_refined"] or settings["modes"] > 1
         widths = SMOOTHING_PX if settings["prior"] == "Gaussian" else (0.0,)
-        iterations = _PREVIEW if preview else _JOINT if refined else _ITERATIONS
-        image = fit_scan(data, self._held_out, refine_probe=refined, iterations=iterations, smoothing_px=widths, progress=False)
+        whole, fast = (_JOINT, _JOINT_PREVIEW) if refined else (_ITERATIONS, _PREVIEW)
+        image = fit_scan(data, self._held_out, refine_probe=refined, iterations=fast if preview else whole, smoothing_px=widths,
+                         progress=False)
         if settings["prior"] in PRIORS:
             smooth = Prior(settings["prior"], 1.0, 1.5).smoothed(image.object, photon_noise(image))
             image = replace(image, object=smooth)

@@ -63,13 +63,14 @@ _LOSSES = ("train_loss", "val_loss", "test_loss")
 
 
 def _span(values: np.ndarray, logarithmic: bool) -> tuple[float, float] | None:
-    "Limits with room around the finite values; None if there are none."
+    "Limits around the finite values, with room above them for a legend; None if there are none."
     finite = values[np.isfinite(values) & ((values > 0) | (not logarithmic))]
     if not len(finite):
         return None
     low, high = (np.log(part) if logarithmic else part for part in (finite.min(), finite.max()))
     margin = max(0.06 * (high - low), 1e-3 * max(abs(low), abs(high)), 1e-12)
-    return tuple(float(np.exp(edge) if logarithmic else edge) for edge in (low - margin, high + margin))
+    legend = 0.5 * (high - low) + margin
+    return tuple(float(np.exp(edge) if logarithmic else edge) for edge in (low - margin, high + margin + legend))
 
 # %% ../../nbs/9_explorers/60_monitor.ipynb #7b1da76f
 class MonitorPanels(Panels):
