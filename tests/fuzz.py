@@ -5,6 +5,7 @@ A finding is whatever else happens: another exception, more than ten seconds, or
 import argparse
 import io
 import json
+import logging
 import random
 import resource
 import shutil
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ptycho_nb.config import InputError, SimulationConfig
-from ptycho_nb.data.formats import load_data, save_data
+from ptycho_nb.data.formats import load_data, read_table, save_data
 from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.files import read_json, write_arrays, write_json
 from ptycho_nb.physics.geometry import Geometry
@@ -172,6 +173,26 @@ def make_layout(folder: Path, name: str):
     if name == "scan.mat":
         scipy.io.savemat(folder / name, ptylab | {"ptychogram": counts.transpose(1, 2, 0)})
         return folder / name
+    if name == "product.npz":
+        with h5py.File(folder / "product_dp.hdf5", "w") as file:
+            file["dp"] = counts
+        np.savez(folder / name, name=json.dumps({"text": "scan"}), probe_energy_eV=8800.0,
+                 detector_object_distance_m=1.9,
+                 probe=scan.probe[None], probe_pixel_width_m=5e-8, probe_pixel_height_m=5e-8,
+                 object=np.ones((1, 160, 160)) + 0.1j * np.eye(160), object_center_x_m=there_m[:, 1].mean(),
+                 object_center_y_m=there_m[:, 0].mean(), probe_position_x_m=there_m[:, 1],
+                 probe_position_y_m=there_m[:, 0])
+        return folder / name
+    if name == "master.h5":
+        with h5py.File(folder / "master_data_000001.h5", "w") as file:
+            file["entry/data/data"] = counts
+        with h5py.File(folder / name, "w") as file:
+            file["entry/data/data_000001"] = h5py.ExternalLink("master_data_000001.h5", "/entry/data/data")
+            file.update({f"entry/instrument/detector/{key}": value for key, value in {
+                "detector_distance": 1.9, "x_pixel_size": 75e-6, "y_pixel_size": 75e-6, "beam_center_x": 16.0,
+                "beam_center_y": 15.0, "detectorSpecific/photon_energy": 8800.0,
+                "detectorSpecific/pixel_mask": np.zeros((32, 32), np.uint32)}.items()})
+        return folder / name
     if name == "scan.raw":
         np.ones((4, 130, 128), "<f4").tofile(folder / name)
         return folder / name
@@ -191,7 +212,8 @@ def make_layout(folder: Path, name: str):
 
 
 def load_with_pixel(path: Path):
-    return load_data(path, step=4.0 if path.suffix == ".raw" else None, geometry=Geometry(object_pixel_m=2e-10))
+    return load_data(path, step=4.0 if path.suffix == ".raw" or path.stem == "master" else None,
+                     geometry=Geometry(object_pixel_m=2e-10))
 
 
 def make_probe(folder: Path):
@@ -226,6 +248,11 @@ def make_grid(folder: Path):
 def make_table(folder: Path):
     (folder / "arms.csv").write_text("nphotons,loss,seed\n1e9,nll,1\n1e4,mae,2\n")
     return folder / "arms.csv"
+
+
+def make_positions_table(folder: Path):
+    (folder / "scan.csv").write_text("k,x_um,y_um\n" + "".join(f"{k},{0.1 * k},{2e-3 * k}\n" for k in range(9)))
+    return folder / "scan.csv"
 
 
 def make_bundle(folder: Path):
@@ -300,7 +327,9 @@ READERS = {
     **{name: (lambda folder, name=name: make_layout(folder, name), of_bytes, load_data)
        for name in ("ptylab.h5", "scan.ptyd", "scan.emd", "scan.mat")},
     **{name: (lambda folder, name=name: make_layout(folder, name), of_bytes, load_with_pixel)
-       for name in ("scan_dp.hdf5", "scan.raw")},
+       for name in ("scan_dp.hdf5", "scan.raw", "master.h5")},
+    "product.npz": (lambda folder: make_layout(folder, "product.npz"), of_zip, load_data),
+    "positions": (make_positions_table, of_bytes, read_table),
     "probe": (make_probe, of_zip, load_probe),
     "array": (make_array, of_npy, load_probe),
     "reconstruction": (make_reconstruction, of_zip, load_reconstructions),
@@ -373,4 +402,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    logging.disable()
     sys.exit(main())

@@ -1,6 +1,7 @@
 """Other programs' files: each layout comes back as the scan that it was, in its units; faults are named."""
 import dataclasses
 import logging
+import warnings
 
 import h5py
 import hypothesis.strategies as st
@@ -14,8 +15,10 @@ from ptycho_nb.cli import main
 from ptycho_nb.config import InputError
 from ptycho_nb.data.formats import FORMATS, load_data, save_data
 from ptycho_nb.data.windows import bin_patterns, take_window
+from ptycho_nb.data.writers import write_product
 from ptycho_nb.diagnosis.reading import read_data
 from ptycho_nb.physics.detector import Detector
+from ptycho_nb.solvers.rungs import orientations
 
 BEAMLINE = pt.Geometry(energy_ev=8800, distance_m=1.9, detector_pixel_m=75e-6)
 PIXEL_M = BEAMLINE.pixel_size_m(64)
@@ -79,8 +82,20 @@ def hxn(folder):
     return folder / "hxn.h5"
 
 
+def product_npz(folder):
+    """A product in NPZ, its attributes under prefixes, with the patterns beside it."""
+    np.savez(folder / "scan_product.npz", name="scan", comments="", probe_energy_eV=8800.0,
+             detector_object_distance_m=1.9, probe=np.stack([SCAN.probe, 0.1 * SCAN.probe])[None],
+             probe_pixel_width_m=PIXEL_M, probe_pixel_height_m=PIXEL_M, probe_position_indexes=np.arange(21),
+             probe_position_y_m=THERE_M[:, 0], probe_position_x_m=THERE_M[:, 1])
+    with h5py.File(folder / "scan_dp.hdf5", "w") as file:
+        file["dp"] = COUNTS
+    return folder / "scan_product.npz"
+
+
 LAYOUTS = {"CXI": (cxi, True), "ptypy": (ptyd, True), "patterns of a pair": (pair, False),
-           "product": (lambda folder: pair(folder, "scan_para.hdf5"), False), "PtyLab": (ptylab, False),
+           "product": (lambda folder: pair(folder, "scan_para.hdf5"), False), "product in NPZ": (product_npz, False),
+           "PtyLab": (ptylab, False),
            "NSLS-II HXN": (hxn, False)}
 
 
@@ -99,13 +114,62 @@ def test_each_layout_comes_back(name, tmp_path):
     assert np.array_equal(data.detector.good, GOOD) if has_mask else data.detector is None
     np.testing.assert_allclose(data.diff3d**2, COUNTS, atol=1e-2)
     assert np.all(data.positions_px.min(axis=0) >= 32) and np.all(data.positions_px.min(axis=0) < 33)
-    if "pair" not in name and name != "product":
+    if name not in ("patterns of a pair", "product"):
         known = (data.geometry.energy_ev, data.geometry.distance_m, data.geometry.detector_pixel_m)
         assert known == pytest.approx((8800, 1.9, 75e-6), rel=1e-8)
 
 
 def test_every_format_of_the_table_is_tested():
-    assert set(FORMATS) == {"tike", "ptycho_nb", "py4DSTEM", "EMPAD", *LAYOUTS}  # the two of electrons further down
+    assert set(FORMATS) == {"tike", "ptycho_nb", "py4DSTEM", "EMPAD", "Eiger master", *LAYOUTS}
+
+
+def eiger(folder):
+    """A master of a detector of 66 x 80 pixels that links to two files, as DECTRIS writes it."""
+    with h5py.File(folder / "scan_master.h5", "w") as file:
+        for k, part in enumerate((slice(0, 12), slice(12, None)), start=1):
+            wide = np.full((len(COUNTS[part]), 66, 80), 2**32 - 1, np.uint32)
+            wide[:, 1:65, 8:72] = COUNTS[part]
+            with h5py.File(folder / f"scan_data_{k:06}.h5", "w") as data:
+                data["entry/data/data"] = wide
+            file[f"entry/data/data_{k:06}"] = h5py.ExternalLink(f"scan_data_{k:06}.h5", "/entry/data/data")
+        detector = file.create_group("entry/instrument/detector")
+        detector.update({"detector_distance": 1.9, "x_pixel_size": 75e-6, "y_pixel_size": 75e-6, "beam_center_x": 40.2,
+                         "beam_center_y": 33.0, "detectorSpecific/photon_energy": 8800.0,
+                         "detectorSpecific/pixel_mask": np.pad(~GOOD, ((1, 1), (8, 8)), constant_values=True) * 1})
+    return folder / "scan_master.h5"
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_master_of_an_eiger_and_its_table(on_disk, tmp_path, caplog):
+    path = eiger(tmp_path)
+    with pytest.raises(InputError, match=r"positions.*none"):
+        load_data(path)
+    rows = "\n".join(f"{k},{x!r},{y!r}" for k, (y, x) in enumerate((1e9 * THERE_M).tolist()))
+    (tmp_path / "scan.csv").write_text("#trigger,x_nm,y_nm\n" + rows)
+    data = load_data(path, positions=tmp_path / "scan.csv", crop=64, on_disk=on_disk)
+    moved = np.diff(data.positions_px, axis=0) - np.diff(SCAN.positions_px, axis=0)
+    np.testing.assert_allclose(moved, 0, atol=1e-9)
+    assert data.pixel_size_m == pytest.approx(PIXEL_M, rel=1e-9) and np.array_equal(data.detector.good, GOOD)
+    np.testing.assert_allclose(np.asarray(data.diff3d)[:, GOOD] ** 2, COUNTS[:, GOOD], atol=1e-2)
+    assert "centre=(33, 33)" in caplog.text
+    (tmp_path / "scan_data_000002.h5").unlink()
+    with pytest.raises(InputError, match=r"scan_data_000002\.h5, which is not there"):
+        load_data(path, positions=tmp_path / "scan.csv")
+
+
+@pytest.mark.parametrize(("first_line", "keys"), [
+    ("k x_nm y_nm", None), ("k, x (nm), y (nm)", None), ("k;x [nm];y [nm]", None),
+    ("#k\tpiezo_x_nm\tpiezo_y_nm", "piezo_"),
+    ("", "numbers"), ("number across_nm along_nm", "numbers")])
+def test_columns_of_a_table_by_name_and_unit(first_line, keys, tmp_path):
+    np.save(tmp_path / "dp.npy", COUNTS)
+    rows = [f"{k} {x!r} {y!r}" for k, (y, x) in enumerate((1e9 * THERE_M).tolist())]
+    (tmp_path / "scan.txt").write_text("\n".join(filter(None, [first_line, *rows])))
+    keys = {"numbers": {"x": "1", "y": "2"}, "piezo_": {"x": "piezo_x", "y": "piezo_y"}}.get(keys)
+    how = {"geometry": BEAMLINE, "keys": keys, "unit": "nm" if keys and "1" in keys.values() else None}
+    assert_positions(load_data(tmp_path / "dp.npy", positions=tmp_path / "scan.txt", **how))
+    with pytest.raises(InputError, match=r"scan\.txt, columns.*\['stage_y', 'x'\]"):
+        load_data(tmp_path / "dp.npy", positions=tmp_path / "scan.txt", **how | {"keys": {"y": "stage_y"}})
 
 
 @pytest.mark.parametrize("version", ["5", "7.3"])
@@ -206,7 +270,59 @@ def test_ours_keeps_units_and_mask_of_theirs(tmp_path):
 
 @pytest.mark.parametrize("basis", [((0, 1), (1, 0), (0, 0)), ((0, -1), (1, 0), (0, 0)), ((1, 0), (0, 1), (0, 0))])
 def test_basis_vectors_decide_the_orientation(basis, tmp_path):
-    assert_positions(load_data(cxi(tmp_path, 75e-6 * np.array(basis))))
+    basis = 75e-6 * np.array(basis)
+    path = cxi(tmp_path, basis)
+    assert_positions(load_data(path))
+    with h5py.File(path, "r+") as file:  # the other way round, as the format's own page has them
+        del file["entry_1/instrument_1/detector_1/basis_vectors"]
+        file["entry_1/instrument_1/detector_1/basis_vectors"] = basis.T
+    assert_positions(load_data(path))
+    with h5py.File(path, "r+") as file:
+        file["entry_1/instrument_1/detector_1/basis_vectors"][0] = 0
+    with pytest.raises(InputError, match="basis vectors"):
+        load_data(path)
+
+
+# eight orientations
+
+
+def turned(positions, k):
+    """The positions counted in one of eight ways."""
+    positions = positions[:, ::-1] if k & 4 else positions
+    return positions * [-1 if k & 1 else 1, -1 if k & 2 else 1]
+
+
+@pytest.mark.parametrize("k", range(8))
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_reader_takes_positions_as_its_format_has_them(name, k, tmp_path, monkeypatch):
+    """And the right one is among those that the ladder tries."""
+    given = turned(SCAN.positions_px, k)
+    monkeypatch.setattr("test_formats.THERE_M", PIXEL_M * given)
+    data = load_data(LAYOUTS[name][0](tmp_path))
+    shift = data.positions_px - given
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[0], shift.shape), atol=1e-9)
+    moved = [np.diff(positions_px - SCAN.positions_px, axis=0) for _, positions_px in orientations(data.positions_px)]
+    assert sum(np.abs(each).max() < 1e-9 for each in moved) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("k", range(8))
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_eight_orientations_end_in_the_same_object(name, k, tmp_path, monkeypatch):
+    """Or in a word that it cannot be told: an estimated probe may take half a turn upon itself."""
+    config = pt.SimulationConfig(nphotons=3e5, object_size_px=176, n_train=1, n_test=120, probe_kind="defocused",
+                                 object_kind="siemens_star", object_phase=True, seed=5)
+    exact = pt.simulate_halves(config)[1]
+    for what, value in (("SCAN", exact), ("COUNTS", np.round(exact.diff3d**2).astype(np.uint16)),
+                        ("THERE_M", PIXEL_M * turned(exact.positions_px, k)), ("GOOD", np.ones((64, 64), bool))):
+        monkeypatch.setattr(f"test_formats.{what}", value)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        data = load_data(LAYOUTS[name][0](tmp_path))
+        result = pt.estimate(dataclasses.replace(data, probe=exact.probe, weaker_modes=None, metadata={}))
+    moved = np.diff(result.positions_px - exact.positions_px, axis=0)
+    is_told = any("orientation" in str(warning.message) or "positions" in str(warning.message) for warning in said)
+    assert np.abs(moved).max() < 0.3 and is_told == (k > 0), [str(each.message) for each in said]
 
 
 def test_modes_of_the_probe_are_kept(tmp_path):
@@ -406,6 +522,53 @@ def test_through_every_format_that_is_written(tmp_path):
     np.testing.assert_allclose(data.diff3d, first.diff3d, rtol=1e-6)
     np.testing.assert_allclose(data.positions_px, first.positions_px, rtol=0, atol=1e-6)
     np.testing.assert_allclose(data.probe, first.probe, rtol=1e-6)
+
+
+def test_a_result_as_a_product(tmp_path):
+    """Object, probe, positions and losses go there and back; plain h5py finds them under the documented names."""
+    config = pt.SimulationConfig(nphotons=1e5, object_size_px=160, n_train=1, n_test=40, seed=3)
+    scan = dataclasses.replace(pt.simulate_halves(config)[1], geometry=BEAMLINE, object=None, metadata={})
+    result = pt.estimate(scan, "fixed", iterations=5)
+    path = write_product(tmp_path / "result.h5", scan, result)
+    with h5py.File(path) as file:
+        object, there = file["object"], [file[f"probe_position_{axis}_m"][()] for axis in "yx"]
+        middle_m, pixel_m = [object.attrs[f"center_{axis}_m"] for axis in "yx"], object.attrs["pixel_height_m"]
+        assert object.shape[0] == 1 and file["probe"].shape == (1, 1, 64, 64) and len(file["loss_values"]) == 5
+        assert file.attrs["probe_energy_eV"] == 8800 and file["object_layer_spacing_m"].shape == (0,)
+        on_object = [(place - middle) / pixel_m + side / 2 for place, middle, side
+                     in zip(there, middle_m, object.shape[1:], strict=True)]
+    np.testing.assert_allclose(np.stack(on_object, axis=1), result.positions_px - result.origin_px, atol=1e-6)
+    again = load_data(path)
+    np.testing.assert_array_equal(again.object, result.object)
+    np.testing.assert_allclose(again.positions_px, result.positions_px - result.origin_px, atol=1e-6)
+    np.testing.assert_array_equal(again.probe, result.probe)
+    blank = load_data(write_product(tmp_path / "blank.h5", scan))
+    assert blank.object is None and h5py.File(tmp_path / "blank.h5")["object"][0, 3, 3] == 1
+    assert load_data(save_data(tmp_path / "back.cxi", blank)).geometry.detector_pixel_m == pytest.approx(75e-6)
+
+
+def test_an_object_that_does_not_fit_is_left_out_and_it_is_said(tmp_path, caplog):
+    path = pair(tmp_path, "scan_para.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["object"] = np.full((2, 400, 400), 0.9 + 0.1j)
+        file["object"][0, 3] = 1
+        middle = THERE_M.mean(axis=0)
+        file["object"].attrs.update({"pixel_width_m": PIXEL_M, "pixel_height_m": PIXEL_M, "center_y_m": middle[0],
+                                     "center_x_m": middle[1]})
+    assert load_data(path).object.shape == (400, 400) and "2 layers, which are multiplied" in caplog.text
+    assert load_data(path, crop=48).object is None
+    with h5py.File(path, "r+") as file:
+        file["object"].attrs["center_y_m"] = middle[0] + 1e-3
+    assert load_data(path).object is None and "does not lie below all patterns" in caplog.text
+
+
+def test_a_probe_of_tike_that_is_smaller_than_the_detector(tmp_path, caplog):
+    small = SCAN.probe[None, 16:48, 16:48]
+    np.savez(tmp_path / "tike.npz", data=np.fft.ifftshift(COUNTS, axes=(1, 2))[None], scan=SCAN.positions_px[None] - 32,
+             probe=small[None, None])
+    data = load_data(tmp_path / "tike.npz")
+    np.testing.assert_array_equal(data.probe[16:48, 16:48], small[0])
+    assert not data.probe[:16].any() and "a probe of 32 px for patterns of 64 px" in caplog.text
 
 
 def test_what_cannot_be_written_says_why(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 from test_formats import LAYOUTS
 
 import ptycho_nb as pt
@@ -41,6 +42,15 @@ def assert_same(from_disk, expected):
 def test_every_format_is_the_same_on_disk(name, tmp_path):
     path = LAYOUTS[name][0](tmp_path)
     assert_same(load_data(path, on_disk=True), load_data(path, on_disk=False))
+
+
+def test_a_matlab_file_may_be_open_twice(scan, tmp_path):
+    counts = np.round(scan.diff3d**2).transpose(1, 2, 0)
+    scipy.io.savemat(tmp_path / "scan.mat", {"ptychogram": counts, "dxd": 75e-6, "zo": 1.9,
+                                             "encoder": 5e-8 * scan.positions_px, "wavelength": 1.4e-10})
+    first = load_data(tmp_path / "scan.mat", on_disk=True)
+    assert_same(first, load_data(tmp_path / "scan.mat", on_disk=False))
+    assert_same(load_data(tmp_path / "scan.mat", on_disk=True), load_data(tmp_path / "scan.mat"))
 
 
 @pytest.mark.parametrize("suffix", ["npy", "emd", "raw"])

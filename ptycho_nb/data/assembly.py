@@ -19,6 +19,7 @@ from ..physics.detector import Detector, shifted_counts
 from ..physics.geometry import Geometry
 from ..physics.patterns import Patterns
 from ..physics.probes import estimated_probe
+from ..physics.scans import nearest_pixel
 from ..rows import rows_at, runs_of
 from .contract import LARGE_BYTES
 from .hdf5 import in_si
@@ -46,6 +47,8 @@ class Recording:
     probe: np.ndarray | None = None  # complex (…, h, w)
     is_amplitude: bool = False  # square roots of counts
     in_corner: bool = False  # zero frequency
+    object: np.ndarray | None = None  # complex (H, W)
+    object_centre_m: tuple[float, float] = (0.0, 0.0)  # (y, x): its middle, (H/2, W/2) px, among the positions
     readout_noise: float = 0.0  # of an integrating detector: standard deviation, photons
     metadata: dict = field(default_factory=dict)
     keeps: Any = None  # what has to stay open as long as the counts are read
@@ -102,7 +105,9 @@ def _square_window(shape: tuple[int, int], source: str) -> tuple[int, tuple[int,
 def _lies_in_corner(recording: Recording) -> bool:
     "Whether zero frequency lies in the corner of the patterns: where the light is."
     _, block = next(recording.blocks())
-    mean = np.nan_to_num(np.maximum(block[:32].astype(np.float64), 0), posinf=0).mean(axis=0)
+    told = block[:32] if block.dtype.kind != "u" or block.dtype.itemsize == 1 else \
+        np.where(block[:32] == np.iinfo(block.dtype).max, 0, block[:32])  # the gaps of a detector are no light
+    mean = np.nan_to_num(np.maximum(told.astype(np.float64), 0), posinf=0).mean(axis=0)
     mean = np.minimum(mean, np.quantile(mean, 0.999))  # hot pixels decide nothing
     height, width = mean.shape
     middle = mean[height // 4 : height - height // 4, width // 4 : width - width // 4].sum()
@@ -257,6 +262,31 @@ def _positions_px(recording: Recording, side: int, geometry: Geometry | None) ->
     return in_si(positions, recording.unit, f"{source}, unit of the positions") / pixel_m
 
 
+def _with_detector_pixel(geometry: Geometry | None, side: int) -> Geometry | None:
+    "The geometry with the pixel of the detector that follows from wavelength, distance and the pixel on the sample."
+    if geometry is None or geometry.is_complete or None in (geometry.wavelength_m, geometry.distance_m, geometry.object_pixel_m):
+        return geometry
+    return replace(geometry, detector_pixel_m=geometry.wavelength_m * geometry.distance_m / (side * geometry.object_pixel_m))
+
+
+def _object_and_origin(recording: Recording, positions_px: np.ndarray, side: int,
+                       geometry: Geometry | None) -> tuple[np.ndarray | None, np.ndarray]:
+    "An object of the same pixels that holds all patches, and what is to be taken off the positions to lie on it."
+    first = np.floor(positions_px.min(axis=0) + 1e-6)
+    object, pixel_m = recording.object, None if geometry is None else geometry.pixel_size_m(side)
+    if object is None or pixel_m is None:
+        return None, first
+    stored_m = recording.geometry.object_pixel_m
+    origin_px = np.array(recording.object_centre_m) / pixel_m - np.array(object.shape) / 2 + side // 2
+    corners = nearest_pixel(positions_px - origin_px + side // 2) - side // 2
+    fits = np.all(corners >= 0) and np.all(corners + side <= object.shape)
+    if fits and (stored_m is None or abs(stored_m / pixel_m - 1) < 1e-3):
+        return object.astype(np.complex64), origin_px
+    _logger.warning("%s: the object of shape %s %s and is left out", recording.source, object.shape,
+                    "has pixels of another size" if fits else "does not lie below all patterns")
+    return None, first
+
+
 def _modes(recording: Recording, overview: _Overview) -> np.ndarray:
     "The modes of the probe, complex64 (L, N, N)."
     side = overview.side
@@ -289,12 +319,13 @@ def assemble(
     geometry = recording.geometry
     if geometry is not None and before != side:
         geometry = geometry.cropped(before, side)
+    geometry = _with_detector_pixel(geometry, side)
     positions_px = _positions_px(recording, side, geometry)
-    origin_px = np.floor(positions_px.min(axis=0) + 1e-6)
+    object, origin_px = _object_and_origin(recording, positions_px, side, geometry)
     modes = _modes(recording, overview)
     metadata = {"format": recording.format, "diff3d_quantity": "amplitude", "origin_px": origin_px.tolist(),
                 **({"probe": "estimated"} if recording.probe is None else {}), **recording.metadata}
     return RawData(
         diff3d=overview.patterns, positions_px=positions_px - origin_px + side // 2, probe=modes[0],
         weaker_modes=modes[1:] if len(modes) > 1 else None, detector=_detector(recording, overview),
-        geometry=geometry, metadata=metadata, source=source)
+        geometry=geometry, object=object, metadata=metadata, source=source)

@@ -7,6 +7,7 @@ __all__ = ['FORMATS', 'read_tike', 'Format', 'read_table', 'load_data', 'files_w
 
 # %% ../../nbs/2_data/20_formats.ipynb #330e5a21
 import logging
+import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,12 +25,12 @@ from ..rows import Rows
 from .assembly import Recording, assemble
 from .contract import LARGE_BYTES, made_on_demand, read_npz
 from .electron_formats import as_raster, raster_positions, read_empad
-from .hdf5 import open_tree
-from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, recognise
+from .hdf5 import LENGTHS_M, open_tree
+from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, open_product_npz, recognise
 from .matlab import open_matlab
 from .scan import RawData
 from .turns import turn_detector, turn_scan
-from .windows import bin_patterns, take_window, with_readout_noise
+from .windows import bin_patterns, cut, take_window, with_readout_noise
 from .writers import patterns_beside, write_cxi, write_product
 
 _logger = logging.getLogger(__name__)
@@ -58,6 +59,10 @@ def _from_tike(arrays: Mapping[str, np.ndarray], source: str) -> RawData:
                          "Write one scan with one detector.")
     if modes.ndim == 3 and len(modes) > 1:
         _logger.info("%s: the probe has %d modes", source, len(modes))
+    if modes.shape[-1] != counts.shape[-1]:
+        _logger.warning("%s: a probe of %d px for patterns of %d px; its surroundings are dark, or its rim is cut off", source,
+                        modes.shape[-1], counts.shape[-1])
+        modes = cut(modes, (modes.shape[-1] // 2 - counts.shape[-1] // 2,) * 2, counts.shape[-2:])
     if not isinstance(counts, Rows) and counts.min() < 0:
         raise InputError(f"{source}, key 'data'", f"a smallest count of {counts.min()}", "counts >= 0",
                          "Give the counts as the detector wrote them.")
@@ -103,6 +108,18 @@ def _is_tike(arrays: Mapping[str, np.ndarray]) -> bool:
     return set(_TIKE_KEYS) <= set(arrays)
 
 
+def _is_product(arrays: Mapping[str, np.ndarray]) -> bool:
+    return {"probe_position_x_m", "probe_position_y_m"} <= set(arrays)
+
+
+def _from_product(arrays: Mapping[str, np.ndarray], source: str) -> Recording:
+    "The product in an NPZ and the patterns beside it, as if it were HDF5."
+    with open_product_npz(Path(source)) as tree, reading(source, "an undamaged product"):
+        recording = HDF5_FORMATS["product"].read(tree)
+        tree.keep_open()
+        return replace(recording, keeps=tree)
+
+
 def _hdf5(name: str, known: Hdf5Format) -> Format:
     return Format("hdf5", known.recognises, lambda tree, source: known.read(tree),
                   {"CXI": write_cxi, "product": write_product}.get(name))
@@ -114,35 +131,52 @@ def _save(path: Path, data: RawData) -> Path:
 
 FORMATS = {
     "tike": Format("npz", _is_tike, _from_tike),
+    "product in NPZ": Format("npz", _is_product, _from_product),
     "ptycho_nb": Format("npz", lambda arrays: True, RawData.from_arrays, _save),  # and it says what others lack
     **{name: _hdf5(name, known) for name, known in HDF5_FORMATS.items()},
     "EMPAD": Format("raw", lambda path: path.suffix == ".raw", lambda path, source: read_empad(path)),
 }
 
 # %% ../../nbs/2_data/20_formats.ipynb #eaea4117
+_NAME_AND_UNIT = re.compile(r"([^\s,;()\[\]]+?)(?:\s*[(\[]\s*|_)([A-Za-zµÅ]+)[)\]]?$")  # x_um, x (um), x [um]
+
+
+def _columns_named(line: str, wanted: Mapping[str, str]) -> tuple[list[int], str | None] | None:
+    "The columns of y and x by the names in a table's first line, and their unit where it stands there; None without names."
+    words = [word.strip() for word in re.split(r"[,;\t]|\s+(?![(\[])", line.lstrip("# ").strip()) if word.strip()]
+    told = [match.groups() if (match := _NAME_AND_UNIT.match(word)) and match[2] in LENGTHS_M else (word, None) for word in words]
+    names = [[word.lower(), name.lower()] for word, (name, _) in zip(words, told, strict=True)]
+    columns = [next((k for k, both in enumerate(names) if wanted[axis].lower() in both), None) for axis in "yx"]
+    return None if None in columns else (columns, told[columns[1]][1])
+
+
 def read_table(
     path: str | Path,  # text: columns separated by spaces, commas or tabs; (y, x) unless a first line names x and y
-) -> np.ndarray:  # float64 (M, 2), (y, x)
+    keys: Mapping[str, str] | None = None,  # 'x', 'y': the names of their columns, or their numbers from 0; None: 'x' and 'y'
+) -> tuple[np.ndarray, str | None]:  # float64 (M, 2), (y, x), and the unit that stands beside a name, as x_um or x (um)
     "Positions from a table; `InputError` if it is none."
-    with reading(path, "a table of numbers with a column for y and one for x"):
-        text = Path(path).read_text(encoding="utf-8").replace(",", " ").replace(";", " ")
-        lines = [line.lstrip("#").split() for line in text.splitlines() if line.strip(" #")]
-        names = [name.lower() for name in lines[0]]
-        if {"x", "y"} <= set(names):
-            lines, columns = lines[1:], [names.index("y"), names.index("x")]
-        else:
-            columns = [0, 1]
-        return np.array([[float(line[column]) for column in columns] for line in lines])
+    wanted = {axis: str((keys or {}).get(axis, axis)) for axis in "yx"}
+    with reading(path, "a table of numbers with a column for y and one for x", "Name them in a first line, or by keys=."):
+        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip(" #")]
+        named = _columns_named(lines[0], wanted)
+        if named is None and keys and not all(number.isdigit() for number in wanted.values()):
+            raise InputError(f"{path}, columns", f"the first line {lines[0][:80]!r}", f"columns {list(wanted.values())}",
+                             "Give names that stand in the first line, or numbers from 0.")
+        columns, unit = named or ([int(wanted[axis]) for axis in "yx"] if keys else [0, 1], None)
+        numbers = [re.split(r"[,;\s]+", line.lstrip("# ").strip()) for line in lines]
+        if named or not re.match(r"[-+.\d]", numbers[0][columns[0]]):  # names that nobody asked for
+            numbers = numbers[1:]
+        return np.array([[float(row[column]) for column in columns] for row in numbers]), unit
 
 
 def _geometry_with(of_file: Geometry | None, given: Geometry | None) -> Geometry | None:
     return of_file.updated(given) if of_file is not None and given is not None else given or of_file
 
 
-_OF_RESULTS = (".mat", ".h5", ".hdf5", ".hdf")
+_OF_RESULTS = (".mat", ".h5", ".hdf5", ".hdf", ".npz")
 
 
-def _positions_told(recording: Recording, known: Mapping[str, Any]) -> tuple[Recording, np.ndarray | None]:
+def _positions_told(recording: Recording, known: Mapping[str, Any]) -> tuple[Recording, Any]:
     "The recording, with all that the other half of a pair says, and the positions that somebody gives."
     positions, step, raster = known["positions"], known["step"], known["raster"]
     if step is None and raster is not None:
@@ -155,7 +189,10 @@ def _positions_told(recording: Recording, known: Mapping[str, Any]) -> tuple[Rec
     if isinstance(positions, str | Path) and Path(positions).suffix in _OF_RESULTS:
         with reading(positions, "a product, or the results of a reconstruction, with the positions of this scan"):
             return replace(recording, **fields_of_rest(Path(positions))), None
-    return recording, read_table(positions) if isinstance(positions, str | Path) else positions
+    if isinstance(positions, str | Path):
+        positions, unit = read_table(positions, known["keys"])
+        return recording if unit is None else replace(recording, unit=unit), positions
+    return recording, positions
 
 
 def _with_what_is_known(recording: Recording, known: Mapping[str, Any]) -> Recording:
@@ -168,7 +205,8 @@ def _with_what_is_known(recording: Recording, known: Mapping[str, Any]) -> Recor
 def _read_hdf5(path: Path, keys: Mapping[str, str] | None, known: Mapping[str, Any], on_disk: bool | None) -> RawData:
     opened = open_matlab if path.suffix == ".mat" else open_tree
     with opened(path) as tree, reading(path, "an undamaged scan"):
-        recording = HDF5_FORMATS[recognise(tree)].read(tree) if keys is None else by_keys(tree, keys)
+        of_table = isinstance(known["positions"], str | Path) and set(keys or {}) <= {"x", "y"}
+        recording = HDF5_FORMATS[recognise(tree)].read(tree) if keys is None or of_table else by_keys(tree, keys)
         data = assemble(replace(_with_what_is_known(recording, known), keeps=tree), on_disk)
         if isinstance(data.diff3d, Patterns):
             tree.keep_open()
@@ -194,6 +232,8 @@ def _read_npz(path: Path, known: Mapping[str, Any], on_disk: bool | None) -> Raw
     arrays = read_npz(path, on_disk)
     kind = next(kind for kind in FORMATS.values() if kind.container == "npz" and kind.recognises(arrays))
     data = kind.read(arrays, str(path))
+    if isinstance(data, Recording):
+        return assemble(_with_what_is_known(data, known), on_disk)
     if known["geometry"] is not None:
         data = replace(data, geometry=_geometry_with(data.geometry, known["geometry"]))
     if known["mask"] is not None:
@@ -253,17 +293,18 @@ def load_data(
     geometry : Geometry, optional
         Wavelength, distance and pixels. None, or what of them is None: what the file says.
     positions : str, Path, or ndarray of float64, shape (M, 2), optional
-        Positions (y, x), a text file with a column for y and one for x, or a product or results of fold_slice (HDF5, MAT)
+        Positions (y, x), a text file with a column for y and one for x, or a product (HDF5, NPZ) or results of fold_slice (MAT)
         with probe and geometry. None: what the file says.
     unit : str, optional
-        Of the positions: 'px', 'm', 'mm', 'um', 'nm'. None: that of the format.
+        Of the positions: 'px', 'm', 'mm', 'um', 'nm'. None: what a table has beside its names (x_um), or that of the format.
     step : float or tuple of float (y, x), optional
         Of a raster, row by row: the distance between neighbours, in `unit`. None: what the file says.
     raster : tuple of int (rows, columns), optional
         How many points it has. None: as the patterns lie in the file, or a square.
     keys : mapping of str to str, optional
         For HDF5 or MAT of no known format: the paths of 'data', 'x', 'y', and where they exist 'mask' (0 is good), 'dark',
-        'probe', 'energy', 'wavelength', 'distance', 'pixel'.
+        'probe', 'energy', 'wavelength', 'distance', 'pixel'. For a table of positions: the names or numbers (from 0) of its
+        columns 'x' and 'y'.
     readout_noise : float, optional
         Of an integrating detector: standard deviation, in photons as the counts. None: it counts photons.
     on_disk : bool, optional
@@ -289,7 +330,7 @@ def load_data(
     >>> pt.load_data(path).diff3d.shape, pt.load_data(path, crop=48).diff3d.shape
     ((5, 64, 64), (5, 48, 48))
     """
-    path, known = Path(path), {"mask": mask, "geometry": geometry, "positions": positions, "unit": unit,
+    path, known = Path(path), {"mask": mask, "geometry": geometry, "positions": positions, "unit": unit, "keys": keys,
                                "step": step, "raster": raster, "readout_noise": readout_noise}
     with reading(path, "a scan"), open(path, "rb") as file:
         first = file.read(8)

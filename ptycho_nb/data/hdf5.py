@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..config import InputError
 from ..files import check_memory, reading
 
 # %% auto #0
-__all__ = ['LENGTHS_M', 'in_si', 'Links', 'Tree', 'open_tree']
+__all__ = ['LENGTHS_M', 'in_si', 'Links', 'Tree', 'open_tree', 'file_in_memory']
 
 # %% ../../nbs/2_data/12_hdf5.ipynb #9ae9238d
 LENGTHS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "micron": 1e-6, "microns": 1e-6, "nm": 1e-9, "A": 1e-10, "Å": 1e-10,
@@ -187,3 +188,11 @@ def open_tree(
         with reading(path, _SOUND):
             file = stack.enter_context(_opened(path))
         yield Tree(file, path, stack)
+
+def file_in_memory(
+    path: Path,  # of what its data sets come from, for messages
+    stack: ExitStack,  # closes it
+) -> h5py.File:
+    "An empty HDF5 file that is never on a disk; each has a name of its own, since one path may be open twice."
+    name = f"{path}, in memory {secrets.token_hex(4)}"
+    return stack.enter_context(h5py.File(name, "w", driver="core", backing_store=False))

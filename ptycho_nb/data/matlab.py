@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import InputError
 from ..files import check_memory, free_bytes, reading
-from .hdf5 import Tree
+from .hdf5 import Tree, file_in_memory
 
 # %% auto #0
 __all__ = ['stacks_first', 'open_matlab']
@@ -104,7 +104,7 @@ def open_matlab(
                 _check_readable(path)
                 check_memory(str(path), 8 * sum(math.prod(shape) for _, shape, _ in whosmat(path)))  # packed, it may be small
                 arrays = _numbers_of(loadmat(path, simplify_cells=True))
-            file = stack.enter_context(h5py.File(f"{path}, in memory", "w", driver="core", backing_store=False))
+            file = file_in_memory(path, stack)
             for name, array in arrays:
                 file[name] = stacks_first(np.squeeze(array))
         if not len(file):

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,6 +16,7 @@ from scipy.constants import e
 
 from ..config import InputError
 from ..files import replacing
+from ..physics.scans import nearest_pixel
 from .scan import RawData
 
 _logger = logging.getLogger(__name__)
@@ -98,13 +101,34 @@ def patterns_beside(
     return Path(path).with_name(f"{Path(path).stem}_dp.hdf5")
 
 
+def _put_object(file: h5py.File, data: RawData, result: Any, pixel_m: float) -> None:
+    "The object of a result or of the scan, a blank one where there is none, with its pixel and the place of its middle."
+    object, corner = data.object, np.zeros(2)
+    if result is not None:
+        object, corner = result.object, np.asarray(result.origin_px)
+    if object is None:  # never written, it takes no room, however far the positions go
+        corner = nearest_pixel(data.positions_px.min(axis=0)) - data.N // 2
+        shape = nearest_pixel(data.positions_px.max(axis=0)) + data.N // 2 - corner
+        file.create_dataset("object", (1, *shape), np.complex64, chunks=True, fillvalue=np.complex64(1))
+    else:
+        file["object"] = object[None]
+    y, x = pixel_m * (corner + np.array(file["object"].shape[1:]) / 2)
+    file["object"].attrs.update({"center_y_m": y, "center_x_m": x, "pixel_height_m": pixel_m, "pixel_width_m": pixel_m})
+    file["object_layer_spacing_m"] = np.zeros(0)
+    history = [] if result is None else result.info.get("history", [])
+    losses = [row.get("fitted_relative_squared_error", np.nan) for row in history]
+    file.update({"loss_epochs": np.arange(len(losses)), "loss_values": np.array(losses, float)})
+
+
 def write_product(
     path: str | Path,  # the product to write, `*.h5`; the patterns go into `*_dp.hdf5` beside it
     data: RawData,  # with a geometry
+    result: Any = None,  # a `Reconstruction` of this scan: object, probe, positions and losses are its own
 ) -> Path:  # the product
     "Write a scan as a product of ptychodus and its patterns; `InputError` if the pixel on the sample is not known."
     path, pixel_m, known = Path(path), _pixel_m(data), data.geometry
-    there_m = pixel_m * data.positions_px
+    there_m = pixel_m * (data if result is None else result).positions_px
+    modes = data.probe_modes if result is None else result.modes
     with (replacing(patterns_beside(path)) as patterns, replacing(path) as rest,  # both are complete before one takes its name
           h5py.File(patterns, "w", locking=False) as beside, h5py.File(rest, "w", locking=False) as file):
         _write_counts(beside, "dp", data)
@@ -113,9 +137,10 @@ def write_product(
         file.attrs.update({"name": path.stem, "comments": "", "probe_energy_eV": known.energy_ev or 0.0,
                            "detector_object_distance_m": known.distance_m or 0.0, "probe_photon_count": data.nphotons_mean,
                            "exposure_time_s": 0.0, "mass_attenuation_m2_kg": 0.0, "tomography_angle_deg": 0.0})
-        file.update({"probe": data.probe_modes.reshape(1, -1, data.N, data.N),
+        file.update({"probe": modes.reshape(1, -1, data.N, data.N),
                      "probe_position_indexes": np.arange(data.n_patterns),
                      "probe_position_x_m": there_m[:, 1], "probe_position_y_m": there_m[:, 0]})
         file["probe"].attrs.update({"pixel_width_m": pixel_m, "pixel_height_m": pixel_m})
-    _say_what_is_left_out(data, path, "a product")
+        _put_object(file, data, result, pixel_m)
+    _say_what_is_left_out(replace(data, object=None), path, "a product")
     return path
