@@ -304,9 +304,11 @@ class ReconstructionBrowser(Explorer):
                  middle_y=float(np.clip(((y0 + y1) / 2 - top) / (bottom - top), 0, 1)),
                  middle_x=float(np.clip(((x0 + x1) / 2 - left) / (right - left), 0, 1)))
 
+    def idle(self, state: BrowserState) -> tuple[str, ...]:
+        "The middle of the view, where everything is seen."
+        return ("middle_y", "middle_x") if state.zoom <= 1 else ()
+
     def show_state(self, state: BrowserState) -> None:
         "Draw the state, with the remark on it."
-        for name in ("middle_y", "middle_x"):  # everything is seen
-            self.controls[name].disabled = state.zoom <= 1
         super().show_state(state)
         self._remark()

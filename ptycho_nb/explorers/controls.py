@@ -21,6 +21,11 @@ from ..config import InputError, check_choice
 __all__ = ['Controls', 'Reproducible', 'checked_value', 'slider']
 
 # %% ../../nbs/9_explorers/07_controls.ipynb #60d96a37
+def _short(value: Any) -> Any:
+    "A number in the six digits that a slider can mean: 28 where its steps have led to 27.999999999999996."
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 class Controls:
     "Named controls that accept a value or refuse it and move together, and a line for a message."
 
@@ -44,8 +49,8 @@ class Controls:
 
     @property
     def settings(self) -> dict[str, Any]:
-        "What the controls say; the state differs where that cannot be used."
-        return {name: control.value for name, control in self.controls.items()}
+        "What the controls say, in six digits; the state differs where that cannot be used."
+        return {name: _short(control.value) for name, control in self.controls.items()}
 
     def checked(
         self,
@@ -87,12 +92,6 @@ class Controls:
         raise NotImplementedError
 
 # %% ../../nbs/9_explorers/07_controls.ipynb #c91e89bc
-def _short(value: float) -> str:
-    "A number as people write it: 28 where rounding has left 27.999999999999996; all digits where they mean something."
-    text = f"{value:.6g}"
-    return text if abs(float(text) - value) <= 1e-12 * abs(value) else repr(float(value))
-
-
 class Reproducible(Controls):
     "Controls whose state a command line can show again, with a button that writes it."
 
@@ -121,7 +120,7 @@ class Reproducible(Controls):
         words = ["papermill", self.notebook, "out.ipynb"]
         for name, value in self.parameters().items():
             if value not in ("", None):
-                words += ["-p", name, _short(value) if isinstance(value, float) else str(value)]
+                words += ["-p", name, f"{value:.6g}" if isinstance(value, float) else str(value)]
         return shlex.join(words)
 
     def _copy_command(self, button: Any = None) -> None:
@@ -148,10 +147,11 @@ def checked_value(
         low, high = control.base**low, control.base**high
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     whole = isinstance(control.value, int)
-    if not (is_number and low <= value <= high and (not whole or value == int(value))):
+    margin = 0 if whole else 1e-6 * max(abs(low), abs(high))  # an end of the range in six digits is inside
+    if not (is_number and low - margin <= value <= high + margin and (not whole or value == int(value))):
         kind = "a whole number" if whole else "a number"
         raise InputError(name, repr(value), f"{kind} from {low:g} to {high:g}", "Choose a value inside this range.")
-    return int(value) if whole else float(value)
+    return int(value) if whole else float(np.clip(value, low, high))
 
 # %% ../../nbs/9_explorers/07_controls.ipynb #cca73a02
 def slider(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import html
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,19 @@ class Pictured(Reproducible):
         state: Any,  # what `compute` returned
     ) -> None:
         "Make this the state, and draw it if somebody looks."
-        self.state = state
+        self.state, idle = state, self.idle(state)
+        for name, control in self.controls.items():
+            control.disabled = name in idle or len(getattr(control, "options", "ab")) < 2
         self.panels.update_to(state)
         if self._seen:
             self._image.value = self.panels.png()
+
+    def idle(
+        self,
+        state: Any,  # what `compute` returned
+    ) -> Collection[str]:  # names of settings
+        "Controls that change nothing while this is the state: they are greyed, as is a choice of one."
+        return ()
 
     def _look(self) -> None:
         "Draw the state, and from now on every state."

@@ -153,6 +153,9 @@ class MeasuredExplorer(Explorer):
         bad = np.any(list(rungs.suspicious_pixels(self.data).values()), axis=0)
         own = Detector.perfect(self.data.N) if self.data.detector is None else self.data.detector
         self._detector, self._good = own, own.good & ~bad
+        without = [replace(self.data, detector=detector) for detector in (own, replace(own, good=self._good))]
+        lit = any(rungs.with_background(data) is not None for data in without)
+        self._absent = {name for name, found in {"masked": bad.any(), "background": lit}.items() if not found}
         controls = {
             "masked": ipywidgets.Checkbox(value=False, description="mask bad pixels", tooltip=f"{int(bad.sum())} pixels"),
             "background": ipywidgets.Checkbox(value=False, description="background"),
@@ -188,6 +191,10 @@ class MeasuredExplorer(Explorer):
         residuals = residual_maps(image, data)
         return MeasuredState(**settings, preview=preview, positions_px=data.positions_px[residuals.patterns], image=image,
                              residuals=residuals, goodness=goodness(image, self._held_out))
+
+    def idle(self, state: MeasuredState) -> set[str]:
+        "Faults that this scan does not have; and several modes are refined in any case."
+        return self._absent | ({"probe_refined"} if state.modes > 1 else set())
 
     def reading(self, place: Place) -> str:
         "By pattern and by place, the pattern that is nearest and how well it is explained."

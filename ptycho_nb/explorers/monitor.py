@@ -280,6 +280,10 @@ class TrainingMonitor(Explorer):
                     self._remark = f"no picture: {error}"
             self._advance(preview=False)
 
+    def idle(self, state: MonitorState) -> tuple[str, ...]:
+        "What is shown of pictures, where there will be none."
+        return ("quantity",) if self.thumbnails is None else ()
+
     def show_state(self, state: MonitorState) -> None:
         "Draw the state, and say why there is no picture."
         super().show_state(state)

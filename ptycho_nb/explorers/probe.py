@@ -204,9 +204,7 @@ class ProbeExplorer(Explorer):
         if place.panel == "overlap":
             self.set(step_px=float(np.clip(round(2 * place.x) / 2, 0, self.data.N)))
 
-    def show_state(self, state: ProbeState) -> None:
-        "Draw the state; controls without effect are greyed."
-        self.controls["radius_px"].disabled = state.kind not in ("disk", "defocused")
-        self.controls["defocus_waves"].disabled = state.kind != "defocused"
-        self.controls["path"].disabled = state.kind != "file"
-        super().show_state(state)
+    def idle(self, state: ProbeState) -> set[str]:
+        "What says nothing about a probe of this kind."
+        own = {"disk": {"radius_px"}, "defocused": {"radius_px", "defocus_waves"}, "file": {"path"}}
+        return {"radius_px", "defocus_waves", "path"} - own.get(state.kind, set())
