@@ -1,4 +1,5 @@
 """Package metadata, read from settings.ini so that it is written once."""
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -20,7 +21,18 @@ CLASSIFIERS = [
     "Topic :: Scientific/Engineering :: Image Processing",
     "Topic :: Scientific/Engineering :: Physics",
 ]
+README = (HERE / "README.md").read_text(encoding="utf-8")
 STUDIES = "studies_nbs"  # a folder beside the package; whoever installs it gets a copy inside
+
+
+def readme_for_an_index(text: str, address: str, branch: str) -> str:
+    """The README without its files beside it: links lead to the repository, or are left out where it has no address."""
+    link = r"\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)"
+    if address:
+        text = re.sub("!" + link, rf"![\1]({address}/raw/{branch}/\2)", text)
+        return re.sub(link, rf"[\1]({address}/blob/{branch}/\2)", text)
+    text = re.sub("!" + link + r"\n+\*[^*\n]+\*\n+", "", text)  # a picture and the line in italics that speaks of it
+    return re.sub(link, r"\1", re.sub("!" + link, "", text))
 
 
 class BuildWithStudies(build_py):
@@ -39,7 +51,7 @@ setup(
     name=settings["lib_name"],
     version=settings["version"],
     description=settings["description"],
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=readme_for_an_index(README, settings["git_url"], settings["branch"]),
     long_description_content_type="text/markdown",
     author=settings["author"],
     author_email=settings["author_email"],

@@ -1,5 +1,7 @@
 """What whoever installs the package gets: the studies and the network inside, and commands that work anywhere."""
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+from ptycho_nb import __version__
 from ptycho_nb.runs.arms import read_arm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,8 +22,8 @@ STUDIES = sorted(path.name for path in (ROOT / "studies_nbs").glob("*.ipynb"))
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The variables of this process without those by which the checkout would be found."""
-    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | more
+    """The variables of this process without those by which the checkout would be found or TensorFlow kept quiet."""
+    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL")} | more
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,51 @@ def test_the_studies_and_the_network_travel_in_the_wheel(wheel):
     weights = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ptycho_nb" / "weights").glob("*.npz")}
     assert modules | weights <= set(names) and weights
     assert {Path(name).parts[0] for name in names} == {"ptycho_nb", wheel.name.split("-py3")[0] + ".dist-info"}
+
+
+RELATIVE = r"\]\((?!https?:|#)[^)]*\)"  # a link to a file beside the README
+
+
+def test_what_a_package_index_shows_is_true(wheel):
+    """Without an address of the repository: no picture and no link that leads nowhere, no empty entry."""
+    names = zipfile.ZipFile(wheel)
+    (path,) = (name for name in names.namelist() if name.endswith("dist-info/METADATA"))
+    metadata = email.message_from_bytes(names.read(path))
+    text = metadata.get_payload()
+    assert "# ptycho_nb" in text and "ptycho-nb run-arm dose" in text and not re.findall(RELATIVE, text)
+    assert metadata["Version"] == __version__ and "UNKNOWN" not in metadata.values() and "" not in metadata.values()
+    assert metadata["Requires-Python"] == ">=3.11" and not metadata.get_all("Project-URL") and not metadata["Home-page"]
+
+
+def test_with_an_address_the_pictures_of_the_readme_are_found(tmp_path):
+    """Every link of the README leads to a file of the repository at that address."""
+    for name in ("setup.py", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    settings = (ROOT / "settings.ini").read_text().replace("\ngit_url =\n", "\ngit_url = https://example.org/ptycho_nb\n")
+    (tmp_path / "settings.ini").write_text(settings)
+    asked = [sys.executable, "setup.py", "--quiet", "--long-description", "--url"]
+    text = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    pictures = re.findall(r"!\[[^\]]*\]\((.*?)\)", text)
+    links = re.findall(r"https://example.org/ptycho_nb/(?:raw|blob)/main/([^)]*)", text)
+    assert pictures and all(path.startswith("https://example.org/ptycho_nb/raw/main/docs/") for path in pictures)
+    assert not re.findall(RELATIVE, text) and all((ROOT / path).exists() for path in links) and len(links) > 20
+
+
+def test_what_hosts_read_is_what_the_repository_holds():
+    """The workflow calls a script that is there, Binder installs this folder, the citation is of this version."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert commands == [".ci/run"] and os.access(ROOT / ".ci" / "run", os.X_OK)
+    subprocess.run(["bash", "-n", ROOT / ".ci" / "run"], check=True)
+    asked = re.findall(r"make (\w+)", (ROOT / ".ci" / "run").read_text().partition("set -e")[2])
+    assert asked and all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in asked)
+    oldest = re.search(r"^min_python = (.+)$", (ROOT / "settings.ini").read_text(), re.MULTILINE)[1]
+    assert job["container"].startswith(f"python:{oldest}-")
+    assert (ROOT / "binder" / "runtime.txt").read_text().strip() == f"python-{oldest}"
+    assert (ROOT / "binder" / "requirements.txt").read_text().split() == ["."], "from the folder of the repository"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__ and citation["license"] == "BSD-3-Clause"
 
 
 def test_what_is_installed_finds_its_own_studies(wheel, tmp_path):
