@@ -251,7 +251,8 @@ def _parser(
     reconstruct = commands.add("reconstruct", _reconstruct, "reconstruct a scan, as well as its own counts allow",
                                "reconstruct scan.cxi object.npz", scan,
                                ("output", "the NPZ file to write, and a picture beside it"), more=defaults_text(InferenceConfig))
-    reconstruct.add_argument("--network", metavar="DIR", help="the folder of a trained network, or of an arm: use only this")
+    reconstruct.add_argument("--network", metavar="DIR", help="the folder of a trained network, or of an arm: use only this "
+                             "(default: what unseen counts prefer of likelihood and pretrained network)")
     add_reading(reconstruct)
     reconstruct.add_argument("--refine-positions", action="store_true",
                              help="find the positions first; keep them where unseen patterns prefer them")

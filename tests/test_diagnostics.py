@@ -223,7 +223,10 @@ def test_hardly_any_overlap(scans):
     data = dataclasses.replace(data, positions_px=positions_px, object=None)
     numbers = scan_and_dose(data)
     verdict = scan_verdict(numbers, scan_findings(numbers, gridsize=2))
-    assert verdict.startswith(f"overlap {numbers.area_overlap_of_neighbours:.0%}: too little for gridsize 2")
+    overlap = f"area overlap of 3 neighbours {numbers.area_overlap_of_neighbours:.0%}"
+    assert verdict.startswith(f"{overlap}: too little for gridsize 2")
+    whole = scan_verdict(scan_and_dose(scans[1]), [])
+    assert whole.startswith(f"overlap of nearest neighbours {scans[1].facts()['overlap of nearest neighbours']}, ")
 
 
 def test_other_refusals_become_findings(arrays, tmp_path):

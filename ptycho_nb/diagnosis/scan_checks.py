@@ -300,12 +300,12 @@ def _overlap_findings(numbers: ScanAndDose, gridsize: int) -> list[Finding]:
     alone = overlap < _TOO_LITTLE
     meaning = "thin" if not alone else "too little " + (
         f"for gridsize {gridsize}" if gridsize > 1 else "to fix the phases without a prior")
-    number = (f"area overlap {overlap:.1%} of {K} neighbours, mean step {numbers.step_mean_px:.1f} px, "
+    number = (f"of nearest neighbours {numbers.area_overlap:.0%}, mean step {numbers.step_mean_px:.1f} px, "
               f"probe {numbers.probe_diameter_px:.1f} px")
     remedy = f"Step less than {0.4 * numbers.probe_diameter_px:.0f} px or enlarge the probe" + (
         ", or use gridsize 1." if gridsize > 1 else ".")
-    return [Finding("error" if alone and gridsize > 1 else "warning", "scan", f"overlap {overlap:.0%}: {meaning}",
-                    number, remedy)]
+    what = f"area overlap of {K} neighbours {overlap:.0%}: {meaning}"
+    return [Finding("error" if alone and gridsize > 1 else "warning", "scan", what, number, remedy)]
 
 
 def scan_findings(
@@ -340,7 +340,7 @@ def scan_verdict(
     serious = [finding for finding in sort_findings(findings) if finding.severity != "note"]
     if serious:
         return "; ".join(f"{finding.what} ({finding.number})" for finding in serious)
-    return (f"overlap {numbers.area_overlap_of_neighbours:.0%} over {numbers.neighbours} neighbours, "
+    return (f"overlap of nearest neighbours {numbers.linear_overlap:.0%} linear, {numbers.area_overlap:.0%} of the area, "
             f"{numbers.photons_per_object_pixel_median:.3g} photons per object pixel: nothing stands against a "
             f"reconstruction; photons reach {numbers.photon_reach:.0%} of Nyquist")
 

@@ -135,7 +135,7 @@ class PlanExplorer(Explorer):
             "feature_px": slider("feature / px", 6.0, 2.0, 40.0, 0.05, logarithmic=True),
             "phase_rad": slider("phase / rad", 0.3, 0.01, 3.0, 0.05, logarithmic=True),
             "probe": ipywidgets.Dropdown(options=PROBE_KINDS, value="defocused", description="probe"),
-            "overlap": slider("overlap", 0.65, 0.0, 0.9, 0.05),
+            "overlap": slider("linear overlap", 0.65, 0.0, 0.9, 0.05),
             "log10_flux": slider("log10 photons / s", 6.0, 2.0, 13.0, 0.1),
             "seed": slider("seed", 0, 0, 99, 1),
         }
