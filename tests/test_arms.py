@@ -1,9 +1,13 @@
 """Arms run by the real papermill: what is refused, what a failure leaves, and what a reader may believe."""
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -238,6 +242,25 @@ def test_papermill_alone_runs_a_study(tmp_path):
     subprocess.run([*command, "-p", "output_dir", "arm"], cwd=tmp_path, check=True, capture_output=True)
     arm = read_arm(tmp_path / "arm")
     assert arm.done and arm.config["parameters"]["nphotons"] == 1e4
+
+
+def test_a_terminal_shows_how_far_the_notebook_is(tmp_path):
+    """From another folder than the notebook's, with the folder of the arm as people give it."""
+    (tmp_path / "books").mkdir()
+    make_notebook(tmp_path / "books", PARAMETERS, WORK, "import time\ntime.sleep(3)", FINISH)
+    command = [sys.executable, "-m", "ptycho_nb", "run-arm", "books/study.ipynb", "arm"]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (24, 100))
+    with subprocess.Popen(command, cwd=tmp_path, stdout=theirs, stdin=subprocess.DEVNULL) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(ours, 4096):
+                said += part
+    os.close(ours)
+    assert process.returncode == 0 and "preparing …" in said.decode() and "arm: done" in said.decode()
+    counts = [int(count) for count in re.findall(r"running: (\d+) of \d+ cells", said.decode())]
+    assert any(0 < count < max(counts) for count in counts), "it is told while the notebook runs"
 
 
 def test_papermill_alone_is_refused_a_misspelt_name_by_the_notebook(tmp_path):

@@ -197,7 +197,7 @@ def arm_bar(
         return
     from tqdm import tqdm
 
-    ended, folder = threading.Event(), Path(folder)
+    ended, folder = threading.Event(), Path(folder).absolute()  # papermill moves the process to the notebook's folder
     before = folder.joinpath(NOTEBOOK).stat().st_mtime_ns if folder.joinpath(NOTEBOOK).exists() else None
 
     def draw(bar: tqdm) -> None:
@@ -205,15 +205,16 @@ def arm_bar(
         if path.exists() and path.stat().st_mtime_ns != before:  # not that of an earlier run
             done, total = cells_run(folder)
             bar.n, bar.total = max(bar.n, done), total or bar.total
-            bar.set_postfix_str(_arm_line(folder))
+            if bar.total:
+                bar.bar_format = "running: {n_fmt} of {total_fmt} cells |{bar}| {elapsed}{postfix}"
+            bar.set_postfix_str(_arm_line(folder), refresh=False)
         bar.refresh()
 
     def follow(bar: tqdm) -> None:
         while not ended.wait(every_s):
             draw(bar)
 
-    with tqdm(total=None, unit="cell", desc="preparing", file=sys.stdout, leave=False) as bar:
-        bar.set_description("running")
+    with tqdm(total=None, bar_format="preparing … {elapsed}", file=sys.stdout, leave=False) as bar:
         thread = threading.Thread(target=follow, args=(bar,), daemon=True)
         thread.start()
         try:
