@@ -54,7 +54,7 @@ setup(
     long_description=readme_for_an_index(README, settings["git_url"], settings["branch"]),
     long_description_content_type="text/markdown",
     author=settings["author"],
-    author_email=settings["author_email"],
+    author_email=settings["author_email"] or None,
     project_urls={"Source": settings["git_url"]} if settings["git_url"] else {},
     classifiers=CLASSIFIERS,
     keywords=settings["keywords"],
