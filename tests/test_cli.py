@@ -231,14 +231,14 @@ def test_a_geometry_that_is_not_far_field_is_named(small_scan, tmp_path, capsys)
     known = dataclasses.replace(scan, positions_px=20 * scan.positions_px, object=None)
     path = known.save(tmp_path / "near.npz")
     assert main(["validate", str(path), *BEAMLINE]) == 3
-    assert "Not the far field" in capsys.readouterr().out
+    assert "A near-field scan, or wrong lengths" in capsys.readouterr().out
     assert main(["info", str(path), *BEAMLINE]) == 0
-    assert "Not the far field" in capsys.readouterr().err
+    assert "A near-field scan, or wrong lengths" in capsys.readouterr().err
     measured = dataclasses.replace(known, metadata={"probe": "estimated"}, geometry=pt.Geometry(object_pixel_m=3e-8))
     path = measured.save(tmp_path / "measured.npz")
     assert main(["diagnose", str(path), "--out", str(tmp_path / "report")]) == 3
-    assert "Not the far field" in capsys.readouterr().out
-    with pytest.raises(pt.InputError, match=r"px from one position to the next, and no probe; .*models the far field"):
+    assert "A near-field scan, or wrong lengths" in capsys.readouterr().out
+    with pytest.raises(pt.InputError, match=r"px from one position to the next, and no probe; .*near-field scan"):
         pt.estimate(load_data(path))
 
 

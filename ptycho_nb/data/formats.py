@@ -231,7 +231,8 @@ def _read_npy(path: Path, known: Mapping[str, Any], on_disk: bool | None) -> Raw
 def _read_npz(path: Path, known: Mapping[str, Any], on_disk: bool | None) -> RawData:
     arrays = read_npz(path, on_disk)
     kind = next(kind for kind in FORMATS.values() if kind.container == "npz" and kind.recognises(arrays))
-    data = kind.read(arrays, str(path))
+    with reading(path, "a scan"):
+        data = kind.read(arrays, str(path))
     if isinstance(data, Recording):
         return assemble(_with_what_is_known(data, known), on_disk)
     if known["geometry"] is not None:
@@ -340,7 +341,8 @@ def load_data(
         with reading(path, "a scan"):
             data = _read_npy(path, known, on_disk)
     elif FORMATS["EMPAD"].recognises(path):
-        data = assemble(_with_what_is_known(FORMATS["EMPAD"].read(path, str(path)), known), on_disk)
+        with reading(path, "a scan"):
+            data = assemble(_with_what_is_known(FORMATS["EMPAD"].read(path, str(path)), known), on_disk)
     else:
         data = _read_npz(path, known, on_disk)
     data = data if rotate_detector is None else turn_detector(data, rotate_detector)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError
-from ..files import write_arrays
+from ..files import reading, write_arrays
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
 from ..physics.patterns import Patterns, counts_of, largest_counts, part_of
@@ -157,7 +157,8 @@ class _Stored:
     @classmethod
     def load(cls, path: str | Path) -> RawData:
         "Read the data from an NPZ that keeps the contract; `InputError` says where it does not."
-        return cls.from_arrays(read_npz(path), str(path))
+        with reading(path, "a scan"):
+            return cls.from_arrays(read_npz(path), str(path))
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], source: str = "RawData") -> RawData:

@@ -5,7 +5,10 @@
 # %% ../../nbs/2_data/18_writers.ipynb #1c6c3ef6
 from __future__ import annotations
 
+import io
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,42 @@ def _pixel_m(data: RawData) -> float:
                          "Read the scan with geometry=pt.Geometry(energy_ev=…, distance_m=…, detector_pixel_m=…).")
     return data.pixel_size_m
 
+# %% ../../nbs/2_data/18_writers.ipynb #fd097c97
+class _FirstError(io.FileIO):
+    "A file for HDF5, which does not come back from a full disk: the first error is kept, and what follows goes nowhere."
+
+    error: OSError | None = None
+
+    def write(self, content: memoryview) -> int:
+        rest = memoryview(content)
+        try:
+            while self.error is None and len(rest):
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(content)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size) if self.error is None else 0
+        except OSError as error:
+            self.error = error
+            return 0
+
+
+@contextmanager
+def _hdf5(path: Path) -> Iterator[h5py.File]:
+    "A new HDF5 file in the place of a temporary one; the system's error where the disk is full, and nothing is left open."
+    with _FirstError(path, "r+") as disk:
+        try:
+            with h5py.File(disk, "w") as file:
+                yield file
+        except Exception:
+            if disk.error is None:
+                raise
+        if disk.error is not None:
+            raise OSError(disk.error.errno, disk.error.strerror, str(path)) from disk.error
+
 # %% ../../nbs/2_data/18_writers.ipynb #5fd9ae67
 def write_cxi(
     path: str | Path,  # the file to write, `*.cxi`
@@ -77,7 +116,7 @@ def write_cxi(
                          "Read the scan with geometry=pt.Geometry(energy_ev=…, distance_m=…, detector_pixel_m=…).")
     there_m = pixel_m * data.positions_px
     side = known.detector_pixel_m
-    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:  # `replacing` has locked it
+    with replacing(path) as temporary, _hdf5(temporary) as file:
         file.update({"cxi_version": 160, "number_of_entries": 1})
         detector = file.create_group("entry_1/instrument_1/detector_1")
         _write_counts(detector, "data", data)
@@ -130,7 +169,7 @@ def write_product(
     there_m = pixel_m * (data if result is None else result).positions_px
     modes = data.probe_modes if result is None else result.modes
     with (replacing(patterns_beside(path)) as patterns, replacing(path) as rest,  # both are complete before one takes its name
-          h5py.File(patterns, "w", locking=False) as beside, h5py.File(rest, "w", locking=False) as file):
+          _hdf5(patterns) as beside, _hdf5(rest) as file):
         _write_counts(beside, "dp", data)
         if data.detector is not None:
             beside.update({"mask": (~data.detector.good).astype(np.uint32), "background": data.detector.background})

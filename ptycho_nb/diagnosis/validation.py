@@ -17,6 +17,7 @@ import numpy as np
 from ..config import InputError
 from ..data.scan import RawData
 from ..physics.geometry import fresnel_number
+from ..physics.patterns import mean_counts
 from ..physics.scans import nearest_spacing_px
 from ..solvers.fit import check_positions
 from ..solvers.rungs import suspicious_pixels, useless_patterns
@@ -25,8 +26,8 @@ from .reading import read_data
 from .scan_checks import pattern_findings, pattern_report, position_findings, scan_and_dose, scan_findings
 
 # %% auto #0
-__all__ = ['scan_facts', 'useless_findings', 'pixel_findings', 'far_field_findings', 'doubts', 'lines_logged', 'Validation',
-           'validate']
+__all__ = ['scan_facts', 'useless_findings', 'pixel_findings', 'far_field_findings', 'background_findings', 'doubts',
+           'lines_logged', 'Validation', 'validate']
 
 # %% ../../nbs/7_diagnosis/72_validation.ipynb #b68acb16
 def _size_facts(data: RawData) -> dict[str, str]:
@@ -96,10 +97,30 @@ def far_field_findings(
     if data.pixel_size_m is None or step_px <= data.N / 2:
         return []
     number = f"{step_px:.1f} px from one to the next neighbour, N/2 = {data.N / 2:.0f} px"
-    if (fresnel := fresnel_number(step_px * data.pixel_size_m, data.geometry)) is not None:
-        number += f", Fresnel number of light as wide as a step {fresnel:.2g}"
-    return [Finding("error", "geometry", "Not the far field of this geometry: no light that it can sample overlaps", number,
-                    "Check distance, energy and pixels; a near-field scan needs another program, this one models the far field.")]
+    if (of_a_metre := fresnel_number(1.0, data.geometry)) is not None:
+        number += f"; light is in the near field from about {1e6 / np.sqrt(of_a_metre):.2g} µm on, where its Fresnel number is 1"
+    what = "A near-field scan, or wrong lengths: no light that the far field of this geometry can sample overlaps"
+    return [Finding("error", "geometry", what, number, "Check distance, energy and pixels; a near-field scan needs another "
+                    "program, this one models the far field.")]
+
+
+_COUNTED_EVERYWHERE = 0.02  # of the light: in the far field the dimmest pixels of sound scans count a thousandth of the mean
+
+
+def background_findings(
+    data: RawData,
+) -> list[Finding]:
+    "Counts that are as many in the dimmest pixels: a background, if nobody has said that it is there."
+    if data.detector is not None and np.any(data.detector.background):
+        return []
+    counts = mean_counts(data.diff3d)[data.good_pixels]
+    dimmest = float(np.quantile(counts, 0.01))
+    if dimmest <= _COUNTED_EVERYWHERE * counts.mean():
+        return []
+    what = "The dimmest pixels count much for the far field: a background, or too small a detector"
+    number = f"{dimmest:.3g} counts in the mean pattern, {dimmest / counts.mean():.0%} of all light if they are everywhere"
+    return [Finding("warning", "patterns", what, number,
+                    "Give the dark frames of the detector; estimate() finds a background by itself.")]
 
 
 def _position_doubts(data: RawData) -> list[Finding]:
@@ -120,7 +141,7 @@ def doubts(
     findings = pattern_findings(pattern_report(data.diff3d, data.good_pixels)) + _position_doubts(data)
     findings += far_field_findings(data)
     if not data.is_simulated:
-        findings += useless_findings(data) + pixel_findings(data)
+        findings += useless_findings(data) + pixel_findings(data) + background_findings(data)
     if data.metadata.get("probe") == "estimated":
         findings.append(Finding("note", "scan", "How much neighbours overlap cannot be told", "the probe is only estimated",
                                 "Put a probe into the file; estimate() refines it."))

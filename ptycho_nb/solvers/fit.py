@@ -68,7 +68,7 @@ def check_far_field(
     if data.pixel_size_m is not None and data.metadata.get("probe") == "estimated" and step_px > data.N / 2:
         raise InputError(f"{data.source}, geometry", f"{step_px:.1f} px from one position to the next, and no probe",
                          f"at most N/2 = {data.N / 2:.0f} px: what lies in the far field overlaps then",
-                         "Check distance, energy and pixels; this program models the far field, a near-field scan needs another.")
+                         "Check distance, energy and pixels; this looks like a near-field scan, which another program fits.")
 
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #72fee519

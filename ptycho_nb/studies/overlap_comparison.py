@@ -117,6 +117,11 @@ def _limits(limit: Limit, threshold: float) -> dict[str, float]:  # by part, sha
     return {part: _resolution(curve, threshold) for part, curve in limit.curves.items()}
 
 
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
 def compare_dose(
     folder: str | Path,  # of a study
     dose: float,
@@ -137,8 +142,8 @@ def compare_dose(
     table["limit"] = [limits.get(part, np.nan) for part in table["part"]]
     table["training_cpu_seconds"] = [trained.get(method, np.nan) for method in table["method"]]
     curves.insert(0, "nphotons", dose)
-    table.to_csv(here / TABLE, index=False)
-    curves.to_csv(here / "frc_curves.csv", index=False)
+    _write_table(here / TABLE, table)
+    _write_table(here / "frc_curves.csv", curves)
     write_arrays(here / "reconstructions_aligned.npz", **images)
     save_figure(plot_methods(images), here / "comparison.png")
     save_figure(plot_rings(curves, limit.curves, design.frc_threshold), here / "rings.png")
@@ -159,7 +164,7 @@ def compare_study(
     folder, design = Path(folder), read_design(folder)
     there = [dose for dose in design.doses if (dose_folder(folder, dose) / "reconstructions.npz").exists()]
     table = pd.concat([compare_dose(folder, dose, register) for dose in doses or there or design.doses], ignore_index=True)
-    table.to_csv(folder / TABLE, index=False)
+    _write_table(folder / TABLE, table)
     records = {f"{dose:g}": read_json(dose_folder(folder, dose) / "reconstructions.json", dict) for dose in there}
     trained = {job.name: trained_weights(folder, job) for job in study_jobs(folder)}
     bundles = {str(path.relative_to(folder)): sha256_of(path) for path in trained.values() if path is not None}
@@ -287,7 +292,7 @@ def write_pooled(
             lines.append(f"| {method_words(method)}{few} | {' | '.join(cells)} |")
         lines.append("")
     lines.append("Means ± half of the 90 % interval over noise seeds. Bold: the best. An asterisk: not to be told from it.")
-    pooled.to_csv(folder / "pooled_metrics.csv", index=False)
+    _write_table(folder / "pooled_metrics.csv", pooled)
     with replacing(folder / "pooled.md") as temporary:
         temporary.write_text("\n".join([*lines, "", *(f"- {text}" for text in pooled_sentences(pooled)), ""]), encoding="utf-8")
     first = pooled[(pooled["metric"] == "ms_ssim") & (pooled["nphotons"] == pooled["nphotons"].iloc[0])]
