@@ -1268,6 +1268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'ptycho_nb.files.as_markdown': ('0_base/files.html#as_markdown', 'ptycho_nb/files.py'),
                                  'ptycho_nb.files.check_memory': ('0_base/files.html#check_memory', 'ptycho_nb/files.py'),
                                  'ptycho_nb.files.check_shape': ('0_base/files.html#check_shape', 'ptycho_nb/files.py'),
+                                 'ptycho_nb.files.check_writable': ('0_base/files.html#check_writable', 'ptycho_nb/files.py'),
                                  'ptycho_nb.files.free_bytes': ('0_base/files.html#free_bytes', 'ptycho_nb/files.py'),
                                  'ptycho_nb.files.inside': ('0_base/files.html#inside', 'ptycho_nb/files.py'),
                                  'ptycho_nb.files.members_of': ('0_base/files.html#members_of', 'ptycho_nb/files.py'),

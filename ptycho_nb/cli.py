@@ -19,7 +19,7 @@ from .cli_overlap import add_overlap
 from .cli_plan import add_plan
 from .cli_words import Commands, deal_settings, defaults_text, failure, parameters_text, read_grid, settings_of
 from .config import InferenceConfig, InputError, ModelConfig, SimulationConfig, TrainingConfig
-from .files import write_arrays
+from .files import check_writable, write_arrays
 from .quiet import load_quietly
 from .runs import notebooks
 from .runs.arms import WEIGHTS, literal, run_arm
@@ -72,6 +72,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         raise InputError("-p", f"{', '.join(arguments.settings)} without a network", "--network DIR",
                          "These settings say how a trained network is applied.")
     data = load_data(arguments.scan, **reading_of(arguments))
+    check_writable(output)
     if arguments.refine_positions:
         from ptycho_nb.solvers.positions import moves_in_words, refine_positions
 
@@ -110,7 +111,7 @@ def _run_arm(arguments: argparse.Namespace) -> None:
     from ptycho_nb.runs.progress import arm_bar
 
     with arm_bar(folder, show=sys.stdout.isatty()):
-        run_arm(arguments.notebook, folder, arguments.settings, again=arguments.again)
+        run_arm(arguments.notebook, arguments.folder, arguments.settings, again=arguments.again)
     print_arm(folder)
 
 
@@ -170,6 +171,7 @@ def _how_few(arguments: argparse.Namespace) -> None:
     from ptycho_nb.studies.how_few import how_few
 
     data, methods = load_data(arguments.scan), arguments.methods.split(",")
+    check_writable(Path(arguments.out) / "how_few.md")
     if "amortised" in methods:
         load_quietly("keras")
     answer = how_few(data, resolution_px=arguments.resolution_px, frc50=arguments.frc50, methods=methods, part=arguments.part,

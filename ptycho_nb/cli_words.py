@@ -106,7 +106,8 @@ def settings_of(
 _REMEDIES = {
     "make room on this disk, or choose another folder": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     "check the path": (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
-    "change its permissions, or choose another folder": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "change its permissions, or choose another folder": (errno.EACCES, errno.EPERM),
+    "choose a folder on another disk": (errno.EROFS,),
 }
 
 

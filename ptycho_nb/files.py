@@ -29,9 +29,9 @@ from .config import InputError
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['replacing', 'sha256_of', 'inside', 'plain_json', 'write_json', 'as_markdown', 'free_bytes', 'check_memory', 'Place',
-           'reading', 'check_shape', 'read_json', 'write_arrays', 'read_npy', 'npy_header', 'members_of',
-           'read_members', 'read_arrays']
+__all__ = ['replacing', 'sha256_of', 'inside', 'check_writable', 'plain_json', 'write_json', 'as_markdown', 'free_bytes',
+           'check_memory', 'Place', 'reading', 'check_shape', 'read_json', 'write_arrays', 'read_npy', 'npy_header',
+           'members_of', 'read_members', 'read_arrays']
 
 # %% ../nbs/0_base/20_files.ipynb #5ea852ba
 _STALE_S = 60.0  # younger ones may be about to be locked
@@ -128,6 +128,19 @@ def inside(
     if leads_out or not path.parent.resolve().is_relative_to(Path(folder).resolve()):
         raise InputError(str(source), f"the name {name!r}", f"names of files inside {folder}", "Remove it and run again.")
     return path
+
+# %% ../nbs/0_base/20_files.ipynb #3b9816f5
+def check_writable(
+    path: str | Path,  # a file that is to be written, perhaps after a long computation
+) -> None:
+    "Raise now the `OSError` that writing would raise later: no permission, a read-only disk, a file in the place of a folder."
+    path = Path(path).absolute()
+    there = next(folder for folder in path.parents if os.path.lexists(folder))
+    number = errno.EISDIR if path.is_dir() else errno.ENOTDIR if not there.is_dir() else 0
+    if not number and not os.access(there, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+    if number:
+        raise OSError(number, os.strerror(number), str(path))
 
 # %% ../nbs/0_base/20_files.ipynb #1de927b4
 def plain_json(

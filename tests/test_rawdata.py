@@ -106,6 +106,14 @@ def test_a_file_that_is_no_npz_is_refused(content, tmp_path):
             read(path)
 
 
+@pytest.mark.parametrize("read", [RawData.load, load_data])
+def test_a_mask_without_a_good_pixel_names_its_file(read, tmp_path):
+    scan, _ = pt.simulate_halves(pt.SimulationConfig(object_size_px=128, n_train=3, n_test=1))
+    np.savez(tmp_path / "scan.npz", **scan.to_arrays(), mask=np.zeros((64, 64), bool))
+    with pytest.raises(InputError, match=r"scan\.npz, .*0 good pixels"):
+        read(tmp_path / "scan.npz")
+
+
 def test_a_truncated_npz_is_refused(tmp_path):
     whole = tmp_path / "whole.npz"
     RawData.from_arrays(contract()).save(whole)

@@ -2,6 +2,7 @@
 import json
 import os
 import pty
+import random
 import re
 import shutil
 import subprocess
@@ -344,6 +345,30 @@ def test_killed_at_any_moment_it_leaves_nobody_behind_and_goes_on(moment_s, tmp_
             pass
     result = sweep(study, out, grid=GRID, n_workers=2)
     assert result.ok and set(states(out).values()) == {"done"}
+
+
+@pytest.mark.long
+def test_killed_at_twenty_moments_it_still_ends(tmp_path):
+    """Each time the next one goes on: no arm is lost, and none that was done is run again."""
+    study, out, log = make_study(tmp_path, "time.sleep(0.5)"), tmp_path / "out", tmp_path / "log"
+    grid, chance = {"dose": list(range(1, 25))}, random.Random(0)
+    words = ["--set", f"dose={','.join(map(str, grid['dose']))}", "-p", "log_path", log, "--out", out, "--workers", "2"]
+    done: set[str] = set()
+    for _ in range(20):
+        process = subprocess.Popen([PROGRAM, "sweep", study, *words])
+        wait_for(lambda: (out / "manifest.json").exists())
+        time.sleep(chance.uniform(0, 9))
+        process.kill()
+        process.wait()
+        for lock in out.glob("*/.lock"):
+            with locked(lock, patience_s=20):
+                pass
+        read_json(out / "manifest.json")
+        was_done, done = done, {path.parent.name for path in out.glob("*/done.json")}
+        assert was_done <= done and all(read_arm(out / name).done for name in done)
+    result = sweep(study, out, grid=grid, parameters={"log_path": str(log)}, n_workers=2)
+    assert result.ok and set(states(out).values()) == {"done"}
+    assert len(list(out.glob("*/done.json"))) == 24
 
 
 # what is seen
