@@ -167,6 +167,33 @@ def test_hardly_any_memory(tmp_path):
     assert loaded < 1.2 * stored and fitted < 1.2 * stored, f"{stored} bytes; {loaded} to load, {fitted} to fit them"
 
 
+@pytest.mark.parametrize("suffix", ["h5", "npy"])
+def test_what_would_fill_the_memory_stays_on_disk(suffix, tmp_path, monkeypatch):
+    counts = np.random.default_rng(0).poisson(5, (200, 64, 64)).astype(np.uint16)
+    there, path = np.random.default_rng(1).uniform(0, 90, (200, 2)), tmp_path / f"scan.{suffix}"
+    how = {"positions": there, "unit": "px"}
+    if suffix == "h5":
+        how = {"keys": {"data": "data", "x": "x", "y": "y"}, "unit": "px"}
+        with h5py.File(path, "w") as file:
+            file.update({"data": counts, "y": there[:, 0], "x": there[:, 1]})
+    else:
+        np.save(path, counts)
+    in_memory = load_data(path, **how)
+    monkeypatch.setattr("ptycho_nb.data.assembly.free_bytes", lambda: 3 * 4 * counts.size)
+    assert_same(load_data(path, **how), in_memory)
+
+
+def test_an_array_is_never_whole_beside_its_amplitudes(tmp_path):
+    counts = np.random.default_rng(0).poisson(5, (1600, 64, 64)).astype(np.uint16)
+    np.save(tmp_path / "scan.npy", counts)
+    there = np.random.default_rng(1).uniform(0, 90, (1600, 2))
+    tracemalloc.start()
+    load_data(tmp_path / "scan.npy", positions=there, unit="px")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * counts.nbytes + 24e6, f"{peak / counts.nbytes:.2f} times what is stored"
+
+
 def test_the_benchmark_of_a_large_scan(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
     words = ["--gigabytes", "0.01", "--side", "64", "--iterations", "8", "--limit-gib", "1"]

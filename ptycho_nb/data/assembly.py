@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError
-from ..files import check_memory, reading
+from ..files import check_memory, free_bytes, reading
 from ..machine import progress_bar
 from ..physics.detector import Detector, shifted_counts
 from ..physics.geometry import Geometry
@@ -158,6 +158,9 @@ class _Conversion:
             return self.amplitudes(block, self.wrong(block) if self.may_be_wrong else None)
 
 # %% ../../nbs/2_data/15_assembly.ipynb #17829b62
+_SHARE_OF_MEMORY = 0.25  # that amplitudes may take of what is free; solvers want as much again, and others are there too
+
+
 @dataclass
 class _Overview:
     "What one look at all patterns has shown."
@@ -179,7 +182,8 @@ def _look(recording: Recording, on_disk: bool | None) -> _Overview:
     side, corner = _square_window(recording.counts.shape[-2:], source)
     if kind.kind not in "buif":
         raise InputError(f"{source}, patterns", f"{kind}", "real numbers", "Say where the counts are.")
-    stays = kind.itemsize * n * side**2 > LARGE_BYTES if on_disk is None else on_disk
+    is_large = kind.itemsize * n * side**2 > LARGE_BYTES or 4 * n * side**2 > _SHARE_OF_MEMORY * free_bytes()
+    stays = is_large if on_disk is None else on_disk
     if not stays:
         check_memory(f"{source}, patterns", 4 * n * side**2, "Leave them on disk: load_data(path, on_disk=True).")
     conversion = _Conversion(recording, side, corner, _lies_in_corner(recording))

@@ -23,7 +23,7 @@ from ..physics.geometry import Geometry
 from ..physics.patterns import Patterns
 from ..rows import Rows
 from .assembly import Recording, assemble
-from .contract import LARGE_BYTES, made_on_demand, read_npz
+from .contract import made_on_demand, read_npz
 from .electron_formats import as_raster, raster_positions, read_empad
 from .hdf5 import LENGTHS_M, open_tree
 from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, open_product_npz, recognise
@@ -218,14 +218,17 @@ def _read_npy(path: Path, known: Mapping[str, Any], on_disk: bool | None) -> Raw
     file = open(path, "rb")  # noqa: SIM115  stays open where the patterns stay on disk
     with ExitStack() as stack:
         stack.enter_context(file)
-        shape, dtype, n_bytes, is_fortran = npy_header(file, size, str(path))
-        if (n_bytes > LARGE_BYTES if on_disk is None else on_disk) and shape and not is_fortran:
+        shape, dtype, _, is_fortran = npy_header(file, size, str(path))
+        is_by_rows = bool(shape) and not is_fortran and 0 not in shape
+        if is_by_rows:  # a few are read at a time, whether or not they stay
             counts = Rows(file, file.tell(), shape, dtype, str(path))
-            stack.pop_all()
         else:
             file.seek(0)
             counts = read_npy(file, size, str(path))
-    return assemble(_with_what_is_known(Recording("NumPy", str(path), counts, None), known), on_disk)
+        data = assemble(_with_what_is_known(Recording("NumPy", str(path), counts, None), known), on_disk)
+        if is_by_rows and isinstance(data.diff3d, Patterns):
+            stack.pop_all()
+        return data
 
 
 def _read_npz(path: Path, known: Mapping[str, Any], on_disk: bool | None) -> RawData:
@@ -310,7 +313,8 @@ def load_data(
         Of an integrating detector: standard deviation, in photons as the counts. None: it counts photons.
     on_disk : bool, optional
         Leave the patterns in the file, and read them a few at a time whenever they are needed: slower, with hardly any
-        memory, and the same results. None: if they take more than 512 MB as they are stored.
+        memory, and the same results. None: if they take more than 512 MB as they are stored, or as amplitudes a quarter of
+        the memory that is free.
 
     Returns
     -------
