@@ -425,7 +425,7 @@ def test_another_pattern_of_the_same_dose_keeps_the_estimate():
 
 
 def test_two_doses_of_an_own_scan_come_fast_and_are_kept(scan, tmp_path):
-    explorer, seconds = DoseExplorer(data=scan.save(tmp_path / "scan.npz"), right_percent=10.0), []
+    explorer, seconds = DoseExplorer(scan.save(tmp_path / "scan.npz"), right_percent=10.0), []
     dim = explorer.state.images["right"]
     for percent in (0.5, 3.0, 30.0, 70.0):
         began = time.process_time()
@@ -443,7 +443,7 @@ def test_two_doses_of_an_own_scan_come_fast_and_are_kept(scan, tmp_path):
 
 def test_counts_that_are_no_photons_cannot_be_dealt(scan):
     with pytest.raises(InputError, match="multiples of no number"):
-        DoseExplorer(data=replace(scan, diff3d=np.sqrt(np.maximum(scan.diff3d**2 - 0.31, 0))))
+        DoseExplorer(replace(scan, diff3d=np.sqrt(np.maximum(scan.diff3d**2 - 0.31, 0))))
 
 
 # --- what all have in common ---
@@ -532,7 +532,8 @@ def test_the_command_line_brings_the_state_back(explorer, which, arm):
     elif which == "plan":
         again = PlanExplorer(int(given["N"]), **settings)
     else:
-        again = DoseExplorer(int(given["N"]), given["object_kind"], int(given["object_seed"]), **settings)
+        again = DoseExplorer(N=int(given["N"]), object_kind=given["object_kind"], object_seed=int(given["object_seed"]),
+                             **settings)
     explorer.settle()
     assert again._shown_settings() == pytest.approx(explorer._shown_settings())
     np.testing.assert_equal(shown(again.panels), shown(explorer.panels))

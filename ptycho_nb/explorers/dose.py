@@ -215,11 +215,11 @@ class DoseExplorer(Explorer):
 
     def __init__(
         self,
-        N: int = 64,  # side of a pattern, px
+        data: RawData | str | Path | None = None,  # one's own scan, or its file; None: one is simulated
+        full: Reconstruction | None = None,  # of `data`, if there is one already
+        N: int = 64,  # of the simulated scan: side of a pattern, px
         object_kind: str = "lines",  # see `ptycho_nb.physics.objects`
         object_seed: int = 0,
-        data: RawData | str | Path | None = None,  # one's own scan, or its file; then nothing is simulated
-        full: Reconstruction | None = None,  # of `data`, if there is one already
         **settings: Any,  # where the controls start, see `DoseState`, or of one's own scan `ThinnedState`
     ) -> None:
         if data is None:
