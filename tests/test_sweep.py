@@ -5,6 +5,7 @@ import pty
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import termios
@@ -400,3 +401,27 @@ def test_a_table_for_a_person_and_nothing_for_papermill(tmp_path):
     text = re.sub(r"<[^>]*>", " ", shown[True][-1])
     assert "1 done, 1 failed" in text and "2 of 2" in text and "0.33333" in text
     assert len(shown[True]) > 1, "the table renews itself"
+
+
+def test_stopped_in_a_notebook_it_says_one_sentence(tmp_path):
+    """As JupyterLab interrupts: the kernel and all its processes; the arms are free for the next call."""
+    notebook, log, out = make_study(tmp_path, "time.sleep(60)"), tmp_path / "log", tmp_path / "out"
+    script = tmp_path / "kernel.py"
+    script.write_text(f"""
+if __name__ == "__main__":
+    import signal
+    from IPython.core.interactiveshell import InteractiveShell
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs this may have it ignored
+    InteractiveShell.instance().run_cell('''import ptycho_nb as pt
+pt.sweep({str(notebook)!r}, {str(out)!r}, grid={{"dose": [1.0, 2.0]}},
+         parameters={{"log_path": {str(log)!r}}}, n_workers=2)
+''')
+""")
+    command = [sys.executable, script]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True) as process:
+        wait_for(log.exists)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[0]
+    assert said.strip() == "Stopped: the arms that are done are kept; the same call continues where it stopped."
+    assert {arm["state"] for arm in read_json(out / "manifest.json")["arms"]} == {"waiting"}

@@ -21,6 +21,7 @@ from ..files import as_markdown, plain_json, replacing, write_json
 from ..physics.forward import Layout
 from ..physics.probes import disk_probe
 from ..physics.scans import nearest_pixel, scan_report, validation_indices
+from ..quiet import stopping
 from ..solvers.result import Reconstruction
 from . import model_checks, scan_checks
 from .bias import bias_report, plot_bias
@@ -363,6 +364,7 @@ def _count(n: int, name: str) -> str:
     return f"{n or 'no'} {name}{'' if n == 1 else 's'}"
 
 # %% ../../nbs/7_diagnosis/80_report.ipynb #69785237
+@stopping("nothing is written; the same call begins anew.")
 def diagnose(
     data_or_arm: str | Path, out: str | Path, *, gridsize: int | None = None, seed: int = 0
 ) -> dict[str, Any]:

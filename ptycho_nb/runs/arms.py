@@ -23,7 +23,7 @@ import numpy as np
 
 from ..config import Config, InputError, check_choice
 from ..files import inside, plain_json, read_json, replacing, sha256_of, write_json
-from ..quiet import standard_error_to
+from ..quiet import standard_error_to, stopping
 from .notebooks import find_notebook
 
 CONFIG, HISTORY, METRICS, DONE = "config.json", "history.json", "metrics.json", "done.json"  # the files of an arm
@@ -391,6 +391,7 @@ def _keep_error(folder: Path, error: Exception) -> None:
         path.write_text(f"{error}\n\n" + re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines)) + "\n", encoding="utf-8")
 
 
+@stopping("the notebook as far as it ran is kept; the same call runs it again, and a training goes on where it stopped.")
 def run_arm(
     notebook: str | Path,  # a study notebook with an `output_dir` parameter, by its path or its name: 'dose'
     output_dir: str | Path,  # the arm's folder

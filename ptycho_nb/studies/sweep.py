@@ -21,6 +21,7 @@ from typing import Any
 from ..config import InputError
 from ..files import plain_json, read_json, reading, replacing, sha256_of, write_json
 from ..machine import versions
+from ..quiet import stopping
 from ..runs.arms import CONFIG, DONE, ERROR, MANIFEST, arm_name, check_arm, literal, locked, read_arm
 from ..runs.notebooks import find_notebook
 from ..runs.progress import ArmState, audience, showing
@@ -252,6 +253,7 @@ def _checked_plan(
     return plan
 
 # %% ../../nbs/8_studies/10_sweep.ipynb #7db00d8a
+@stopping("the arms that are done are kept; the same call continues where it stopped.")
 def sweep(
     notebook: str | Path,
     out: str | Path,
