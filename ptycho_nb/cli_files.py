@@ -53,10 +53,11 @@ def add_reading(
     sub: argparse.ArgumentParser,  # of a command with `path`
 ) -> None:
     "Add the words that say how a file is to be read."
-    said = sub.add_argument_group("how to read it")
+    said = sub.add_argument_group("how to read it", "by default as the file says, and if it says nothing as `load_data` decides")
     said.add_argument("--crop", type=int, metavar="PX", help="side of the patterns to keep, even")
     said.add_argument("--centre", metavar="Y,X", help="pixel that becomes zero frequency; auto: where the light is")
-    said.add_argument("--bin", type=int, default=1, metavar="K", help="pixels of the detector that become one, along each axis")
+    said.add_argument("--bin", type=int, default=1, metavar="K", help="pixels of the detector that become one, along each axis "
+                      "(default: 1)")
     said.add_argument("--pad", type=int, metavar="PX", help="side of the patterns with masked pixels around them, even")
     turns = ("90", "180", "270", "transpose", "antitranspose", "mirror-y", "mirror-x")
     said.add_argument("--rotate", choices=turns, help="see the whole scan from another side (degrees: counterclockwise, row 0 on "
@@ -172,11 +173,11 @@ def print_arm(
     folder: str,  # of an arm
 ) -> None:
     "The answer or the metrics of an arm, its figures, and whether it is done."
-    from ptycho_nb.analysis.metrics import goodness_text, metrics_table
+    from ptycho_nb.analysis.metrics import answer_text, goodness_text, metrics_table
 
     arm = read_arm(folder)
     answers = [entry["sentence"] for entry in (arm.metrics or {}).values() if isinstance(entry, dict) and "sentence" in entry]
-    for text in filter(None, [*answers, metrics_table(arm.metrics or {})]):
+    for text in filter(None, [*answers, answer_text(arm.metrics or {}), metrics_table(arm.metrics or {})]):
         print(text)
     for path in arm.figures:
         print(f"figure: {os.path.relpath(path)}")

@@ -101,7 +101,8 @@ def test_from_the_shell(scan, tmp_path, capsys):
     stored = read_json(tmp_path / "out" / "how_few.json")
     assert stored["sentence"] in said and "how_few.md" in said
     assert stored["answers"]["no_network"]["sentence"] in stored["sentence"].replace("Without", "without")
-    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {"curve.png", "images.png"}
+    drawn = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert drawn == {"curve.png", "curve.pdf", "images.png", "images.pdf"}
     with np.load(tmp_path / "out" / "how_few.npz", allow_pickle=False) as images:
         assert "no_network_0.5" in images.files and images["no_network_1"].dtype == np.complex64
     assert main(["how-few", str(path), "--out", str(tmp_path / "out"), "--methods", "magic"]) == 2

@@ -134,7 +134,8 @@ def test_from_the_shell(tmp_path, capsys):
              "--detector-pixel-um", "75", "--field", "5umx10um", "--flux-per-s", "1e7", "--material", "100"]
     assert main([*words, "--out", str(tmp_path)]) == 0
     said, stored = capsys.readouterr().out, read_json(tmp_path / "plan.json")
-    assert stored["sentence"] in said and "patterns:" in said and (tmp_path / "figures" / "curve.png").exists()
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert stored["sentence"] in said and "patterns:" in said and drawn == {"curve.png", "curve.pdf"}
     assert main([*words, "--json"]) == 0
     given = json.loads(capsys.readouterr().out)
     assert given == stored and given["n_patterns"] > 100 and len(given["dose_gray"]) == 3

@@ -24,9 +24,9 @@ from ..pictures import Panel, Showing, amplitude_and_phase
 Region = tuple[int, int, int, int]  # (y0, y1, x0, x1), px in the frame of the positions; y1 and x1 are just outside
 
 # %% auto #0
-__all__ = ['Region', 'Reconstruction', 'without_plane', 'crop', 'predict_amplitudes', 'good_pixels', 'measured_and_predicted',
-           'covered_region', 'common_region', 'enlarged', 'save_reconstructions', 'load_reconstructions',
-           'stored_methods']
+__all__ = ['Region', 'Reconstruction', 'probe_verdict', 'without_plane', 'crop', 'predict_amplitudes', 'good_pixels',
+           'measured_and_predicted', 'covered_region', 'common_region', 'enlarged', 'save_reconstructions',
+           'load_reconstructions', 'stored_methods']
 
 # %% ../../nbs/3_solvers/10_result.ipynb #3d5ce136
 @dataclass(frozen=True, eq=False, repr=False)
@@ -158,7 +158,10 @@ class Reconstruction(Showing):
         said = {"method": self.method.replace("_", " "), "shown": f"{y1 - y0} × {x1 - x0} px where patch centres lie",
                 "patterns": f"{len(self.positions_px)} of {self.N} × {self.N} px"}
         said |= {"iterations": str(chosen["iteration"])} if "iteration" in chosen else {}
+        said |= {"NLL per pixel of unseen counts": f"{chosen['nll_per_pixel']:.4f}"} if "nll_per_pixel" in chosen else {}
+        said |= {"smoothed by": f"{chosen['smoothing_px']:g} px"} if chosen.get("smoothing_px") else {}
         said |= {"took": f"{self.seconds:.1f} s"} if self.seconds else {}
+        said |= {"probe": probe_verdict(self.info["probe_moved"])} if self.info.get("probe_moved") else {}
         return said | ({"verdict": str(self.info["verdict"])} if self.info.get("verdict") else {})
 
     def _panels(self) -> list[Panel]:
@@ -166,6 +169,23 @@ class Reconstruction(Showing):
         return amplitude_and_phase(without_plane(field))
 
 # %% ../../nbs/3_solvers/10_result.ipynb #6a9a3919
+_ROUGH, _WRONG = 0.02, 0.25  # shares of the light
+
+
+def probe_verdict(
+    moved: float,  # what `probe_moved` returns: 0 to 1
+) -> str:
+    "What it means that a fit moved the probe so far from where it was given."
+    if moved < 0.005:
+        return "as it was given"
+    changed = f"the fit changed {moved**2:.1%} of its light"
+    if moved**2 < _ROUGH:
+        return f"the guess was good: {changed}"
+    if moved**2 < _WRONG:
+        return f"the guess was rough: {changed}"
+    return f"the guess was wrong, or the fit is: {changed}; believe the image only if its residuals agree with photon noise"
+
+
 def without_plane(
     field: np.ndarray,  # (h, w), complex
 ) -> np.ndarray:  # (h, w), complex: the mean step of its phase from row to row and from column to column is 0

@@ -243,7 +243,7 @@ class Plan(PlannedScan):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "plan.json", self.to_dict())
-        save_figure(self.plot(), folder / "figures" / "curve.png")
+        save_figure(self.plot(), folder / "figures" / "curve.png", pdf=True)
         lines = ["# Plan", "", f"**{self.sentence}**", "", *(f"- {note}" for note in self.notes), "", "| | |", "| --- | --- |",
                  *(f"| {name} | {text} |" for name, text in self.facts().items()), "", "![curve](figures/curve.png)", ""]
         with replacing(folder / "plan.md") as temporary:

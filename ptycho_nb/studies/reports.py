@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..analysis.metrics import TRAINED_BY
 from ..analysis.plots import save_figure
 from ..config import InputError
 from ..files import as_markdown, replacing
+from ..quiet import stopping
 from ..runs.arms import arm_name
 from .answers import answer_sentence, scores_table
 from .dose_images import PHOTON_LIMIT, certainty_table, dark_pixel_table, draw_dose_study, references_by_dose
@@ -62,7 +64,6 @@ def method_scores(
 
     places = {name: ("{}.amplitude." + name) for name in ("ssim", "psnr", "ms_ssim", "frc50", "frc50_low", "frc50_high", "mae")}
     places |= {"phase_mae": "{}.phase.mae", "phase_ssim": "{}.phase.ssim", "nll_per_pixel": "data_fit.{}.nll_per_pixel"}
-    trainings = {"network": ("network",), "refined": ("network",), "cnn": ("cnn",)}  # on whose training a method rests
     matches = (re.fullmatch(r"(?:data_fit\.)?(\w+)\.(?:amplitude\.ssim|nll_per_pixel)", name) for name in arms.columns)
     methods = dict.fromkeys(match[1] for match in matches if match)
     rows = []
@@ -71,7 +72,7 @@ def method_scores(
         for method in methods:
             values = {name: arm.get(place.format(method), np.nan) for name, place in places.items()}
             if any(pd.notna(value) for value in values.values()):
-                parts = [f"{method}.seconds", *(f"{name}.training.seconds" for name in trainings.get(method, ()))]
+                parts = [f"{method}.seconds", *([f"{TRAINED_BY[method]}.training.seconds"] if method in TRAINED_BY else [])]
                 parts += ["network.seconds"] if method == "refined" else []
                 values["seconds"] = float(sum(arm[name] for name in parts if pd.notna(arm.get(name))))
                 loss = arm.get("loss", "") if method in _TRAINED else ""
@@ -226,6 +227,7 @@ def _setting_lines(arms: pd.DataFrame) -> list[str]:
     return lines
 
 # %% ../../nbs/8_studies/50_reports.ipynb #0e2e3281
+@stopping("nothing is written; the same call begins anew.")
 def report(folder: str | Path, *, out: str | Path | None = None) -> Path:
     """Write tables, a summary in words and figures about all arms of a folder.
 
@@ -311,8 +313,6 @@ def _figure_lines(arms: pd.DataFrame, folder: Path, figures: Path, suffix: str) 
         if isinstance(figure, str):
             absent.append(f"- `{name}` is left out: {str(figure).rstrip('.')}.")
             continue
-        path = save_figure(figure, figures / f"{name}{suffix}.png", dpi=300)
-        figure.set_layout_engine(None)  # the same in both files, and it takes as long as all the drawing
-        save_figure(figure, path.with_suffix(".pdf"))
+        path = save_figure(figure, figures / f"{name}{suffix}.png", dpi=300, pdf=True)
         lines += [f"![{name.replace('_', ' ')}](figures/{path.name})", ""]
     return lines + absent
