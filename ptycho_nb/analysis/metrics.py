@@ -404,7 +404,9 @@ def answer_text(
     said = {"ssim": "amplitude SSIM", "nll_per_pixel": "NLL/px of unseen counts (less is better)",
             "r_factor": "R factor (less is better)"}
     why = "the truth is known" if decides == "ssim" else "no truth is known"
-    text = f"Best by {said[decides]}, which decides since {why}: {' and '.join(best[decides])}, {numbers[decides]}."
-    others = [f"{METRIC_LABELS[name].name} prefers {' and '.join(methods)}" for name, methods in best.items()
+    names = {name: "all methods alike" if len(methods) == len(fits) else ", ".join(methods) + " alike" * (len(methods) > 1)
+             for name, methods in best.items()}
+    text = f"Best by {said[decides]}, which decides since {why}: {names[decides]}, {numbers[decides]}."
+    others = [f"{METRIC_LABELS[name].name} prefers {names[name]}" for name, methods in best.items()
               if not set(methods) & set(best[decides])]
     return f"{text} {'; '.join(others)}." if others else text

@@ -273,7 +273,8 @@ def references_by_dose(
     for dose in sorted(arms["nphotons"].unique()):
         limit = photon_limit(scan, dose=dose / scan.nphotons_mean)
         if limit.amplitude is not None:
-            references[float(dose)] = {PHOTON_LIMIT: {"frc50": limit.amplitude.value}}
+            bound = limit.amplitude.value  # 0 where some pixels were hardly lit: of these nothing is known without knowledge
+            references[float(dose)] = {PHOTON_LIMIT: {"frc50": bound}} if bound > 0 else {}
             if with_yardstick:
                 scores = yardstick(*limit.parts["amplitude"]).scores
                 references[float(dose)][YARDSTICK] = scores | {"frc50": scores["frc50_smoothed"]}
@@ -286,7 +287,7 @@ def limit_by_dose(
 ) -> dict[float, float]:  # FRC50 of the amplitude by dose; empty if the truth is not known
     "The FRC50 that the photons allow at each dose of a study."
     references = references_by_dose(arms, folder, with_yardstick=False)
-    return {dose: rows[PHOTON_LIMIT]["frc50"] for dose, rows in references.items()}
+    return {dose: rows[PHOTON_LIMIT]["frc50"] for dose, rows in references.items() if PHOTON_LIMIT in rows}
 
 # %% ../../nbs/8_studies/40_dose_images.ipynb #f311609b
 def _draw_trainings(arms: pd.DataFrame, folder: Path) -> Figure:

@@ -176,7 +176,7 @@ def limit_sentences(
     "How near the best method comes to what the photons allow."
     scores, sentences = method_scores(arms).dropna(subset=["nphotons", "frc50"]), []
     for nphotons, rows in sorted(references.items(), reverse=True):
-        limit = rows[PHOTON_LIMIT]["frc50"]
+        limit = rows.get(PHOTON_LIMIT, {}).get("frc50", 0.0)
         here = scores[scores["nphotons"] == nphotons].groupby(["method", "loss"])["frc50"].mean()
         if len(here) and limit > 0:
             best = f"{here.max():.3f} ({method_label(*here.idxmax())})"
@@ -280,6 +280,14 @@ def report(folder: str | Path, *, out: str | Path | None = None) -> Path:
     return out
 
 
+_UNDER_THE_TABLE = (
+    "Mean ± standard deviation over the seeds (FRC50 of a single arm: the 95 % interval of its curve), the best in bold; "
+    "SSIM, PSNR and FRC50 of the amplitude after the gauge fix, NLL/px on patterns that no method has fitted; seconds from "
+    "the scan to the image, the training of the network included. *Photon limit*: what the photons allow without knowledge "
+    "of the sample; none where some places were hardly lit. *Yardstick*: the true object with the noise of that limit, "
+    "after the best of three simple denoisers, whose kind and strength the truth has chosen; no method.")
+
+
 def _summary_lines(table: pd.DataFrame, folder: Path, figures: Path) -> list[str]:
     "What `summary.md` says; the figures that it shows are written on the way."
     title = folder.parent.name if folder.name == "arms" else folder.name  # where a study keeps its arms
@@ -291,13 +299,8 @@ def _summary_lines(table: pd.DataFrame, folder: Path, figures: Path) -> list[str
     for setting, arms in settings.items():
         scores, references = method_scores(arms), references_of(arms, folder)
         lines += ["", f"## {setting.replace('_', ', ')}" if setting else "## Results", "", *_setting_lines(arms), ""]
-        lines += [scores_table(scores, references), "",
-                  "Mean ± standard deviation over the seeds (FRC50 of a single arm: the 95 % interval of its curve), the best in "
-                  "bold; SSIM, PSNR and FRC50 of the amplitude after the gauge fix, NLL/px on patterns that no method has "
-                  "fitted; seconds from the scan to the image, the training of the network included. *Photon limit*: what the "
-                  "photons allow without "
-                  "knowledge of the sample. *Yardstick*: the true object with the noise of that limit, after the best of three "
-                  "simple denoisers, whose kind and strength the truth has chosen; no method.", ""] if len(scores) else []
+        if len(scores):
+            lines += [scores_table(scores, references), "", _UNDER_THE_TABLE, ""]
         for heading, sentences in discussion(arms, folder, references).items():
             lines += [f"**{heading}**", "", *(f"- {sentence}" for sentence in sentences), ""]
         lines += _figure_lines(arms, folder, figures, f"_{setting}" if setting else "")
