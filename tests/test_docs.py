@@ -220,6 +220,15 @@ def test_changed_text_goes_into_an_executed_copy_and_changed_code_does_not(tmp_p
     assert json.loads((tmp_path / "out" / "a.ipynb").read_text()) == kept
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "gallery").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_study_shows_tables_and_sentences_and_no_raw_dictionary(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            said = "".join(output.get("text", [])) + "".join(output.get("data", {}).get("text/plain", []))
+            assert not re.search(r"^\{'|^\[\{", said, re.MULTILINE), said[:300]
+            assert not re.search(r"\d\.\d{8}", said), said[:300]
+
+
 def test_the_gallery_keeps_nothing_of_this_machine():
     result = {
         "output_type": "execute_result",

@@ -2,6 +2,7 @@
 import ast
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 
+import ptycho_nb as pt
 from ptycho_nb.cli_files import print_arm
 from ptycho_nb.config import InputError, derive_seeds
 from ptycho_nb.files import read_json, write_json
@@ -212,6 +215,28 @@ def test_a_study_runs_to_its_end(name, tmp_path, monkeypatch, capsys):
     print_arm(str(arm.folder))
     assert capsys.readouterr().out.endswith(f"{arm.folder}: done\n"), "what `run-arm` and `info` show of it"
     assert [(arm / "done.json").stat().st_mtime_ns for arm in arms] == before, "no arm is run twice"
+
+
+@pytest.mark.xdist_group("tutorial")
+def test_the_hidden_answers_of_the_tutorial_run_and_are_right(tmp_path, monkeypatch, capsys):
+    """Each stands behind its exercise, and needs nothing but what the tutorial has made by then."""
+    monkeypatch.chdir(tmp_path)
+    cells = nbformat.read(STUDIES / "tutorial.ipynb", as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    hidden = r"<details><summary>Answer</summary>.*?```python\n(.*?)```.*?</details>"
+    dose, stage, counts = re.findall(hidden, text, re.DOTALL)
+    scan = pt.example_scan(nphotons=1e5, seed=0)
+    made = {"pt": pt, "np": np, "scan": scan}
+    exec(dose, made)
+    scores = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert scores[0] < 0.9 < scores[-1], "between 1e4 and 1e6"
+    exec(stage, made)
+    images = (pt.estimate(made[name]) for name in ("wrong", "better"))
+    wrong, better = (pt.compare(image, scan.truth)["amplitude"]["ssim"] for image in images)
+    assert better > wrong + 0.1, "most of the fine detail comes back"
+    *lines, last = counts.strip().splitlines()
+    exec("\n".join(lines), made)
+    assert eval(last, made).startswith("Counts are stored as intensity")
 
 
 @pytest.mark.long  # a process, a kernel and TensorFlow's start for each; dose.ipynb is always run like this
