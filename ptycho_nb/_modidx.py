@@ -465,6 +465,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'ptycho_nb.data.view.ScanView._panels': ( '2_data/view.html#scanview._panels',
                                                                                'ptycho_nb/data/view.py'),
                                      'ptycho_nb.data.view.ScanView.facts': ('2_data/view.html#scanview.facts', 'ptycho_nb/data/view.py'),
+                                     'ptycho_nb.data.view.dose_in_words': ('2_data/view.html#dose_in_words', 'ptycho_nb/data/view.py'),
                                      'ptycho_nb.data.view.scan_map': ('2_data/view.html#scan_map', 'ptycho_nb/data/view.py')},
             'ptycho_nb.data.windows': { 'ptycho_nb.data.windows._modes': ('2_data/windows.html#_modes', 'ptycho_nb/data/windows.py'),
                                         'ptycho_nb.data.windows._with_modes': ( '2_data/windows.html#_with_modes',

@@ -15,6 +15,7 @@ import ptycho_nb as pt
 from ptycho_nb import __version__
 from ptycho_nb.cli import _parser, main
 from ptycho_nb.data.formats import load_data
+from ptycho_nb.physics.probes import probe_diameter_px
 from ptycho_nb.solvers.result import load_reconstructions
 
 COMMANDS = ("simulate", "train", "reconstruct", "studies", "run-arm", "sweep", "report", "diagnose", "info",
@@ -213,6 +214,9 @@ def test_what_validate_says(small_scan, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["validate", str(path), *BEAMLINE]) == 0
     said = capsys.readouterr().out
+    field_px2 = np.prod(np.ptp(scan.positions_px, axis=0) + probe_diameter_px(scan.probe))
+    per_px = scan.nphotons_mean * 40 / field_px2
+    assert f"detected photons on the sample: {per_px:.3g} per px, {per_px / 0.0557694**2:.3g} per µm²" in said
     for fact in ("patterns: 40 of 64 x 64 px", "energy: 8.8 keV", "pixel on the sample: 55.77 nm", "µm (y, x)"):
         assert fact in said
     dataclasses.replace(scan, positions_px=0.03 * scan.positions_px).save("micrometres.npz")

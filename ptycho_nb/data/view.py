@@ -5,6 +5,7 @@
 # %% ../../nbs/2_data/05_view.ipynb #56f7e5cc
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..physics.scans import scan_report
 from ..pictures import Panel, Showing
 
 # %% auto #0
-__all__ = ['scan_map', 'ScanView']
+__all__ = ['scan_map', 'dose_in_words', 'ScanView']
 
 # %% ../../nbs/2_data/05_view.ipynb #94c82cd0
 def scan_map(
@@ -32,6 +33,16 @@ def scan_map(
         y, x = (place + offsets).T
         image[y, x] = 0.3 + 0.7 * number / max(len(places) - 1, 1)
     return image
+
+
+def dose_in_words(
+    photons: float,  # detected in a pattern
+    numbers: Mapping[str, float],  # of `scan_report`
+    pixel_m: float | None,  # side of a pixel on the sample; None: not known
+) -> str:
+    "The photons that were detected from a pixel of the sample, and from 1 µm² where it is known how large a pixel is."
+    per_px = photons * numbers["exposures_per_pixel"] / (np.pi * (numbers["probe_diameter_px"] / 2) ** 2)
+    return f"{per_px:.3g} per px" + ("" if pixel_m is None else f", {per_px / (1e6 * pixel_m) ** 2:.3g} per µm²")
 
 
 class ScanView(Showing):
@@ -54,7 +65,8 @@ class ScanView(Showing):
                      "probe (90 % of its light)": f"{numbers['probe_diameter_px']:.1f} px across",
                      "overlap of nearest neighbours":
                          f"{numbers['linear_overlap']:.0%} linear, {numbers['area_overlap']:.0%} of the area",
-                     "probes that see a pixel": f"{numbers['exposures_per_pixel']:.1f}"}
+                     "probes that see a pixel": f"{numbers['exposures_per_pixel']:.1f}",
+                     "detected photons on the sample": dose_in_words(photons, numbers, self.pixel_size_m)}
         return said
 
     def _panels(self) -> list[Panel]:

@@ -16,9 +16,10 @@ import numpy as np
 
 from ..config import InputError
 from ..data.scan import RawData
+from ..data.view import dose_in_words
 from ..physics.geometry import fresnel_number
 from ..physics.patterns import mean_counts
-from ..physics.scans import nearest_spacing_px
+from ..physics.scans import nearest_spacing_px, scan_report
 from ..solvers.fit import check_positions
 from ..solvers.rungs import suspicious_pixels, useless_patterns
 from .findings import Finding, sort_findings
@@ -55,11 +56,16 @@ def scan_facts(
     "What a scan holds, each fact with its unit."
     left_out, modes = np.count_nonzero(~data.good_pixels), 1 if data.weaker_modes is None else 1 + len(data.weaker_modes)
     background = 0.0 if data.detector is None else float(np.mean(data.detector.background))
-    probe = "estimated from the mean pattern" if data.metadata.get("probe") == "estimated" else "given"
+    is_given, dose = data.metadata.get("probe") != "estimated", {}
+    probe = "given" if is_given else "estimated from the mean pattern"
+    if is_given and data.n_patterns > 1 and np.any(data.probe):
+        dose = {"detected photons on the sample": dose_in_words(data.nphotons_mean, scan_report(data.positions_px, data.probe),
+                                                                data.pixel_size_m)}
     return {
         "format": str(data.metadata.get("format", "NPZ of this package")),
         "patterns": f"{data.n_patterns} of {data.N} x {data.N} px",
         "photons per pattern": f"{data.nphotons_mean:.4g}",
+        **dose,
         "pixels left out": f"{left_out} of {data.N**2}",
         "background": f"{background:.3g} counts a pixel" if background else "none",
         "probe": f"{probe}, {modes} mode{'s' * (modes > 1)}",
