@@ -292,16 +292,51 @@ def turned(positions, k):
     return positions * [-1 if k & 1 else 1, -1 if k & 2 else 1]
 
 
+def tike(folder, positions_px):
+    np.savez(folder / "tike.npz", data=np.fft.ifftshift(COUNTS, axes=(1, 2))[None], scan=positions_px[None] - 32,
+             probe=SCAN.probe[None, None, None])
+    return load_data(folder / "tike.npz")
+
+
+def patterns_last(folder, positions_px):
+    np.savez(folder / "last.npz", diffraction=np.moveaxis(SCAN.diff3d, 0, -1), probeGuess=SCAN.probe,
+             xcoords_start=positions_px[:, 1], ycoords_start=positions_px[:, 0])
+    return load_data(folder / "last.npz")
+
+
+def with_table(folder, positions_px, name):
+    np.savetxt(folder / "scan.txt", PIXEL_M * positions_px, header="y_m x_m", fmt="%.17g")
+    if name == "npy":
+        np.save(folder / "dp.npy", COUNTS)
+    elif name == "raw":
+        np.pad(COUNTS.astype("<f4"), ((0, 0), (33, 33), (32, 32))).tofile(folder / "dp.raw")
+    path = folder / f"dp.{name}" if name != "h5" else eiger(folder)
+    return load_data(path, positions=folder / "scan.txt", geometry=pt.Geometry(object_pixel_m=PIXEL_M), crop=64)
+
+
+WITH_POSITIONS = {
+    **{name: lambda folder, _, name=name: load_data(LAYOUTS[name][0](folder)) for name in LAYOUTS},
+    "tike": tike, "ptycho_nb": lambda folder, positions_px: load_data(
+        dataclasses.replace(SCAN, positions_px=positions_px).save(folder / "ours.npz")),
+    "PtychoPINN": patterns_last, "NumPy and a table": lambda *given: with_table(*given, "npy"),
+    "Eiger master and a table": lambda *given: with_table(*given, "h5"),
+    "EMPAD and a table": lambda *given: with_table(*given, "raw"),
+    "py4DSTEM and an array": lambda folder, positions_px: load_data(
+        cube(folder), positions=PIXEL_M * positions_px, unit="m", geometry=pt.Geometry(object_pixel_m=PIXEL_M))}
+
+
 @pytest.mark.parametrize("k", range(8))
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", WITH_POSITIONS)
 def test_a_reader_takes_positions_as_its_format_has_them(name, k, tmp_path, monkeypatch):
     """And the right one is among those that the ladder tries."""
-    given = turned(SCAN.positions_px, k)
+    given = turned(SCAN.positions_px, k) + 200
     monkeypatch.setattr("test_formats.THERE_M", PIXEL_M * given)
-    data = load_data(LAYOUTS[name][0](tmp_path))
-    shift = data.positions_px - given
+    data = WITH_POSITIONS[name](tmp_path, given)
+    pixels = 1 if data.pixel_size_m is None else data.pixel_size_m / PIXEL_M  # larger ones where a detector was cropped
+    read_px = pixels * data.positions_px
+    shift = read_px - given
     np.testing.assert_allclose(shift, np.broadcast_to(shift[0], shift.shape), atol=1e-9)
-    moved = [np.diff(positions_px - SCAN.positions_px, axis=0) for _, positions_px in orientations(data.positions_px)]
+    moved = [np.diff(positions_px - SCAN.positions_px, axis=0) for _, positions_px in orientations(read_px)]
     assert sum(np.abs(each).max() < 1e-9 for each in moved) == 1
 
 
