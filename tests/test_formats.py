@@ -430,6 +430,23 @@ def test_detectors_that_are_no_even_square_are_cropped_and_it_is_said(tmp_path, 
     np.testing.assert_allclose(data.diff3d**2, COUNTS, atol=1e-2)
 
 
+@pytest.mark.parametrize("kind", ["ours", "tike"])
+def test_an_odd_side_becomes_even_and_it_is_said(kind, tmp_path, caplog):
+    wide, probe = np.zeros((21, 65, 65), np.float32), np.pad(SCAN.probe, ((0, 1), (0, 1)))
+    wide[:, :64, :64] = COUNTS
+    if kind == "ours":
+        arrays = {"diff3d": np.sqrt(wide), "probeGuess": probe, "ycoords": SCAN.positions_px[:, 0],
+                  "xcoords": SCAN.positions_px[:, 1]}
+    else:
+        arrays = {"data": np.fft.ifftshift(wide, axes=(1, 2))[None], "scan": SCAN.positions_px[None],
+                  "probe": probe[None, None]}
+    np.savez(tmp_path / "odd.npz", **arrays)
+    data = load_data(tmp_path / "odd.npz")
+    np.testing.assert_allclose(data.diff3d**2, COUNTS, atol=1e-2)
+    assert data.probe.shape == (64, 64) and "patterns of 64 px" in caplog.text
+    assert_positions(data, 64 / 65)
+
+
 @pytest.mark.parametrize("value", [65535, "inverted"])
 def test_dead_pixels_and_a_mask_in_the_other_sense(value, tmp_path, caplog):
     counts, mask = COUNTS.copy(), None

@@ -349,6 +349,8 @@ def load_data(
             data = assemble(_with_what_is_known(FORMATS["EMPAD"].read(path, str(path)), known), on_disk)
     else:
         data = _read_npz(path, known, on_disk)
+    if data.N % 2:  # of an NPZ; the others have been cropped already
+        data = take_window(data, data.N - 1)
     data = data if rotate_detector is None else turn_detector(data, rotate_detector)
     data = data if rotate is None else turn_scan(data, rotate)
     if crop is not None or centre is not None:
