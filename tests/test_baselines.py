@@ -2,21 +2,25 @@
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 
+import h5py
 import numpy as np
 import pytest
 
 from ptycho_nb.config import InputError, ModelConfig, SimulationConfig, TrainingConfig
 from ptycho_nb.data.scan import RawData
 from ptycho_nb.data.simulation import generate_simulated_data, simulate_halves
+from ptycho_nb.data.writers import write_product
 from ptycho_nb.network.supervised import train_supervised
+from ptycho_nb.physics.geometry import Geometry
 from ptycho_nb.physics.objects import make_object
 from ptycho_nb.physics.probes import defocused_probe, disk_probe, twin_ambiguity
 from ptycho_nb.solvers.estimate import estimate
 from ptycho_nb.solvers.held_out import hold_out
-from ptycho_nb.solvers.lsqml import lsqml, lsqml_epochs
-from ptycho_nb.solvers.result import covered_region, predict_amplitudes
+from ptycho_nb.solvers.lsqml import _import_ptychi, lsqml, lsqml_epochs
+from ptycho_nb.solvers.result import Reconstruction, covered_region, predict_amplitudes
 
 needs_ptychi = pytest.mark.skipif(importlib.util.find_spec("ptychi") is None, reason="pty-chi is not installed")
 
@@ -71,6 +75,37 @@ def test_lsqml_can_be_watched_and_stopped(scan):
     assert not np.array_equal(course[0].object, course[1].object)  # copies, not one changing array
 
 
+@needs_ptychi
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")  # inside pty-chi
+def test_ptychi_takes_what_is_written(scan, tmp_path):
+    """A product and its patterns, read by h5py alone under the names that pty-chi's own examples use."""
+    known = replace(scan, geometry=Geometry(energy_ev=8800, distance_m=1.9, detector_pixel_m=75e-6), object=None)
+    write_product(tmp_path / "scan.h5", known)
+    with h5py.File(tmp_path / "scan_dp.hdf5") as beside, h5py.File(tmp_path / "scan.h5") as file:
+        counts, probe, pixel_m = beside["dp"][()], file["probe"][()], file["probe"].attrs["pixel_height_m"]
+        y, x = (file[f"probe_position_{axis}_m"][()] / pixel_m for axis in "yx")
+        middle = [file["object"].attrs[f"center_{axis}_m"] / pixel_m for axis in "yx"]
+        shape = file["object"].shape
+    _, ptychi = _import_ptychi()
+    api = ptychi.api
+    options = api.LSQMLOptions()
+    options.reconstructor_options.default_device = api.Devices.CPU
+    options.reconstructor_options.num_epochs, options.reconstructor_options.batch_size = 8, 20
+    sample = options.object_options
+    sample.determine_position_origin_coords_by = api.ObjectPosOriginCoordsMethods.SPECIFIED
+    sample.position_origin_coords = [side / 2 - 0.5 for side in shape[1:]]
+    task = api.task.PtychographyTask(
+        options, diffraction_data=counts.astype(np.float32), object_data=np.ones(shape, np.complex64), probe_data=probe,
+        probe_position_y_px=(y - middle[0]).astype(np.float32), probe_position_x_px=(x - middle[1]).astype(np.float32))
+    task.run()
+    image = task.get_data_to_cpu("object", as_numpy=True)[0]
+    corner = np.rint([m - side / 2 for m, side in zip(middle, shape[1:], strict=True)]).astype(int)
+    result = Reconstruction(object=image, coverage=np.ones(image.shape), origin_px=corner,
+                            positions_px=scan.positions_px, probe=scan.probe, method="lsqml")
+    ours = estimate(scan)
+    assert likeness(ours, result, covered_region(ours)) > 0.98
+
+
 def test_lsqml_refuses_what_it_cannot_use(scan):
     with pytest.raises(InputError, match="Did you mean 'poisson'"):
         lsqml(scan, noise_model="poison")
@@ -82,7 +117,7 @@ def test_without_ptychi_the_remedy_is_said():
     code = """
 import sys
 sys.modules["ptychi"] = None  # what Python itself does for a module that cannot be imported
-from ptycho_nb.solvers.lsqml import lsqml, lsqml_epochs
+from ptycho_nb.solvers.lsqml import _import_ptychi, lsqml, lsqml_epochs
 from ptycho_nb.config import SimulationConfig
 from ptycho_nb.data.simulation import simulate_halves
 lsqml(simulate_halves(SimulationConfig(n_train=1, n_test=9))[1])
