@@ -1,11 +1,13 @@
-"""pty-chi's engines beside `estimate`, `amortised` and `reconstruct`, warm, on scans by which nothing was chosen.
+"""pty-chi's engines and a deep image prior beside our methods, warm, on scans by which nothing was chosen.
 
-Every engine starts from ones with the exact probe, which it keeps, and has its own default settings but for what is
-said in `engines`. It runs so many epochs; beside the last one stands the epoch that the counts held out like best.
-Those are the same tenth of the patterns for all, and no engine is fitted to them; the network and the one call hold
-out others in turn. Processor seconds are those of all threads, up to the epoch shown, without looking at held-out
-counts; before them everything has run once on a small scan. The limit is the FRC50 that the photons allow, the
-yardstick the truth with that limit's noise after the best simple denoiser.
+Ours are `estimate`, the same with a prior in turn with the likelihood (non-local means or total variation of
+scikit-image), `amortised` and `reconstruct`. Every engine starts from ones with the exact probe, which it keeps, and
+has its own default settings but for what is said in `engines`. It runs so many epochs; beside the last one stands the
+epoch that the counts held out like best. Those are the same tenth of the patterns for all, and no engine is fitted to
+them; the network and the one call hold out others in turn. Processor seconds are those of all threads, up to the epoch
+shown, without looking at held-out counts; before them everything has run once on a small scan (the deep prior makes a
+network for every scan, and compiles it). The limit is the FRC50 that the photons allow, the yardstick the truth with
+that limit's noise after the best simple denoiser.
 
 Writes rows.json after every scan, goes on from there when it is started again, and rivals.md into `--out`. `--quick`
 takes some minutes and shows that everything runs, no more: three epochs are too few for any engine.
@@ -15,9 +17,11 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from deep_prior import deep_prior
 
 import ptycho_nb as pt
 from ptycho_nb.analysis.limits import frc_resolution, photon_limit
@@ -33,9 +37,11 @@ from ptycho_nb.solvers.held_out import HeldOut, trimmed_mean
 from ptycho_nb.solvers.likelihood import illumination
 from ptycho_nb.solvers.lsqml import _import_ptychi, ptychi_installed
 
-OBJECTS, PROBES, DOSES = ("lines", "siemens_star"), ("disk", "defocused"), (1e3, 1e4, 1e5)
+OBJECTS, PROBES, DOSES = ("lines", "siemens_star", "random_field", "shapes"), ("disk", "defocused"), (1e3, 1e4, 1e5)
+WITH_PHASE = "siemens_star", "shapes"
 SEEDS = 41_000, 42_000  # used nowhere else
 EPOCHS, BATCH = 30, 50
+DEEP_PRIOR, DEEP_STEPS = "deep image prior", 20  # an epoch of it is so many steps
 Spent = tuple[float, pt.Reconstruction]  # processor seconds, and what was made in them
 
 
@@ -109,10 +115,10 @@ def scores(result: pt.Reconstruction, scan: pt.RawData) -> dict[str, float]:
             | {"frc50": float(frc_resolution(frc(np.abs(aligned), np.abs(truth)), draws=1).value)})
 
 
-def measure_engine(make: Callable, scan: pt.RawData, held: HeldOut, epochs: int) -> dict[str, dict]:
+def best_and_last(of_epochs: Iterator[Spent], scan: pt.RawData, held: HeldOut) -> dict[str, dict]:
     """Rows of the epoch that the held-out counts like best, and of the last one."""
     best, last = None, None
-    for epoch, (spent, result) in enumerate(engine_epochs(make, scan, held, epochs), start=1):
+    for epoch, (spent, result) in enumerate(of_epochs, start=1):
         deviance = trimmed_mean(held.deviances(result))[0]  # patterns at the rim decide nothing
         last = deviance, epoch, spent, result
         if np.isfinite(deviance) and (best is None or deviance < best[0]):
@@ -126,21 +132,25 @@ def measure_engine(make: Callable, scan: pt.RawData, held: HeldOut, epochs: int)
 def measure(scan: pt.RawData, epochs: int, names: list[str]) -> dict[str, dict]:
     """All rows of a scan, by method."""
     held, rows = pt.hold_out(scan), {}
+    with_prior = pt.Measurement(probe="given", prior=True)
     ours = {"estimate": lambda: pt.estimate(scan, held=held, progress=False),
+            "estimate, with a prior": lambda: pt.estimate(scan, with_prior, held=held, progress=False),
             "amortised": lambda: pt.amortised(scan, progress=False),
             "reconstruct": lambda: pt.reconstruct(scan, progress=False)}
     for name, method in ours.items():
         result = method()
         rows[name] = scores(result, scan) | {"cpu_seconds": result.cpu_seconds}
+    known = {DEEP_PRIOR: lambda: deep_prior(scan, held, epochs * DEEP_STEPS, DEEP_STEPS)}
     if ptychi_installed():
-        known = engines(_import_ptychi()[1].api)
-        for name in names or known:
-            try:
-                by_epoch = measure_engine(known[name], scan, held, epochs)
-            except Exception as error:  # an engine that fails on a scan is a row too
-                rows[name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
-                continue
-            rows |= {f"{name}, {when}": row for when, row in by_epoch.items()}
+        known |= {name: partial(engine_epochs, make, scan, held, epochs)
+                  for name, make in engines(_import_ptychi()[1].api).items()}
+    for name in names or known:
+        try:
+            by_epoch = best_and_last(known[name](), scan, held)
+        except Exception as error:  # an engine that fails on a scan is a row too
+            rows[name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
+            continue
+        rows |= {f"{name}, {when}": row for when, row in by_epoch.items()}
     limit = photon_limit(scan)
     rows["limit and yardstick"] = {"frc50": float(limit.amplitude.value)} | {
         part: float(yardstick(*pair).scores["ssim"]) for part, pair in limit.parts.items()}
@@ -167,15 +177,15 @@ def table(rows: list[dict]) -> list[str]:
 
 
 def simulated(kind: str, probe: str, nphotons: float, seed: int, n_test: int) -> pt.RawData:
-    """The test half; stars have a phase."""
+    """The test half."""
     return pt.simulate_halves(pt.SimulationConfig(
-        nphotons=nphotons, object_kind=kind, probe_kind=probe, object_phase=kind == "siemens_star", object_size_px=300,
+        nphotons=nphotons, object_kind=kind, probe_kind=probe, object_phase=kind in WITH_PHASE, object_size_px=300,
         n_train=4, n_test=n_test, seed=seed))[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one dose, one seed, few patterns and epochs")
+    parser.add_argument("--quick", action="store_true", help="two objects, one dose, one seed, few patterns and epochs")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--engines", default="", help="names with ; between them; default: all")
@@ -184,20 +194,21 @@ def main() -> None:
     warnings.simplefilter("ignore")
     arguments.out.mkdir(parents=True, exist_ok=True)
     doses, seeds = ((1e4,), SEEDS[:1]) if arguments.quick else (DOSES, SEEDS[: arguments.seeds])
+    objects = OBJECTS[:2] if arguments.quick else OBJECTS
     epochs, n_test = (3, 120) if arguments.quick else (arguments.epochs, 500)
     names = [name for name in arguments.engines.split(";") if name]
     record = arguments.out / "rows.json"
     rows = read_json(record) if record.exists() else []
     done = {(row["case"], row["seed"]) for row in rows}
     is_warm = False
-    for seed, nphotons, probe, kind in itertools.product(seeds, doses, PROBES, OBJECTS):
+    for seed, nphotons, probe, kind in itertools.product(seeds, doses, PROBES, objects):
         case = f"{kind.replace('_', ' ')}, {probe}, {nphotons:.0e}"
         if (case, seed) in done:
             continue
         if not is_warm:
             measure(simulated("lines", "disk", 1e4, 1, 100), 2, names)
             is_warm = True
-        number = seed + 10 * DOSES.index(nphotons) + 2 * PROBES.index(probe) + OBJECTS.index(kind)
+        number = seed + 20 * DOSES.index(nphotons) + 4 * PROBES.index(probe) + OBJECTS.index(kind)
         rows.append({"case": case, "seed": seed, "methods": measure(simulated(kind, probe, nphotons, number, n_test),
                                                                     epochs, names)})
         write_json(record, rows)
