@@ -340,6 +340,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'ptycho_nb.data.hdf5.Links.keep_open': ('2_data/hdf5.html#links.keep_open', 'ptycho_nb/data/hdf5.py'),
                                      'ptycho_nb.data.hdf5.Links.opened': ('2_data/hdf5.html#links.opened', 'ptycho_nb/data/hdf5.py'),
                                      'ptycho_nb.data.hdf5.Tree': ('2_data/hdf5.html#tree', 'ptycho_nb/data/hdf5.py'),
+                                     'ptycho_nb.data.hdf5.Tree._check_stored': ( '2_data/hdf5.html#tree._check_stored',
+                                                                                 'ptycho_nb/data/hdf5.py'),
                                      'ptycho_nb.data.hdf5.Tree.array': ('2_data/hdf5.html#tree.array', 'ptycho_nb/data/hdf5.py'),
                                      'ptycho_nb.data.hdf5.Tree.dataset': ('2_data/hdf5.html#tree.dataset', 'ptycho_nb/data/hdf5.py'),
                                      'ptycho_nb.data.hdf5.Tree.number': ('2_data/hdf5.html#tree.number', 'ptycho_nb/data/hdf5.py'),

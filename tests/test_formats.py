@@ -1,6 +1,7 @@
 """Other programs' files: each layout comes back as the scan that it was, in its units; faults are named."""
 import dataclasses
 import logging
+import tracemalloc
 import warnings
 
 import h5py
@@ -518,6 +519,17 @@ def test_compressed_as_detectors_do(tmp_path):
         del file["entry_1/instrument_1/detector_1/data"]
         file["entry_1/instrument_1/detector_1"].create_dataset("data", data=COUNTS, **hdf5plugin.Bitshuffle())
     np.testing.assert_allclose(load_data(path).diff3d ** 2, COUNTS, atol=1e-2)
+
+
+def test_a_claim_of_gigabytes_without_a_byte_is_refused(tmp_path):
+    path = cxi(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("entry_1/instrument_1/detector_1/data_dark", (40_000, 64, 64), np.float32, chunks=True)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"scan\.cxi, .*data_dark.* 0 bytes for an array of 0\.655 GB"):
+        load_data(path)
+    assert tracemalloc.get_traced_memory()[1] < 2e7
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("n_bytes", [9, 600, 4000, 20000])

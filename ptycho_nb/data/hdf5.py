@@ -41,6 +41,7 @@ def in_si(
 
 # %% ../../nbs/2_data/12_hdf5.ipynb #375bafca
 _SOUND = "an undamaged HDF5 file"
+_ANY_BYTES, _HONEST_RATIO = 2**26, 20_000  # zeros that a good compression has packed; below the first nothing is asked
 _DEEPEST = 20  # links after each other; more is a circle
 
 
@@ -134,6 +135,7 @@ class Tree(Links):
         if not isinstance(entry, h5py.Dataset) or entry.dtype.kind not in "biufc" or 0 in (entry.shape or ()):
             what = "nothing there" if entry is None else f"{type(entry).__name__} {getattr(entry, 'dtype', '')}".strip()
             raise InputError(f"{self.path}, {' or '.join(map(repr, names))}", what, "a data set of numbers", remedy)
+        self._check_stored(entry)
         return entry
 
     def array(
@@ -149,6 +151,14 @@ class Tree(Links):
             place.member = f"data set {dataset.name!r}"
             check_memory(place.member, dataset.nbytes)
             return dataset[()]
+
+    def _check_stored(self, dataset: h5py.Dataset) -> None:
+        "Refuse a claim of many numbers for which hardly a byte was written; those of linked files count where they lie."
+        stored = dataset.id.get_storage_size()
+        if not dataset.is_virtual and not dataset.external and dataset.nbytes > max(_ANY_BYTES, _HONEST_RATIO * stored):
+            found = f"{stored} bytes for an array of {dataset.nbytes / 1e9:.3g} GB"
+            raise InputError(f"{self.path}, data set {dataset.name!r}", found, f"at most {_HONEST_RATIO} times as many",
+                             "Do not open it, or write it again: it holds nothing.")
 
     def number(
         self,

@@ -189,8 +189,8 @@ def product_fields(
         "distance_m", "detector_object_distance_m")) if theirs in attributes and float(attributes[theirs]) > 0}
     if pixels:
         known["object_pixel_m"] = _square_pixel(pixels[0], pixels[-1], str(tree.path))
-    kept = ("name", "comments", "probe_photon_count", "exposure_time_s", "tomography_angle_deg")
-    told = {name: np.asarray(attributes[name]).tolist() for name in kept if name in attributes}
+    kept = ("probe_photon_count", "exposure_time_s", "tomography_angle_deg")  # no words: HDF5 never returns from a damaged one
+    told = {name: float(attributes[name]) for name in kept if name in attributes}
     positions = [tree.array(f"probe_position_{axis}_m").ravel() for axis in "yx"]
     return {"positions": np.stack(positions, axis=1), "geometry": Geometry(**known) if known else None,
             "probe": tree.array("probe", optional=True), "metadata": {"product": told} if told else {}, **_object_fields(tree)}
