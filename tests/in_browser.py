@@ -44,11 +44,12 @@ def jupyterlab(folder: Path, *notebooks: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     token = secrets.token_hex(16)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON"))}
+    kept_out = ("JUPYTER", "IPYTHON", "TF_CPP_MIN_LOG_LEVEL")  # the package itself has to keep TensorFlow quiet
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(kept_out)}
     folders = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR",
                "JUPYTERLAB_SETTINGS_DIR", "IPYTHONDIR")
     environment |= {name: str(folder / name.lower()) for name in folders}
-    environment |= {"HOME": str(folder), "JUPYTER_TOKEN": token, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment |= {"HOME": str(folder), "JUPYTER_TOKEN": token}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
                f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
@@ -120,11 +121,24 @@ class Explorer:
             self.page.keyboard.press(key)
         return before, readout.inner_text()
 
-    def click(self, across: float, down: float) -> None:
-        """Click a place of the picture, given as shares of its width and height."""
-        self.image.scroll_into_view_if_needed()
+    def point(self, across: float, down: float) -> None:
+        """Move the mouse to a place of the picture, given as shares of its width and height."""
         box = self.image.bounding_box()
-        self.page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
+        self.page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"], steps=5)
+
+    def click(self, across: float, down: float) -> None:
+        """Click a place of the picture."""
+        self.image.scroll_into_view_if_needed()
+        self.point(across, down)
+        self.page.mouse.down()
+        self.page.mouse.up()
+
+    def drag(self, begin: tuple[float, float], end: tuple[float, float]) -> None:
+        """Draw a rectangle from one place of the picture to another."""
+        self.point(*begin)
+        self.page.mouse.down()
+        self.point(*end)
+        self.page.mouse.up()
 
     def screenshot(self, path: Path) -> None:
         """Keep what a person would see."""

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from in_browser import CHROMIUM, PATIENCE_MS, QUIET, ROOT, Explorer, changed, decoded, jupyterlab, run_all
 
+from ptycho_nb.config import SimulationConfig
+from ptycho_nb.data.simulation import simulate_halves
 from ptycho_nb.explorers.dose import DoseExplorer
+from ptycho_nb.explorers.scan import ScanExplorer, parsed_region
 
 NOTEBOOK = ROOT / "studies_nbs" / "explore.ipynb"
 ARTIFACTS = Path(os.environ.get("PTYCHO_NB_ARTIFACTS", ROOT / "runs" / "browser"))
@@ -49,6 +52,32 @@ def click_on_the_map(dose: Explorer, alone: DoseExplorer) -> None:
     dose.screenshot(ARTIFACTS / "dose_clicked.png")
 
 
+def look_at_a_part_of_the_scan(scan: Explorer, alone: ScanExplorer, folder: Path) -> None:
+    """The map reads under the pointer, a rectangle drawn on it chooses a part, a button saves the picture."""
+    from playwright.sync_api import expect
+
+    panels, (y, x), before = alone.panels, alone.data.positions_px[7], scan.settled()
+    scan.image.scroll_into_view_if_needed()
+
+    def place(y: float, x: float) -> tuple[float, float]:
+        right, up = panels.places.dots.axes.transData.transform((x, y))
+        return right / panels.bbox.width, 1 - up / panels.bbox.height
+
+    scan.point(*place(y, x))
+    expect(scan.box).to_contain_text(panels.places.words(7))
+    top, left = alone.data.positions_px.mean(axis=0) - 20
+    scan.drag(place(top, left), place(top + 30, left + 40))
+    region = scan.box.locator(".ptycho-nb-scan-region input")
+    expect(region).not_to_have_value("", timeout=PATIENCE_MS)
+    found = parsed_region(region.input_value())
+    assert np.allclose(found, (top, top + 30, left, left + 40), atol=2), found
+    assert np.any(scan.settled() != before)
+    scan.screenshot(ARTIFACTS / "scan_part.png")
+    scan.box.get_by_role("button", name="save figure").click()
+    expect(scan.box).to_contain_text("written to", timeout=PATIENCE_MS)
+    assert all((folder / name).stat().st_size > 5000 for name in ("scan.png", "scan.pdf"))
+
+
 def interrupt_a_training(page) -> None:
     """One sentence: what is kept, and how to go on."""
     page.locator(".jp-Notebook .jp-Cell").last.click()
@@ -79,11 +108,13 @@ def look_without_a_kernel(page, address: str, folder: Path) -> None:
     page.goto(address.replace(NOTEBOOK.name, "saved.ipynb"))
     page.locator(".jp-NotebookPanel:visible .jp-Notebook").wait_for()
     expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=PATIENCE_MS)
-    for prefix in ("Probe", "Intensity", "Measured", "Dose", "Plan"):
-        picture = page.locator(".jp-Cell").filter(has_text=f"{prefix}Explorer(").locator(".jp-RenderedImage img").first
+    kinds = (*(f"{prefix}Explorer" for prefix in ("Scan", "Probe", "Intensity", "Measured", "Dose", "Plan")),
+             "ReconstructionBrowser", "TrainingMonitor")
+    for kind in kinds:
+        picture = page.locator(".jp-Cell").filter(has_text=f"{kind}(").locator(".jp-RenderedImage img").first
         picture.scroll_into_view_if_needed()
         expect(picture).to_be_visible()
-        assert picture.evaluate("image => image.naturalWidth") > 500, prefix
+        assert picture.evaluate("image => image.naturalWidth") > 500, kind
     page.locator(RED_BOX).scroll_into_view_if_needed()  # the last cell; what is not in view may not be drawn
     expect(page.locator(RED_BOX)).to_be_visible()
     page.wait_for_timeout(1000)  # a complaint takes the place of nothing, and a moment to come
@@ -165,6 +196,10 @@ def test_explorers_in_jupyterlab(tmp_path):
         page.set_default_timeout(PATIENCE_MS)
         try:
             walk_through(page, address)
+            shown = SimulationConfig(nphotons=1e6, object_size_px=256, object_seed=0, n_train=60, n_test=160)
+            alone = ScanExplorer(simulate_halves(shown)[0])
+            alone.panels.png()
+            look_at_a_part_of_the_scan(Explorer(page, "scan"), alone, tmp_path / "notebooks")
             interrupt_a_training(page)
             look_without_a_kernel(page, address, tmp_path / "notebooks")
         except BaseException:
