@@ -22,6 +22,7 @@ from ptycho_nb.solvers.held_out import hold_out
 from ptycho_nb.solvers.result import covered_region, load_reconstructions, save_reconstructions
 from ptycho_nb.studies.dose_images import certainty_table, dark_pixel_table, draw_dose_study, halves_of
 from ptycho_nb.studies.dose_statistics import (
+    difference_sentence,
     discuss,
     dose_efficiency,
     dose_needed,
@@ -389,7 +390,9 @@ def test_beyond_the_spread_needs_one_sign_and_size():
 def test_the_words_follow_the_numbers():
     better, worse = (discuss(study(share))["NLL or MAE?"][0] for share in (3.0, 1 / 3.0))
     assert "*network, NLL* is higher at 1e2" in better and "*network, MAE* is higher at 1e2" in worse
-    assert "at no dose beyond the spread over 3 seeds" in discuss(study(1.0))["NLL or MAE?"][0]
+    same, losses = study(1.0), (("network", "nll"), ("network", "mae"))
+    assert discuss(same)["NLL or MAE?"][0].startswith("The same to three digits in FRC50, at every dose: ")
+    assert "at no dose beyond the spread over 3 seeds" in difference_sentence(same, *losses)
 
 
 def test_a_network_that_learned_nothing_is_named():

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['LESS_IS_BETTER', 'best_rows', 'interval_text', 'answer_sentence', 'scores_table']
+__all__ = ['LESS_IS_BETTER', 'best_rows', 'interval_text', 'as_good', 'answer_sentence', 'scores_table']
 
 # %% ../../nbs/8_studies/45_answers.ipynb #26164a46
+_COLUMNS = {  # as many digits as a spread over seeds leaves
+    "ssim": ".3f", "psnr": ".1f", "ms_ssim": ".3f", "frc50": ".3f", "phase_mae": ".4f", "nll_per_pixel": ".4f", "seconds": ".0f"}
 LESS_IS_BETTER = ("mae", "phase_mae", "nll_per_pixel", "seconds")
 
 
@@ -46,6 +48,21 @@ def interval_text(
     return f"{row['mean']:{form}} (95 % interval {row['mean'] - half:{form}} to {row['mean'] + half:{form}}, {row['n']} seeds)"
 
 
+def as_good(
+    scores: pd.DataFrame,  # one row for each method, loss, dose and seed
+    metric: str,  # the column that decides
+    nphotons: float,  # dose; 0: a study without doses
+) -> pd.DataFrame:  # method, loss, nphotons, mean, std, n: the fastest first, what no training touched last
+    "The methods that are as good as the best at a dose, in the digits that a table shows."
+    scores = scores.fillna({"nphotons": 0.0})
+    here = spread(scores[scores["nphotons"] == nphotons], metric).dropna(subset=["mean"])
+    best = here["mean"].min() if metric in LESS_IS_BETTER else here["mean"].max()
+    alike = here[[f"{mean:{_COLUMNS[metric]}}" == f"{best:{_COLUMNS[metric]}}" for mean in here["mean"]]]
+    seconds = scores.groupby(["method", "loss"])["seconds"].mean() if "seconds" in scores else {}
+    cost = [(row.method == "untrained", seconds.get((row.method, row.loss), 0.0)) for row in alike.itertuples()]
+    return alike.iloc[sorted(range(len(cost)), key=cost.__getitem__)].reset_index(drop=True)
+
+
 def answer_sentence(
     scores: pd.DataFrame,  # one row for each method, loss, dose and seed
 ) -> str:  # Markdown; '' if nothing was scored
@@ -53,30 +70,26 @@ def answer_sentence(
     known = [name for name in ("ssim", "nll_per_pixel") if name in scores and scores[name].notna().any()]
     if not known:
         return ""
-    metric, rows = known[0], best_rows(scores, known[0])
+    metric, doses = known[0], best_rows(scores, known[0])["nphotons"]
     title = "amplitude SSIM" if metric == "ssim" else "NLL per pixel of unseen counts (less is better)"
-
-    def said(row: pd.Series) -> str:
-        dose = f"at {plain_dose(row['nphotons'])} photons per pattern " if row["nphotons"] else ""
-        return f"{dose}**{method_label(row['method'], row['loss'])}** with {interval_text(row)}"
-
-    ends = [rows.iloc[0]] if len(rows) == 1 else [rows.iloc[0], rows.iloc[-1]]
-    text = f"Best by {title}: {'; '.join(map(said, ends))}."
-    if metric == "ssim" and len(known) == 2:
-        fits = best_rows(scores, "nll_per_pixel").set_index("nphotons")
-        others = [f"{method_label(*fits.loc[row['nphotons'], ['method', 'loss']])}" + (
-                      f" at {plain_dose(row['nphotons'])}" if row["nphotons"] else "")
-                  for row in ends if row["nphotons"] in fits.index
-                  and tuple(fits.loc[row["nphotons"], ["method", "loss"]]) != (row["method"], row["loss"])]
-        heading = METRIC_LABELS["nll_per_pixel"].heading
-        text += f" SSIM decides, since the truth is known; {heading} prefers {', '.join(others)}." if others else ""
-    return text
+    ends, parts, others = dict.fromkeys((doses.iloc[0], doses.iloc[-1])), [], []
+    for nphotons in ends:
+        alike = as_good(scores, metric, nphotons)
+        row, rest = alike.iloc[0], len(alike) - 1
+        dose = f"at {plain_dose(nphotons)} photons per pattern " if nphotons else ""
+        more = f", and {rest} other{'s' * (rest > 1)} as good" if rest else ""
+        parts.append(f"{dose}**{method_label(row['method'], row['loss'])}** with {interval_text(row, _COLUMNS[metric])}{more}")
+        if metric == "ssim" and len(known) == 2:
+            fits = as_good(scores, "nll_per_pixel", nphotons)
+            if len(fits) and not {*zip(fits["method"], fits["loss"], strict=True)} & {
+                    *zip(alike["method"], alike["loss"], strict=True)}:
+                where = f" at {plain_dose(nphotons)}" if nphotons else ""
+                others.append(method_label(*fits.loc[0, ["method", "loss"]]) + where)
+    text = f"Best by {title}: {'; '.join(parts)}."
+    heading = METRIC_LABELS["nll_per_pixel"].heading
+    return text + (f" SSIM decides, since the truth is known; {heading} prefers {', '.join(others)}." if others else "")
 
 # %% ../../nbs/8_studies/45_answers.ipynb #01ea8d06
-_COLUMNS = {  # as many digits as a spread over seeds leaves
-    "ssim": ".3f", "psnr": ".1f", "ms_ssim": ".3f", "frc50": ".3f", "phase_mae": ".4f", "nll_per_pixel": ".4f", "seconds": ".0f"}
-
-
 def _form(name: str, value: float) -> str:
     return ".2f" if name == "seconds" and value < 10 else _COLUMNS[name]
 

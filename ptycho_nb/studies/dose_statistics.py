@@ -238,6 +238,21 @@ def _interval(row) -> str:
     return f" ({low} to {high} over {row.n} seeds{chance})"
 
 # %% ../../nbs/8_studies/20_dose_statistics.ipynb #0c592564
+def _differences(scores: pd.DataFrame, pairs: Sequence[tuple[tuple[str, str], ...]], metrics: Sequence[str]) -> list[str]:
+    "A sentence for each pair of methods and metric; one for all pairs that do not differ."
+    sentences, alike = [], []
+    for pair in pairs:
+        rows = [paired_difference(scores, *pair, metric)["mean"] for metric in metrics]
+        if metrics and all(len(means) and means.abs().max() < 5e-4 for means in rows):
+            alike.append(" and ".join(f"*{method_label(*key)}*" for key in pair))
+        else:
+            sentences += [difference_sentence(scores, *pair, metric) for metric in metrics]
+    if alike:
+        titles = " and ".join(METRIC_LABELS[metric].heading for metric in metrics)
+        sentences.append(f"The same to three digits in {titles}, at every dose: {'; '.join(alike)}.")
+    return sentences
+
+
 def discuss(
     scores: pd.DataFrame,  # one row for each method, loss, dose and seed
 ) -> dict[str, list[str]]:  # sentences by heading; headings without a sentence are left out
@@ -250,9 +265,8 @@ def discuss(
     earned = [[(("network", loss), ("no_network", "")), (("network", loss), ("untrained", "")),
                (("refined", loss), ("no_network", ""))] for loss in losses]
     earned.append([(key, ("no_network", "")) for key in keys if not key[1] and key[0] not in ("no_network", "untrained")])
-    sections = {
-        heading: [difference_sentence(scores, *pair, metric) for group in groups for pair in group for metric in metrics]
-        for heading, groups in (("NLL or MAE?", rivals), ("Does the network earn its place?", earned))}
+    sections = {heading: _differences(scores, [pair for group in groups for pair in group], metrics)
+                for heading, groups in (("NLL or MAE?", rivals), ("Does the network earn its place?", earned))}
     sections["NLL or MAE?"] += [expectation_sentence(scores, (method, "nll"), (method, "mae")) for method in trained]
     worth = [((method, "nll"), (method, "mae")) for method in trained if method in ("network", "refined")]
     worth += [(("network", loss), ("no_network", "")) for loss in losses[:1] if ("no_network", "") in keys]

@@ -180,8 +180,10 @@ def limit_sentences(
         here = scores[scores["nphotons"] == nphotons].groupby(["method", "loss"])["frc50"].mean()
         if len(here) and limit > 0:
             best = f"{here.max():.3f} ({method_label(*here.idxmax())})"
-            sentences.append(f"At {plain_dose(nphotons)} photons the best FRC50, {best}, is {here.max() / limit:.0%} of what the "
-                             f"photons allow without knowledge of the sample ({limit:.3f}).")
+            share = f"is {here.max() / limit:.0%} of" if here.max() < 2 * limit else "is above"
+            why = "" if here.max() < 2 * limit else ": some places were hardly lit, and what is assumed of samples fills them"
+            sentences.append(f"At {plain_dose(nphotons)} photons the best FRC50, {best}, {share} what the photons allow without "
+                             f"knowledge of the sample ({limit:.3f}){why}.")
     return sentences
 
 
