@@ -17,6 +17,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,11 +77,11 @@ def of_json(text: str, chance: random.Random) -> str:
             place, key = inner, chance.choice(keys)
             inner = inner[key]
         if place is None:
-            value = chance.choice(ODD)
+            value = deepcopy(chance.choice(ODD))  # a list among them may be changed in its turn
         elif chance.random() < 0.3:
             del place[key]
         else:
-            place[key] = chance.choice(ODD)
+            place[key] = deepcopy(chance.choice(ODD))
         if not isinstance(value, dict | list):
             break
     return json.dumps(value)
