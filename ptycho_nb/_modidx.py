@@ -2153,6 +2153,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                      'ptycho_nb/solvers/aberrations.py')},
             'ptycho_nb.solvers.climb': { 'ptycho_nb.solvers.climb._aberration_rung': ( '3_solvers/climb.html#_aberration_rung',
                                                                                        'ptycho_nb/solvers/climb.py'),
+                                         'ptycho_nb.solvers.climb._clearest': ( '3_solvers/climb.html#_clearest',
+                                                                                'ptycho_nb/solvers/climb.py'),
                                          'ptycho_nb.solvers.climb._common_moves': ( '3_solvers/climb.html#_common_moves',
                                                                                     'ptycho_nb/solvers/climb.py'),
                                          'ptycho_nb.solvers.climb._detector_again': ( '3_solvers/climb.html#_detector_again',

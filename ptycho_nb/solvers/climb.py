@@ -147,6 +147,17 @@ def _rivals(climb: Climb) -> None:
         _rounds(climb)
 
 
+_MOVES = "affine", "drift", "moves"
+
+
+def _clearest(trials: list[Trial]) -> list[Trial]:
+    "The trials; of those that counts cannot tell apart only positions stay sure: a background also takes up what they leave."
+    gain, error = max(((trial.rung.gain, trial.rung.error) for trial in trials if trial.rung.kept), default=(0.0, 0.0))
+    if not any(trial.rung.kept and trial.rung.name in _MOVES and trial.rung.gain > gain - SURE * error for trial in trials):
+        return trials
+    return [trial if trial.rung.name in _MOVES else replace(trial, rung=replace(trial.rung, kept=False)) for trial in trials]
+
+
 def _rounds(climb: Climb) -> None:
     "What blurs a pattern can each explain a part of the others (background, light, modes, positions): the best is kept first."
     for _ in range(_MOST_CHANGES):
@@ -159,7 +170,7 @@ def _rounds(climb: Climb) -> None:
             if not any(trial.rung.kept and trial.rung.gain > climb.shown(_SETTLES) for trial in tried if trial is not None):
                 tried += more(climb)
         trials = [trial for trial in tried if trial is not None]
-        if not trials or not climb.decide(*trials):
+        if not trials or not climb.decide(*_clearest(trials)):
             break
         if any(rung.kept and rung.name == "background" for rung in climb.rungs[-len(trials) :]):
             began, what = time.perf_counter(), "the probe as given, with this background"
