@@ -24,7 +24,7 @@ from .pretrained import load_pretrained
 __all__ = ['FACTORS', 'uncertainty']
 
 # %% ../../nbs/4_network/74_uncertainty.ipynb #7fa83c62
-FACTORS = {"best": (2.76, 2.50), "no_network": (2.88, 2.61)}  # of amplitude and phase, by the method of a result
+FACTORS = {"best": (2.45, 2.34), "no_network": (2.82, 2.59)}  # of amplitude and phase, by the method of a result
 
 
 @stopping("nothing is kept; start it again.")
