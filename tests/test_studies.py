@@ -218,6 +218,7 @@ def test_a_study_runs_to_its_end(name, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.xdist_group("tutorial")
+@pytest.mark.long
 def test_the_hidden_answers_of_the_tutorial_run_and_are_right(tmp_path, monkeypatch, capsys):
     """Each stands behind its exercise, and needs nothing but what the tutorial has made by then."""
     monkeypatch.chdir(tmp_path)

@@ -403,6 +403,7 @@ def test_a_table_for_a_person_and_nothing_for_papermill(tmp_path):
     assert len(shown[True]) > 1, "the table renews itself"
 
 
+@pytest.mark.long
 def test_stopped_in_a_notebook_it_says_one_sentence(tmp_path):
     """As JupyterLab interrupts: the kernel and all its processes; the arms are free for the next call."""
     notebook, log, out = make_study(tmp_path, "time.sleep(60)"), tmp_path / "log", tmp_path / "out"

@@ -59,7 +59,7 @@ def faulty_scan(
 # %% ../../nbs/9_explorers/45_measured.ipynb #661f2d44
 SMOOTHINGS = "none", "Gaussian", *PRIORS
 _MOST_PATTERNS, _ITERATIONS, _JOINT = 100, 15, 30  # _JOINT: iterations where the probe is refined as well
-_PREVIEW, _JOINT_PREVIEW = 4, 2
+_PREVIEW, _JOINT_PREVIEW = 3, 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from ..studies.prediction import light_of, photon_factors
 from ..studies.spectra import contrast_spectrum, random_mosaic
 from .controls import slider
 from .explorer import Explorer
-from .panels import Panels, number_table
+from .panels import Panels, number_table, step_above
 
 # %% auto #0
 __all__ = ['PlanState', 'filtered', 'PlanPanels', 'PlanExplorer']
@@ -89,10 +89,10 @@ class PlanPanels(Panels):
 
     def update_to(self, state: PlanState) -> None:
         "Show another plan."
-        planned = state.made
+        planned, top = state.made, step_above(state.phase_rad)  # with other limits everything is drawn again
         for drawn, values in ((self.sample, state.sample), (self.image, state.image)):
             drawn.set_data(values)
-            self.set_limits(drawn, -0.5 * state.phase_rad, 1.5 * state.phase_rad)
+            self.set_limits(drawn, -0.5 * top, 1.5 * top)
         self.light.set_data(state.light / state.light.mean())
         self.set_limits(self.light, 0.0, 3.0)
         rows = {name: [row[name] for row in planned.curve] for name in ("photons_per_pattern", "frc50", "low", "high")}
