@@ -60,15 +60,27 @@ def superfluous_metadata(notebook: dict) -> list[str]:
     return sorted(notebook["metadata"].keys() - {"kernelspec"})
 
 
+def is_of_a_machine(output: dict) -> bool:
+    """Whether an output is a warning with a place on the machine that ran the notebook, or the greeting of TensorFlow."""
+    text = "".join(output.get("text", "")) if output.get("name") == "stderr" else ""
+    return any(words in text for words in ("site-packages", "/ipykernel_", "absl::"))
+
+
 def clean(root: Path) -> None:
     """Strip the notebooks of what changes from run to run."""
     for name in NOTEBOOK_FOLDERS:
         nbdev("nbdev_clean", "--fname", name, cwd=root)
         for path in (root / name).rglob("*.ipynb"):
             notebook = json.loads(path.read_text(encoding="utf-8"))
-            if names := superfluous_metadata(notebook):
-                for key in names:
-                    del notebook["metadata"][key]
+            names = superfluous_metadata(notebook)
+            for key in names:
+                del notebook["metadata"][key]
+            is_changed = bool(names)
+            for cell in notebook["cells"]:
+                outputs = [output for output in cell.get("outputs", []) if not is_of_a_machine(output)]
+                if len(outputs) < len(cell.get("outputs", [])):
+                    cell["outputs"], is_changed = outputs, True
+            if is_changed:
                 text = json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False)  # as nbdev_clean writes it
                 path.write_text(text + "\n", encoding="utf-8")
 

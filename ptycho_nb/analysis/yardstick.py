@@ -64,7 +64,7 @@ def yardstick(
         return float(structural_similarity(truth, other, data_range=np.ptp(truth)))
 
     best, denoised, denoiser = similarity(noisy), noisy, "none"
-    for name, denoise in _DENOISERS.items():
+    for name, denoise in _DENOISERS.items() if noise else ():
         before = -1.0
         for strength in _STRENGTHS:
             smooth = denoise(noisy, strength, noise)
