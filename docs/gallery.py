@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-LARGEST_BYTES = 450_000  # of a notebook in the gallery
+LARGEST_BYTES = 300_000  # of a notebook in the gallery
 DPI = 100  # of its pictures, at most
 _IDENTITY = re.compile(r" at 0x[0-9a-f]{6,}")  # the place of an object in memory
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
