@@ -100,7 +100,8 @@ def fitted(notebook: dict[str, Any], largest_bytes: int = LARGEST_BYTES) -> str:
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])
                if "image/png" in output.get("data", {})]
     originals = [base64.b64decode("".join(output["data"]["image/png"])) for output in outputs]
-    steps = ((1.0, 256), (1.0, 128), (1.0, 64), (1.0, 32), (0.85, 64), (0.85, 32), (0.7, 32), (0.6, 32), (0.5, 32), (0.4, 32))
+    steps = ((1.0, 256), (1.0, 128), (1.0, 64), (1.0, 32), (0.85, 64), (0.85, 32), (0.7, 32), (0.6, 32), (0.5, 32),
+             (0.4, 32))
     for factor, colours in steps:
         for output, png in zip(outputs, originals, strict=True):
             output["data"]["image/png"] = base64.b64encode(smaller_png(png, factor, colours)).decode()

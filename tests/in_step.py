@@ -61,7 +61,7 @@ def superfluous_metadata(notebook: dict) -> list[str]:
 
 
 def is_of_a_machine(output: dict) -> bool:
-    """Whether an output is a warning with a place on the machine that ran the notebook, or the greeting of TensorFlow."""
+    """Whether an output is a warning with a place on the machine that ran it, or the greeting of TensorFlow."""
     text = "".join(output.get("text", "")) if output.get("name") == "stderr" else ""
     return any(words in text for words in ("site-packages", "/ipykernel_", "absl::"))
 
