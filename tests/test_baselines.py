@@ -41,7 +41,8 @@ def likeness(one, other, region) -> float:
 
 
 @needs_ptychi
-@pytest.mark.parametrize(("noise_model", "at_least"), [("gaussian", 0.998), ("poisson", 0.95)])  # one is slower
+@pytest.mark.parametrize(("noise_model", "at_least"), [
+    ("gaussian", 0.998), pytest.param("poisson", 0.95, marks=pytest.mark.long)])
 def test_lsqml_has_our_geometry(scan, noise_model, at_least):
     "Remainders of the wrong sign give the Gaussian model .993; a conjugated probe gives both less than .1."
     validation = np.arange(0, 130, 10)
@@ -76,6 +77,7 @@ def test_lsqml_can_be_watched_and_stopped(scan):
 
 
 @needs_ptychi
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")  # inside pty-chi
 def test_ptychi_takes_what_is_written(scan, tmp_path):
     """A product and its patterns, read by h5py alone under the names that pty-chi's own examples use."""

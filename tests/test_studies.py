@@ -53,9 +53,9 @@ GIVEN = {"diagnose": {}, "dose_comparison": BRIEF, "dose_curve": {**BRIEF, "n_se
          "photon_grid": {"n_patterns": 120, "n_train": 16, "nepochs": 1, "doses": "1e4,1e5", "methods": "no_network"},
          "reconstruct": {"n_groups": 48, "nepochs": 1}, "tutorial": {},
          "wrong_probe": {"methods": "no_network", "errors": "right,blur 1 px", "n_seeds": 2, "side_px": 80}}
-# Two sweeps of dose.ipynb, whose arms, sweeps and reports have tests of their own, four trainings, and one that
-# tests/test_overlap.py runs:
-LONG = {"dose_curve", "dose_comparison", "sim_lines", "overlap_job"}
+# Two sweeps of dose.ipynb, whose arms, sweeps and reports have tests of their own, five trainings, and two of which
+# tests/test_overlap.py and tests/test_diagnostics.py run what they do:
+LONG = {"dose_curve", "dose_comparison", "sim_lines", "overlap_job", "pretrain", "diagnose"}
 TIMINGS = {"seconds", "cpu_seconds"}
 
 
