@@ -2263,6 +2263,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                            'ptycho_nb/solvers/goodness.py'),
                                             'ptycho_nb.solvers.goodness._from_table': ( '3_solvers/goodness.html#_from_table',
                                                                                         'ptycho_nb/solvers/goodness.py'),
+                                            'ptycho_nb.solvers.goodness._look_up': ( '3_solvers/goodness.html#_look_up',
+                                                                                     'ptycho_nb/solvers/goodness.py'),
                                             'ptycho_nb.solvers.goodness._tables': ( '3_solvers/goodness.html#_tables',
                                                                                     'ptycho_nb/solvers/goodness.py'),
                                             'ptycho_nb.solvers.goodness.expected_deviance': ( '3_solvers/goodness.html#expected_deviance',

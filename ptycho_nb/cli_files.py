@@ -133,18 +133,19 @@ def reading_of(
 
 # %% ../nbs/10_cli/07_files.ipynb #bd51e7d9
 def info(
-    arguments: argparse.Namespace,  # `path`, and how to read it
+    arguments: argparse.Namespace,  # `path`, how to read it, and `json`
 ) -> None:
-    "Print the summary of a scan, the metrics of an arm or the state of a sweep or a photon grid."
+    "Print what is known of a scan, the metrics of an arm or the state of a sweep or a photon grid."
     from ptycho_nb.data.formats import load_data
 
     path, how = Path(arguments.path), reading_of(arguments)
     scans = sorted(str(path) for path in path.glob("*.npz"))
     if not path.is_dir():
-        from ptycho_nb.diagnosis.validation import far_field_findings
+        from ptycho_nb.diagnosis.validation import far_field_findings, scan_facts
 
         data = load_data(path, **how)
-        print(json.dumps(data.summary(), indent=1, default=str))
+        known = [f"{name}: {words}" for name, words in scan_facts(data).items()]
+        print(*([json.dumps(data.summary(), indent=1, default=str)] if arguments.json else known), sep="\n")
         for finding in far_field_findings(data):
             print(f"{finding.severity}: {finding.what} ({finding.number}). {finding.remedy}", file=sys.stderr)
     elif (path / MANIFEST).exists():
@@ -235,7 +236,7 @@ def add_files(
                          ("path", "a scan, in any format that the library reads"),
                          ("output", "the file to write: .npz of this package, .cxi, or .h5 for a product of ptychodus"))
     other.add_argument("--again", action="store_true", help="replace files that are already there")
-    for sub in (sound, other):
-        sub.add_argument("--json", action="store_true", help="for programs: JSON instead of lines")
+    for sub in (what, sound, other):
+        sub.add_argument("--json", action="store_true", help="for programs: JSON instead of lines, of a scan")
     for sub in (what, sound, other):
         add_reading(sub)

@@ -113,7 +113,9 @@ def test_simulate_train_reconstruct_info(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["simulate", "scans", "-p", "nphotons", "1e6", *SMALL]) == 0
     assert main(["info", "scans/test.npz"]) == 0
-    assert '"n_patterns": 40' in capsys.readouterr().out
+    assert "patterns: 40 of 64 x 64 px\n" in capsys.readouterr().out
+    assert main(["info", "scans/test.npz", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_patterns"] == 40
 
     settings = ["-p", "gridsize", "1", "-p", "nepochs", "1", "-p", "n_filters", "4"]
     assert main(["train", "scans/train.npz", "network", *settings]) == 0

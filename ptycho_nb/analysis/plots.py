@@ -48,14 +48,14 @@ def save_figure(
     figure: Figure,
     path: str | Path,  # its suffix says the format: .png, .pdf, .svg
     dpi: float = 150,  # dots per inch, where the format has dots
-    pdf: bool = False,  # beside it as PDF, for print; the figure is then fixed in its layout
+    pdf: bool = True,  # beside a .png the same as PDF, for print; the figure is then fixed in its layout
 ) -> Path:  # the file
     """Write a figure, whole or not at all, making its folder if needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
-    if pdf:
+    if pdf and path.suffix == ".png":
         figure.set_layout_engine(None)  # the same in both files, and it takes as long as all the drawing
         save_figure(figure, path.with_suffix(".pdf"))
     return path

@@ -337,11 +337,12 @@ def write_report(
     out: str | Path,  # the folder, made if needed
     seconds: float = 0.0,  # that the examination took
 ) -> dict[str, Any]:  # the content of report.json
-    "Write `figures/*.png`, `report.md` and `report.json`, each whole or not at all."
+    "Write the figures as PNG and PDF, `report.md` and `report.json`, each whole or not at all."
     out, subject = Path(out), examination.subject
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for name in {key for keys in _PICTURES.values() for key in keys}:
-        (out / "figures" / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, which may have had more
+        for end in (".png", ".pdf"):
+            (out / "figures" / f"{name}{end}").unlink(missing_ok=True)  # of an earlier report, which may have had more
     figures = {name: save_figure(figure, out / "figures" / f"{name}.png", dpi=110).relative_to(out).as_posix()
                for name, figure in examination.figures.items()}
     counts = [sum(finding.severity == name for finding in examination.findings) for name in ("error", "warning")]

@@ -16,10 +16,9 @@ import numpy as np
 
 from ..config import InputError
 from ..data.scan import RawData
-from ..data.view import dose_in_words
 from ..physics.geometry import fresnel_number
 from ..physics.patterns import mean_counts
-from ..physics.scans import nearest_spacing_px, scan_report
+from ..physics.scans import nearest_spacing_px
 from ..solvers.fit import check_positions
 from ..solvers.rungs import suspicious_pixels, useless_patterns
 from .findings import Finding, sort_findings
@@ -46,8 +45,11 @@ def _size_facts(data: RawData) -> dict[str, str]:
     said["pixel on the sample"] = "not known" if pixel_m is None else f"{1e9 * pixel_m:.4g} nm"
     unit, factor = ("px", 1.0) if pixel_m is None else ("µm", 1e6 * pixel_m)
     y, x = factor * extent_px
-    said["positions"] = f"{y:.4g} x {x:.4g} {unit} (y, x), {factor * step_px:.3g} {unit} from one to the next neighbour"
+    said["positions"] = f"{y:.4g} x {x:.4g} {unit} (y, x), {factor * step_px:.3g} {unit} from one to the next neighbour (median)"
     return said
+
+
+_LIT = ("probe (90 % of its light)", "overlap of nearest neighbours", "probes that see a pixel", "detected photons on the sample")
 
 
 def scan_facts(
@@ -56,21 +58,19 @@ def scan_facts(
     "What a scan holds, each fact with its unit."
     left_out, modes = np.count_nonzero(~data.good_pixels), 1 if data.weaker_modes is None else 1 + len(data.weaker_modes)
     background = 0.0 if data.detector is None else float(np.mean(data.detector.background))
-    is_given, dose = data.metadata.get("probe") != "estimated", {}
+    is_given, shown = data.metadata.get("probe") != "estimated", data.facts()
     probe = "given" if is_given else "estimated from the mean pattern"
-    if is_given and data.n_patterns > 1 and np.any(data.probe):
-        dose = {"detected photons on the sample": dose_in_words(data.nphotons_mean, scan_report(data.positions_px, data.probe),
-                                                                data.pixel_size_m)}
+    lit = [name for name in _LIT if is_given and name in shown]
     return {
         "format": str(data.metadata.get("format", "NPZ of this package")),
         "patterns": f"{data.n_patterns} of {data.N} x {data.N} px",
         "photons per pattern": f"{data.nphotons_mean:.4g}",
-        **dose,
         "pixels left out": f"{left_out} of {data.N**2}",
         "background": f"{background:.3g} counts a pixel" if background else "none",
         "probe": f"{probe}, {modes} mode{'s' * (modes > 1)}",
         "object": "none" if data.object is None else "{} x {} px".format(*data.object.shape),
         **_size_facts(data),
+        **{name: shown[name] for name in lit},
     }
 
 # %% ../../nbs/7_diagnosis/72_validation.ipynb #ac8d9f9c

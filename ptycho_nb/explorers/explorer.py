@@ -149,7 +149,7 @@ class Saving(Pictured):
             figure = self.figure()
             for end, kind in _SAVED_AS.items():
                 try:
-                    path = save_figure(figure, folder / f"{name}{end}")
+                    path = save_figure(figure, folder / f"{name}{end}", pdf=False)
                 except OSError as error:
                     self.say(f"{folder}: nothing was written ({error.strerror}); choose a folder of your own for the notebook.")
                     return

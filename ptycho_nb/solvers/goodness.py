@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln
 
+from ..machine import compiled
 from ..physics.detector import Detector
 from ..physics.noise import rate_floor
 from ..physics.patterns import counts_of, in_blocks
@@ -22,17 +23,31 @@ from .result import Reconstruction, predict_amplitudes
 __all__ = ['DOUBTFUL', 'WRONG', 'CLOSE', 'expected_terms', 'expected_deviance', 'Goodness', 'goodness']
 
 # %% ../../nbs/3_solvers/55_goodness.ipynb #5c384137
-_RATES = np.concatenate([[0.0], 10.0 ** np.linspace(-6, 2, 400)])
+_LOW, _HIGH, _STEPS = 2.0**-20, 2.0**7, 16  # rates in the table, and its steps from one power of two to the next
+_BITS = 48  # of a float64, all but these are a number that grows by one with each step
+_RATES = (np.arange(27 * _STEPS + 1) + (np.array([_LOW]).view(np.int64) >> _BITS) << _BITS).view(np.float64)
 
 
 @cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    counts, rates = np.arange(300), _RATES[1:, None]
+    counts, rates = np.arange(350), _RATES[:, None]
     chances = np.exp(counts * np.log(rates) - rates - gammaln(counts + 1))
     terms = rates - counts + counts * np.log(np.maximum(counts, 1) / rates)
     means = np.sum(chances * terms, axis=1)
-    variances = np.sum(chances * terms**2, axis=1) - means**2
-    return np.concatenate([[0.0], means]), np.concatenate([[0.0], variances])
+    return means, np.sum(chances * terms**2, axis=1) - means**2
+
+
+@compiled
+def _look_up(rate, rates, table, times, terms):
+    step, first = rate.view(np.int64) >> _BITS, rates.view(np.int64)[0] >> _BITS
+    for k in range(len(rate)):
+        if rate[k] >= _HIGH:
+            terms[k] = 0.5 + times / (12 * rate[k])
+        elif rate[k] >= _LOW:
+            j = step[k] - first
+            terms[k] = table[j] + (table[j + 1] - table[j]) * (rate[k] - rates[j]) / (rates[j + 1] - rates[j])
+        else:
+            terms[k] = table[0] * rate[k] / _LOW
 
 
 def expected_terms(
@@ -43,7 +58,9 @@ def expected_terms(
 
 
 def _from_table(rate: np.ndarray, table: np.ndarray, times: int) -> np.ndarray:
-    return np.where(rate > _RATES[-1], 0.5 + times / (12 * np.maximum(rate, 1)), np.interp(rate, _RATES, table))
+    terms = np.empty(np.shape(rate))
+    _look_up(np.ascontiguousarray(rate, dtype=np.float64).ravel(), _RATES, table, times, terms.ravel())
+    return terms
 
 
 def _expected_mean(rate: np.ndarray) -> np.ndarray:

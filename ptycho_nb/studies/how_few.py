@@ -114,8 +114,8 @@ class HowFew:
             "seconds": self.seconds, "curve": self.curve})
         write_arrays(folder / "how_few.npz", **{f"{method}_{share:g}": image for method, of_method in self.images.items()
                                                 for share, image in of_method.items()})
-        save_figure(self.plot(), folder / "figures" / "curve.png", pdf=True)
-        save_figure(self.plot_images(), folder / "figures" / "images.png", pdf=True)
+        save_figure(self.plot(), folder / "figures" / "curve.png")
+        save_figure(self.plot_images(), folder / "figures" / "images.png")
         with replacing(folder / "how_few.md") as temporary:
             temporary.write_text(self._markdown(), encoding="utf-8")
         return folder

@@ -145,8 +145,8 @@ def compare_dose(
     _write_table(here / TABLE, table)
     _write_table(here / "frc_curves.csv", curves)
     write_arrays(here / "reconstructions_aligned.npz", **images)
-    save_figure(plot_methods(images), here / "comparison.png", pdf=True)
-    save_figure(plot_rings(curves, limit.curves, design.frc_threshold), here / "rings.png", pdf=True)
+    save_figure(plot_methods(images), here / "comparison.png")
+    save_figure(plot_rings(curves, limit.curves, design.frc_threshold), here / "rings.png")
     notes = [f"{method_words(name)} is absent: {reason}" for name, reason in record["absent"].items()]
     notes += [f"{method_words(name)} failed: {reason}" for name, reason in record["failed"].items()]
     notes.append(f"scale{', constant phase, plane and sub-pixel shift' if register else ' and constant phase alone'} are fixed")
@@ -296,5 +296,5 @@ def write_pooled(
     with replacing(folder / "pooled.md") as temporary:
         temporary.write_text("\n".join([*lines, "", *(f"- {text}" for text in pooled_sentences(pooled)), ""]), encoding="utf-8")
     first = pooled[(pooled["metric"] == "ms_ssim") & (pooled["nphotons"] == pooled["nphotons"].iloc[0])]
-    save_figure(plot_pooled(first), folder / "pooled.png", pdf=True)
+    save_figure(plot_pooled(first), folder / "pooled.png")
     return pooled

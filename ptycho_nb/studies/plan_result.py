@@ -239,11 +239,11 @@ class Plan(PlannedScan):
         return {name: plain(getattr(self, name)) for name in names}
 
     def save(self, folder: str | Path) -> Path:
-        "Write `plan.md`, `plan.json` and `figures/curve.png` into a folder."
+        "Write `plan.md`, `plan.json` and the figure as PNG and PDF into a folder."
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "plan.json", self.to_dict())
-        save_figure(self.plot(), folder / "figures" / "curve.png", pdf=True)
+        save_figure(self.plot(), folder / "figures" / "curve.png")
         lines = ["# Plan", "", f"**{self.sentence}**", "", *(f"- {note}" for note in self.notes), "", "| | |", "| --- | --- |",
                  *(f"| {name} | {text} |" for name, text in self.facts().items()), "", "![curve](figures/curve.png)", ""]
         with replacing(folder / "plan.md") as temporary:

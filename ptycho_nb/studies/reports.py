@@ -318,6 +318,6 @@ def _figure_lines(arms: pd.DataFrame, folder: Path, figures: Path, suffix: str) 
         if isinstance(figure, str):
             absent.append(f"- `{name}` is left out: {str(figure).rstrip('.')}.")
             continue
-        path = save_figure(figure, figures / f"{name}{suffix}.png", dpi=300, pdf=True)
+        path = save_figure(figure, figures / f"{name}{suffix}.png", dpi=300)
         lines += [f"![{name.replace('_', ' ')}](figures/{path.name})", ""]
     return lines + absent
