@@ -2038,6 +2038,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'ptycho_nb.quiet': { 'ptycho_nb.quiet.Stopped': ('0_base/quiet.html#stopped', 'ptycho_nb/quiet.py'),
                                  'ptycho_nb.quiet.Stopped._render_traceback_': ( '0_base/quiet.html#stopped._render_traceback_',
                                                                                  'ptycho_nb/quiet.py'),
+                                 'ptycho_nb.quiet.come_to_stay': ('0_base/quiet.html#come_to_stay', 'ptycho_nb/quiet.py'),
                                  'ptycho_nb.quiet.load_quietly': ('0_base/quiet.html#load_quietly', 'ptycho_nb/quiet.py'),
                                  'ptycho_nb.quiet.standard_error_to': ('0_base/quiet.html#standard_error_to', 'ptycho_nb/quiet.py'),
                                  'ptycho_nb.quiet.stopping': ('0_base/quiet.html#stopping', 'ptycho_nb/quiet.py')},

@@ -5,15 +5,17 @@
 # %% ../nbs/0_base/15_quiet.ipynb #e8cbd2a8
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import BinaryIO
 
 # %% auto #0
-__all__ = ['standard_error_to', 'load_quietly', 'Stopped', 'stopping']
+__all__ = ['standard_error_to', 'come_to_stay', 'load_quietly', 'Stopped', 'stopping']
 
 # %% ../nbs/0_base/15_quiet.ipynb #fa14f5f2
 @contextmanager
@@ -30,13 +32,27 @@ def standard_error_to(
         os.close(ours)
 
 
+@contextmanager
+def come_to_stay() -> Iterator[None]:
+    "What the block makes stays for good: the collector of garbage does not look at it, neither on the way nor later."
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()
+
+
 def load_quietly(
     module: str,  # to be imported
 ) -> None:
     "Load a library without what it writes to standard error on the way, unless `TF_CPP_MIN_LOG_LEVEL` is 0."
     loud = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "0"
-    with open(os.devnull, "wb") as nowhere, nullcontext() if loud else standard_error_to(nowhere):
-        importlib.import_module(module)
+    if module not in sys.modules:
+        with open(os.devnull, "wb") as nowhere, nullcontext() if loud else standard_error_to(nowhere), come_to_stay():
+            importlib.import_module(module)
     if module == "keras" and not loud:
         logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every model after the fifth
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+gc.disable()  # until all is imported: half a million objects of TensorFlow, through which it would look again and again
+
 STAR = "siemens-star-small.npz.bz2"
 
 # Where CI is set everything is there that a test can ask for, and a skipped test is an error, with one exception:
@@ -41,6 +43,7 @@ def _look_once(phase: str, info: dict) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Without its groups every fixture of a file would be made by both workers, and nobody would notice."""
     gc.callbacks.append(_look_once)
+    gc.enable()
     gc.collect()
     if session.config.getoption("loadgroup", False) and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError("these versions of pytest and pytest-xdist do not group tests: pytest<9.2 does")

@@ -297,6 +297,7 @@ def test_dead_channels_name_the_layer(scans, generator):
     assert dead["convolution_3"] == 1 and dead["convolution_1"] < 1 and dead["convolution_2"] < 1
 
 
+@pytest.mark.long
 def test_the_cnn_leaves_the_flat_object():
     """It used to begin with a random object, fall back to a flat one and stay there."""
     train, _ = simulate_halves(replace(SIMULATION, nphotons=1e9))
