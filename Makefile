@@ -66,7 +66,7 @@ pretrained: $(READY)  ## go on training the network that comes with the package 
 		-p learning_rate 7e-4 -p seed $(or $(SEED),2)
 	@cp runs/pretrained/amortised.npz ptycho_nb/weights/amortised.npz
 
-test: $(READY)  ## every check and every test (about 11 minutes on 2 cores)
+test: $(READY)  ## every check and every test (about 10 minutes on 2 cores)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh
 
 test-long: $(READY)  ## what takes too long for every change: the studies with their defaults, every case on JAX
