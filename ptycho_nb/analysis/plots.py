@@ -53,8 +53,9 @@ def save_figure(
     """Write a figure, whole or not at all, making its folder if needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    dateless = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # the same figure is the same bytes
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
+        figure.savefig(temporary, dpi=dpi, metadata=dateless.get(path.suffix))
     if pdf and path.suffix == ".png":
         figure.set_layout_engine(None)  # the same in both files, and it takes as long as all the drawing
         save_figure(figure, path.with_suffix(".pdf"))
