@@ -46,7 +46,6 @@ REFUSALS = {
     "missing probeGuess": ({"probeGuess": None}, "'probeGuess'", "the keys"),
     "diff3d of rank 2": ({"diff3d": GOOD["diff3d"][0]}, "'diff3d'", "(64, 64)"),
     "diff3d of rank 4": ({"diff3d": GOOD["diff3d"][..., None]}, "'diff3d'", "(10, 64, 64, 1)"),
-    "patterns not square": ({"diff3d": GOOD["diff3d"][:, :, :32]}, "'diff3d'", "(10, 64, 32)"),
     "no patterns": ({"diff3d": GOOD["diff3d"][:0]}, "'diff3d'", "(0, 64, 64)"),
     "positions of rank 2": ({"xcoords": GOOD["xcoords"][:, None]}, "'xcoords'", "(10, 1)"),
     "probe of rank 4": ({"probeGuess": GOOD["probeGuess"][None, None]}, "'probeGuess'", "(1, 1, 64, 64)"),
@@ -284,3 +283,21 @@ def test_a_file_of_ptychopinn_has_its_patterns_last(n, tmp_path, caplog):
     ours = pt.load_data(scan.save(tmp_path / "ours.npz"))
     np.testing.assert_array_equal(ours.diff3d, scan.diff3d)
     assert ("the light tells: patterns lie along the first axis" in caplog.text) == (n == 64)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_detector_that_is_not_square_is_cut_and_masked(on_disk, tmp_path, caplog):
+    rng = np.random.default_rng(4)
+    wide = np.abs(rng.normal(size=(5, 70, 58))).astype(np.float32)
+    wide[2, 40, 30] = np.nan
+    arrays = contract() | {"diff3d": wide, "xcoords": np.linspace(32, 60, 5), "ycoords": np.linspace(32, 60, 5),
+                           "probeGuess": np.ones((64, 64), np.complex64)}
+    np.savez(tmp_path / "wide.npz", **{key: arrays[key] for key in ("diff3d", "xcoords", "ycoords", "probeGuess")})
+    with caplog.at_level(logging.WARNING):
+        data = load_data(tmp_path / "wide.npz", on_disk=on_disk)
+    assert "70 x 58 px" in caplog.text
+    good = np.zeros((64, 64), bool)
+    good[:, 3:61] = True
+    good[37, 33] = False
+    np.testing.assert_array_equal(data.detector.good, good)
+    np.testing.assert_array_equal(np.asarray(data.diff3d)[:, good], wide[:, 3:67][:, good[:, 3:61]])

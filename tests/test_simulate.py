@@ -139,8 +139,15 @@ def test_any_even_side_is_simulated_and_estimated(N):
     assert scan.N == N and np.isfinite(image.object).all()
 
 
-def test_the_network_of_halvings_names_a_side_that_it_cannot_halve():
-    from ptycho_nb.network.generators import build_cnn
+@pytest.mark.parametrize("N", [36, 50, 100])
+def test_the_network_of_halvings_takes_any_even_side(N):
+    from ptycho_nb.network.generators import build_cnn, predicted_px
 
-    with pytest.raises(pt.InputError, match=r"100 px.*residual_unet"):
-        build_cnn(pt.ModelConfig(N=100, n_filters=4), 1)
+    network = build_cnn(pt.ModelConfig(N=N, n_filters=1), 1)
+    for name in ("sigmoid", "tanh"):
+        layer = network.get_layer(name)
+        layer.kernel.assign(np.random.default_rng(0).normal(0, 0.1, layer.kernel.shape))
+    patches = np.asarray(network(np.random.default_rng(1).random((2, N, N, 1), np.float32)))
+    predicted = np.any(patches[0] != [1, 0], axis=-1)
+    assert patches.shape == (2, N, N, 2) and predicted.sum() == predicted_px(N) ** 2
+    assert np.array_equal(predicted, predicted[::-1, ::-1])  # in the middle

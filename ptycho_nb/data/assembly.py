@@ -17,14 +17,14 @@ from ..files import check_memory, free_bytes, reading
 from ..machine import progress_bar
 from ..physics.detector import Detector, shifted_counts
 from ..physics.geometry import Geometry
-from ..physics.patterns import Patterns
+from ..physics.patterns import Patterns, cut
 from ..physics.probes import estimated_probe
 from ..physics.scans import nearest_pixel
 from ..rows import rows_at, runs_of
 from .contract import LARGE_BYTES
 from .hdf5 import in_si
 from .scan import RawData
-from .windows import cut, resample
+from .windows import resample
 
 _logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from ..files import check_memory, read_arrays
 from ..machine import progress_bar
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
-from ..physics.patterns import Patterns, in_blocks
+from ..physics.patterns import Patterns, cut, in_blocks
 from ..rows import Rows, arrays_on_disk, rows_at
 
 _logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def _share_in_middle(patterns: np.ndarray, axis: int) -> float:
 def _patterns_first(patterns: Any, n_positions: int, source: str) -> np.ndarray | Rows:
     "The patterns along the first axis, wherever they were; those on disk are read for that."
     patterns = patterns if isinstance(patterns, Rows) else np.asarray(patterns)
-    is_last = patterns.ndim == 3 and patterns.shape[0] == patterns.shape[1] and patterns.shape[2] == n_positions
+    is_last = patterns.ndim == 3 and patterns.shape[2] == n_positions
     if is_last and patterns.shape[0] == n_positions:
         looked_at = patterns[:] if patterns.nbytes < LARGE_BYTES else None  # else as the contract has it
         is_last = looked_at is not None and _share_in_middle(looked_at, -1) > _CLEARLY * _share_in_middle(looked_at, 0)
@@ -159,14 +159,25 @@ def _unread_pixels(patterns: np.ndarray) -> np.ndarray:
     return some if some.mean() <= _FEW_UNREAD else every
 
 
-def _detector_of(arrays: Mapping[str, np.ndarray], source: str) -> tuple[np.ndarray, Detector | None]:
-    "The pixels (N, N) that have no number, and the detector without these and without those that the file masks."
+def _window_of(patterns: Any, probe: Any, source: str) -> Callable[[np.ndarray], np.ndarray]:
+    "What takes a square of the probe's size out of the middle of patterns that are not square; dark and masked beyond their rim."
+    shape, side = np.shape(patterns)[-2:], np.shape(probe)[-1] if np.ndim(probe) in (2, 3) else 0
+    if np.ndim(patterns) != 3 or shape[0] == shape[1] or side == 0:
+        return lambda images: images
+    _logger.warning("%s: patterns of %d x %d px; the %d x %d px about their middle are used, the size of the probe; masked "
+                    "where there are none", source, *shape, side, side)
+    return lambda images: cut(images, tuple(length // 2 - side // 2 for length in shape), (side, side))
+
+
+def _detector_of(arrays: Mapping[str, np.ndarray], window: Callable[[np.ndarray], np.ndarray],
+                 source: str) -> tuple[np.ndarray, Detector | None]:
+    "The pixels (h, w) that have no number, and in its window the detector without these and without those that the file masks."
     patterns = arrays["diff3d"]
     is_stack = patterns.ndim == 3 and len(patterns) > 0
     unread = _unread_pixels(patterns) if is_stack else np.zeros(patterns.shape[1:], bool)
-    if not unread.any() and not {"mask", "background", "end"} & set(arrays):
+    good = ~unread
+    if window(good).all() and not {"mask", "background", "end"} & set(arrays):
         return unread, None
-    good = np.ones(patterns.shape[1:], bool) & ~unread
     if "mask" in arrays:
         mask = np.asarray(arrays["mask"])
         if mask.shape != good.shape:
@@ -175,18 +186,22 @@ def _detector_of(arrays: Mapping[str, np.ndarray], source: str) -> tuple[np.ndar
         good &= mask.astype(bool)
     if unread.any():
         _logger.warning("%s: %d pixels are not numbers, or -1, and are left out", source, np.count_nonzero(unread))
-    return unread, Detector(good, arrays.get("background", 0.0), float(arrays.get("end", np.inf)))
+    background = np.asarray(arrays.get("background", 0.0))
+    background = window(background) if background.shape == good.shape else background
+    return unread, Detector(window(good), background, float(arrays.get("end", np.inf)))
 
 # %% ../../nbs/2_data/08_contract.ipynb #465a8a82
 def made_on_demand(
     rows: Rows,  # (M, N, N) in a file
     change: Callable[[np.ndarray], np.ndarray],  # from some of them to amplitudes
     what: str,  # file and key, for the message
+    side: int | None = None,  # of the amplitudes, px; None: that of the rows
 ) -> Patterns:
     "Patterns that stay in their file; `InputError` for what is no number, or less than 0."
     if rows.dtype.kind not in "buif":
         raise InputError(what, f"{rows.dtype} of shape {rows.shape}", "real numbers", "Convert the array before saving it.")
-    patterns = Patterns(lambda numbers: change(rows_at(rows, numbers)).astype(np.float32, copy=False), rows.shape)
+    patterns = Patterns(lambda numbers: change(rows_at(rows, numbers)).astype(np.float32, copy=False),
+                        rows.shape if side is None else (len(rows), side, side))
     with np.errstate(invalid="ignore"):  # roots of negative numbers are not numbers, and named here
         bad = [first for numbers, block in progress_bar(in_blocks(patterns), unit="block")
                for first in numbers[~(np.isfinite(block) & (block >= 0)).all(axis=(1, 2))]]
@@ -205,10 +220,11 @@ def _patterns_of(arrays: Mapping[str, Any], quantity: str, lengths: dict[str, in
     what = f"{source}, key 'diff3d'"
     check_choice(f"{source}, diff3d_quantity in 'metadata'", quantity, ("amplitude", "intensity"))
     stored = _patterns_first(arrays["diff3d"], np.size(arrays["xcoords"]), source)
-    unread, detector = _detector_of({**arrays, "diff3d": stored}, source)
+    window = _window_of(stored, arrays["probeGuess"], source)
+    unread, detector = _detector_of({**arrays, "diff3d": stored}, window, source)
 
     def numbers(block: np.ndarray) -> np.ndarray:
-        return np.where(unread, np.zeros((), block.dtype), block) if unread.any() else block
+        return window(np.where(unread, np.zeros((), block.dtype), block) if unread.any() else block)
 
     def amplitudes(block: np.ndarray) -> np.ndarray:
         block = numbers(block).astype(np.float32, copy=False)
@@ -217,8 +233,9 @@ def _patterns_of(arrays: Mapping[str, Any], quantity: str, lengths: dict[str, in
     if quantity == "intensity":
         _logger.warning("%s: 'diff3d' holds intensities by its metadata; square root taken", source)
     if isinstance(stored, Rows):
-        check_array(what, Patterns(amplitudes, stored.shape), ("M", "N", "N"), lengths, np.float32)
-        return made_on_demand(stored, amplitudes, what), detector
+        shape = stored.shape if detector is None or stored.ndim != 3 else (len(stored), *detector.good.shape)
+        check_array(what, Patterns(amplitudes, shape), ("M", "N", "N"), lengths, np.float32)
+        return made_on_demand(stored, amplitudes, what, shape[-1]), detector
     patterns = check_array(what, numbers(stored), ("M", "N", "N"), lengths, np.float32)
     if quantity == "intensity":
         refuse_negative(what, patterns)

@@ -20,7 +20,7 @@ from ..config import InputError
 from ..files import npy_header, read_npy, reading
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
-from ..physics.patterns import Patterns
+from ..physics.patterns import Patterns, cut
 from ..rows import Rows
 from .assembly import Recording, assemble
 from .contract import made_on_demand, read_npz
@@ -30,7 +30,7 @@ from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, ope
 from .matlab import open_matlab
 from .scan import RawData
 from .turns import turn_detector, turn_scan
-from .windows import bin_patterns, cut, take_window, with_readout_noise
+from .windows import bin_patterns, take_window, with_readout_noise
 from .writers import patterns_beside, write_cxi, write_product
 
 _logger = logging.getLogger(__name__)

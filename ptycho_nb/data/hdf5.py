@@ -5,12 +5,14 @@
 # %% ../../nbs/2_data/12_hdf5.ipynb #efb4703a
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote, unquote
 
 import h5py
 import numpy as np
@@ -20,7 +22,7 @@ from ..config import InputError
 from ..files import check_memory, reading
 
 # %% auto #0
-__all__ = ['LENGTHS_M', 'in_si', 'Links', 'Tree', 'open_tree', 'file_in_memory']
+__all__ = ['LENGTHS_M', 'in_si', 'open_hdf5', 'Links', 'Tree', 'open_tree', 'file_in_memory']
 
 # %% ../../nbs/2_data/12_hdf5.ipynb #9ae9238d
 LENGTHS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "micron": 1e-6, "microns": 1e-6, "nm": 1e-9, "A": 1e-10, "Å": 1e-10,
@@ -39,17 +41,77 @@ def in_si(
         raise InputError(what, f"the unit {unit!r}", f"one of {', '.join(_IN_SI)}", "Say the unit by one of these names.")
     return value * _IN_SI[unit]
 
-# %% ../../nbs/2_data/12_hdf5.ipynb #375bafca
-_SOUND = "an undamaged HDF5 file"
-_ANY_BYTES, _HONEST_RATIO = 2**26, 20_000  # zeros that a good compression has packed; below the first nothing is asked
-_DEEPEST = 20  # links after each other; more is a circle
+# %% ../../nbs/2_data/12_hdf5.ipynb #30b6a045
+_HEAP, _HEAP_HEAD, _OBJECT_HEAD = b"GCOL\1", 16, 16  # letters and version; bytes of the heads
+_LARGEST_HEAD = 2**20  # bytes: what the library reads in one piece beyond it are numbers
+
+
+def _leads_nowhere(
+    heap: bytes,  # from its letters to its end
+) -> bool:
+    "Whether walking through a heap from object to object would not end at its end."
+    at = _HEAP_HEAD
+    while len(heap) - at >= _OBJECT_HEAD:
+        is_object, size = int.from_bytes(heap[at : at + 2], "little") > 0, int.from_bytes(heap[at + 8 : at + 16], "little")
+        step = _OBJECT_HEAD + (size + 7) // 8 * 8 if is_object else size  # the size of the free space counts its head
+        if step < _OBJECT_HEAD or step > len(heap) - at:
+            return True
+        at += step
+    return False
+
+
+class _Watched(io.FileIO):
+    "A file for the library that is read at the places it names, so that several processes may share it."
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path, self._at, self._end = path, 0, os.fstat(self.fileno()).st_size
+
+    def __repr__(self) -> str:
+        return quote(str(self._path))  # the library takes this for the name of the file, and its names are ASCII
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._end)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        view, done = memoryview(buffer).cast("B"), 0
+        while done < len(view) and (n := os.preadv(self.fileno(), [view[done:]], self._at + done)):
+            done += n
+        if done <= _LARGEST_HEAD:
+            self._look(done)
+        self._at += done
+        return done
+
+    def _look(self, n: int) -> None:
+        "Check the heaps that begin in the next bytes, or just before them."
+        start = max(0, self._at - len(_HEAP))
+        content, at = os.pread(self.fileno(), n + self._at - start, start), -1
+        while (at := content.find(_HEAP, at + 1)) >= 0:
+            size = int.from_bytes(os.pread(self.fileno(), 8, start + at + 8), "little")
+            if start + at + size <= self._end and _leads_nowhere(os.pread(self.fileno(), size, start + at)):
+                raise InputError(str(self._path), f"a heap of words at byte {start + at} that leads nowhere", "an undamaged HDF5 file",
+                                 "Copy it again from where it was made, or make it again.")
 
 
 _CACHE_BYTES = 2**26  # of a data set's chunks: patterns that lie together in one are not unpacked again for each
 
 
-def _opened(path: Path) -> h5py.File:
-    return h5py.File(path, "r", rdcc_nbytes=_CACHE_BYTES)
+def open_hdf5(
+    path: Path,
+    stack: ExitStack,  # closes it
+) -> h5py.File:
+    "An HDF5 file to be read, whose damaged heaps are an error and no endless loop."
+    watched = stack.enter_context(_Watched(path))
+    return stack.enter_context(h5py.File(watched, "r", rdcc_nbytes=_CACHE_BYTES))
+
+# %% ../../nbs/2_data/12_hdf5.ipynb #375bafca
+_SOUND = "an undamaged HDF5 file"
+_ANY_BYTES, _HONEST_RATIO = 2**26, 20_000  # zeros that a good compression has packed; below the first nothing is asked
+_DEEPEST = 20  # links after each other; more is a circle
 
 
 class Links:
@@ -72,7 +134,7 @@ class Links:
         if not target.is_file():
             raise InputError(str(self.path), f"a link to {target.name}, which is not there", "the files beside it",
                              "Copy the files of the detector into the same folder.")
-        return self._stack.enter_context(_opened(target))
+        return open_hdf5(target, self._stack)
 
     def _walk(self, here: h5py.Group, name: str, depth: int = 0) -> h5py.Group | h5py.Dataset | None:
         "What stands at a path, None if nothing; links are followed by hand."
@@ -95,6 +157,8 @@ class Links:
                 self._walk(here.file if file == "." else self._linked_file(file), dataset, depth + 1)
             for file, *_ in here.external or ():
                 self._linked_file(os.fsdecode(file))
+            if here.is_virtual or here.external:
+                return self._stack.enter_context(h5py.File(unquote(here.file.filename), "r", rdcc_nbytes=_CACHE_BYTES))[here.name]
         return here
 
     def get(
@@ -112,7 +176,7 @@ class Links:
     ) -> Self:
         "Another file, closed together with this one."
         with reading(path, _SOUND):
-            return type(self)(self._stack.enter_context(_opened(path)), path, self._stack)
+            return type(self)(open_hdf5(path, self._stack), path, self._stack)
 
     def keep_open(self) -> None:
         "Leave the files open when the block of `open_tree` ends, until nobody uses this tree any more."
@@ -196,7 +260,7 @@ def open_tree(
     path = Path(path)
     with ExitStack() as stack:
         with reading(path, _SOUND):
-            file = stack.enter_context(_opened(path))
+            file = open_hdf5(path, stack)
         yield Tree(file, path, stack)
 
 def file_in_memory(

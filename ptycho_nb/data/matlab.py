@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import InputError
 from ..files import check_memory, free_bytes, reading
-from .hdf5 import Tree, file_in_memory
+from .hdf5 import Tree, file_in_memory, open_hdf5
 
 # %% auto #0
 __all__ = ['stacks_first', 'open_matlab']
@@ -52,7 +52,7 @@ def _is_pair(kind: np.dtype) -> bool:
     return kind.names == ("real", "imag")
 
 
-def _numbers_of_hdf5(file: h5py.File) -> Iterator[tuple[str, np.ndarray]]:
+def _numbers_of_hdf5(file: h5py.File, path: Path) -> Iterator[tuple[str, np.ndarray]]:
     "The numeric arrays of a file of version 7.3, by path, with the axes as MATLAB has them."
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
@@ -62,9 +62,9 @@ def _numbers_of_hdf5(file: h5py.File) -> Iterator[tuple[str, np.ndarray]]:
         if name.startswith("#") or is_text or not shape or 0 in shape or not (kind.kind in "biuf" or _is_pair(kind)):
             continue
         if file[name].is_virtual or file[name].external:
-            raise InputError(f"{file.filename}, {name!r}", "numbers that lie in another file", "its own, as MATLAB writes them",
+            raise InputError(f"{path}, {name!r}", "numbers that lie in another file", "its own, as MATLAB writes them",
                              "Save it again, save(name, '-v7.3').")
-        check_memory(f"{file.filename}, {name!r}", file[name].nbytes)
+        check_memory(f"{path}, {name!r}", file[name].nbytes)
         array = file[name][()]
         array = array["real"] + 1j * array["imag"] if _is_pair(kind) else array
         yield name, array.T
@@ -99,7 +99,7 @@ def open_matlab(
     with ExitStack() as stack:
         with reading(path, _SOUND, "Save it again, save(name, '-v7.3')."):
             if h5py.is_hdf5(path):
-                arrays = _numbers_of_hdf5(stack.enter_context(h5py.File(path, "r")))
+                arrays = _numbers_of_hdf5(open_hdf5(path, stack), path)
             else:
                 _check_readable(path)
                 check_memory(str(path), 8 * sum(math.prod(shape) for _, shape, _ in whosmat(path)))  # packed, it may be small

@@ -12,31 +12,15 @@ import numpy as np
 
 from ..config import InputError
 from ..physics.detector import Detector, shifted_counts
-from ..physics.patterns import changed, largest_counts, mean_counts
+from ..physics.patterns import changed, cut, largest_counts, mean_counts
 from .scan import RawData
 
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['cut', 'resample', 'even_side', 'beam_centre', 'take_window', 'bin_patterns', 'with_readout_noise']
+__all__ = ['resample', 'even_side', 'beam_centre', 'take_window', 'bin_patterns', 'with_readout_noise']
 
 # %% ../../nbs/2_data/14_windows.ipynb #e9e59292
-def cut(
-    images: np.ndarray,  # (…, h, w)
-    corner: tuple[int, int],  # (y, x) of the window's first pixel; may lie outside
-    shape: tuple[int, int],  # of the window
-) -> np.ndarray:  # (…, *shape): zero outside the images
-    "The part of images inside a window."
-    window = np.zeros((*images.shape[:-2], *shape), images.dtype)
-    inside, taken = [], []
-    for first, length, side in zip(corner, shape, images.shape[-2:], strict=True):
-        low, high = max(first, 0), min(first + length, side)
-        inside.append(slice(low - first, max(high, low) - first))
-        taken.append(slice(low, max(high, low)))
-    window[(..., *inside)] = images[(..., *taken)]
-    return window
-
-
 def resample(
     waves: np.ndarray,  # complex (…, n, n), the centre at n/2
     side: int,  # px

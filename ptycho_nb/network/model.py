@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from ..config import ModelConfig, TrainingConfig
-from .generators import get_generator
+from .generators import get_generator, predicted_px
 from .inputs import CHANNELS, EstimateSettings
 from .losses import amplitude_mae, poisson_nll, realspace_mae, total_variation
 from .optics import as_complex, diffraction_amplitude, shift_probe
@@ -59,8 +59,8 @@ def central_weights(
 ) -> np.ndarray:  # float32 (N, N): |P|² and a little more in the central half, 0 outside
     "Merging weights: |P|² inside the central half, 0 outside."
     power = probe_power(probe)
-    quarter = len(power) // 4
-    inside = np.pad(np.ones((2 * quarter, 2 * quarter), np.float32), quarter)
+    inner_px = predicted_px(len(power))
+    inside = np.pad(np.ones((inner_px, inner_px), np.float32), (len(power) - inner_px) // 2)
     return (inside * (power + 0.01 * power.max())).astype(np.float32)
 
 # %% ../../nbs/4_network/50_model.ipynb #cf3d25ea

@@ -14,7 +14,7 @@ import numpy as np
 from ..files import check_memory
 
 # %% auto #0
-__all__ = ['IN_MEMORY_BYTES', 'Patterns', 'in_blocks', 'part_of', 'changed', 'largest_counts', 'mean_counts', 'counts_of']
+__all__ = ['IN_MEMORY_BYTES', 'Patterns', 'in_blocks', 'part_of', 'changed', 'largest_counts', 'mean_counts', 'counts_of', 'cut']
 
 # %% ../../nbs/1_physics/05_patterns.ipynb #c15203f3
 IN_MEMORY_BYTES = 2**28  # of patterns that are worth keeping instead of making them again
@@ -171,3 +171,19 @@ def counts_of(
     counts = [np.einsum("kyx,kyx->k", block, block, dtype=np.float64) if use is None else
               np.einsum("kyx,kyx,yx->k", block, block, use, dtype=np.float64) for _, block in in_blocks(patterns, which)]
     return np.concatenate(counts) if counts else np.zeros(0)
+
+# %% ../../nbs/1_physics/05_patterns.ipynb #f4a45a9c
+def cut(
+    images: np.ndarray,  # (…, h, w)
+    corner: tuple[int, int],  # (y, x) of the window's first pixel; may lie outside
+    shape: tuple[int, int],  # of the window
+) -> np.ndarray:  # (…, *shape): zero outside the images
+    "The part of images inside a window."
+    window = np.zeros((*images.shape[:-2], *shape), images.dtype)
+    inside, taken = [], []
+    for first, length, side in zip(corner, shape, images.shape[-2:], strict=True):
+        low, high = max(first, 0), min(first + length, side)
+        inside.append(slice(low - first, max(high, low) - first))
+        taken.append(slice(low, max(high, low)))
+    window[(..., *inside)] = images[(..., *taken)]
+    return window
