@@ -72,7 +72,7 @@ test: $(READY)  ## every check and every test (about 10 minutes on 2 cores)
 test-long: $(READY)  ## what takes too long for every change: the studies with their defaults, every case on JAX
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run_all.sh --long
 
-fuzz: $(READY)  ## 10 000 mutated files for every reader (half an hour; N=1000: fewer)
+fuzz: $(READY)  ## 10 000 mutated files for every reader, a twentieth for the slow ones (half an hour; N=1000: fewer)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/fuzz.py -n $(N) --keep runs/fuzz
 
 bench: $(READY)  ## quality, speed and scaling in one table, runs/bench (25 minutes, nothing beside it; then make publish)

@@ -388,7 +388,7 @@ def fuzz(name: str, n: int, seed: int, keep: Path | None = None) -> tuple[Counte
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=10_000, help="inputs of each reader; of the slow ones a twentieth of it")
+    parser.add_argument("-n", type=int, default=10_000, help="inputs of a reader; a twentieth of it of the slow ones")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="a folder for the inputs that are findings")
     parser.add_argument("names", nargs="*", help="only these readers")

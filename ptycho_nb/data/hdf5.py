@@ -93,8 +93,8 @@ class _Watched(io.FileIO):
         while (at := content.find(_HEAP, at + 1)) >= 0:
             size = int.from_bytes(os.pread(self.fileno(), 8, start + at + 8), "little")
             if start + at + size <= self._end and _leads_nowhere(os.pread(self.fileno(), size, start + at)):
-                raise InputError(str(self._path), f"a heap of words at byte {start + at} that leads nowhere", "an undamaged HDF5 file",
-                                 "Copy it again from where it was made, or make it again.")
+                raise InputError(str(self._path), f"a heap of words at byte {start + at} that leads nowhere",
+                                 "an undamaged HDF5 file", "Copy it again from where it was made, or make it again.")
 
 
 _CACHE_BYTES = 2**26  # of a data set's chunks: patterns that lie together in one are not unpacked again for each

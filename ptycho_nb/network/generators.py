@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from ..config import InputError, ModelConfig, check_choice
+from ..config import ModelConfig, check_choice
 
 # %% ../../nbs/4_network/40_generators.ipynb #6d7d5403
 class Convolutions:
