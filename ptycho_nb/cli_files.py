@@ -237,6 +237,6 @@ def add_files(
                          ("output", "the file to write: .npz of this package, .cxi, or .h5 for a product of ptychodus"))
     other.add_argument("--again", action="store_true", help="replace files that are already there")
     for sub in (what, sound, other):
-        sub.add_argument("--json", action="store_true", help="for programs: JSON instead of lines, of a scan")
+        sub.add_argument("--json", action="store_true", help="of a scan: JSON for programs instead of lines")
     for sub in (what, sound, other):
         add_reading(sub)

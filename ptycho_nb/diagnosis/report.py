@@ -26,7 +26,7 @@ from ..solvers.result import Reconstruction
 from . import model_checks, scan_checks
 from .bias import bias_report, plot_bias
 from .figures import plot_canvas, plot_exposures, plot_groups, plot_intensity, plot_probe_paths
-from .findings import Finding, sort_findings
+from .findings import Finding, errors_and_warnings, sort_findings
 from .measurement import judge_results, judge_scan
 from .reading import Subject, read_subject
 from .training_checks import plot_health, training_health
@@ -345,24 +345,20 @@ def write_report(
             (out / "figures" / f"{name}{end}").unlink(missing_ok=True)  # of an earlier report, which may have had more
     figures = {name: save_figure(figure, out / "figures" / f"{name}.png", dpi=110).relative_to(out).as_posix()
                for name, figure in examination.figures.items()}
-    counts = [sum(finding.severity == name for finding in examination.findings) for name in ("error", "warning")]
     scan = examination.sections.get("scan", {}).get("verdict", "the scan could not be examined")
     doubts = [item for item in examination.findings if item.severity != "note"]
     if any(item.section in ("measurement", "positions") for item in doubts):  # only where the counts agree
         scan = scan.replace("nothing stands against a reconstruction", "its geometry is sound, but see the findings")
     report = plain_json({
-        "path": str(subject.path), "kind": subject.kind, "believable": not counts[0],
-        "verdict": f"{_count(counts[0], 'error')}, {_count(counts[1], 'warning')}. Scan: {scan}.",
+        "path": str(subject.path), "kind": subject.kind,
+        "believable": all(item.severity != "error" for item in examination.findings),
+        "verdict": f"{errors_and_warnings(examination.findings)}. Scan: {scan}.",
         "findings": [finding.to_dict() for finding in examination.findings], "sections": examination.sections, "figures": figures,
         "gridsize": examination.gridsize, "seed": examination.seed, "seconds": seconds, "version": version("ptycho_nb")})
     with replacing(out / "report.md") as temporary:
         temporary.write_text(report_text(report), encoding="utf-8")
     write_json(out / "report.json", report)
     return report
-
-
-def _count(n: int, name: str) -> str:
-    return f"{n or 'no'} {name}{'' if n == 1 else 's'}"
 
 # %% ../../nbs/7_diagnosis/80_report.ipynb #69785237
 @stopping("nothing is written; the same call begins anew.")

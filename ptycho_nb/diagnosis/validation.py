@@ -21,7 +21,7 @@ from ..physics.patterns import mean_counts
 from ..physics.scans import nearest_spacing_px
 from ..solvers.fit import check_positions
 from ..solvers.rungs import suspicious_pixels, useless_patterns
-from .findings import Finding, sort_findings
+from .findings import Finding, errors_and_warnings, sort_findings
 from .reading import read_data
 from .scan_checks import pattern_findings, pattern_report, position_findings, scan_and_dose, scan_findings
 
@@ -204,9 +204,8 @@ class Validation:
         "The same for a reader, one thing a line, the verdict last."
         lines = [f"{name}: {fact}" for name, fact in self.facts.items()] + [f"decided: {line}" for line in self.decided]
         lines += [f"{item.severity}: {item.what} ({item.number}). {item.remedy}" for item in self.findings]
-        n = {kind: sum(item.severity == kind for item in self.findings) for kind in ("error", "warning")}
         verdict = "refused" if not self.facts else "sound" if self.is_sound else "not to be used as it is"
-        return [*lines, f"{self.path}: {verdict}, {n['error']} errors, {n['warning']} warnings"]
+        return [*lines, f"{self.path}: {verdict}, {errors_and_warnings(self.findings)}"]
 
 
 def validate(
