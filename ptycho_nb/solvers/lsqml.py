@@ -7,6 +7,7 @@ __all__ = ['NOISE_MODELS', 'ptychi_installed', 'lsqml', 'lsqml_epochs']
 
 # %% ../../nbs/3_solvers/70_lsqml.ipynb #edc6bb2c
 import importlib.util
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ def ptychi_installed() -> bool:
 
 def _import_ptychi() -> tuple[ModuleType, ModuleType]:
     "PyTorch and pty-chi; `InputError` if they are not installed."
+    if "tensorflow" in sys.modules:  # its LLVM and that of triton, a compiler for GPUs, end the process together
+        sys.modules.setdefault("triton", None)
     try:
         import torch
 
