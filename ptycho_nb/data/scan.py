@@ -34,6 +34,11 @@ class _Quantities:
     "What follows from the arrays of a scan."
 
     @property
+    def is_probe_estimated(self) -> bool:
+        "Whether the file had no probe, and this one was made from the mean pattern: nothing may be concluded from its size."
+        return self.metadata.get("probe") == "estimated"
+
+    @property
     def is_simulated(self) -> bool:
         "Whether the scan was simulated: its probe, and its object if it has one, are then the true ones and no guesses."
         return "simulation" in self.metadata

@@ -58,7 +58,7 @@ def scan_facts(
     "What a scan holds, each fact with its unit."
     left_out, modes = np.count_nonzero(~data.good_pixels), 1 if data.weaker_modes is None else 1 + len(data.weaker_modes)
     background = 0.0 if data.detector is None else float(np.mean(data.detector.background))
-    is_given, shown = data.metadata.get("probe") != "estimated", data.facts()
+    is_given, shown = not data.is_probe_estimated, data.facts()
     probe = "given" if is_given else "estimated from the mean pattern"
     lit = [name for name in _LIT if is_given and name in shown]
     return {
@@ -148,7 +148,7 @@ def doubts(
     findings += far_field_findings(data)
     if not data.is_simulated:
         findings += useless_findings(data) + pixel_findings(data) + background_findings(data)
-    if data.metadata.get("probe") == "estimated":
+    if data.is_probe_estimated:
         findings.append(Finding("note", "scan", "How much neighbours overlap cannot be told", "the probe is only estimated",
                                 "Put a probe into the file; estimate() refines it."))
     elif not any(finding.severity == "error" for finding in findings):

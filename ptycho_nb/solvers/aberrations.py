@@ -13,7 +13,7 @@ from scipy import fft
 ABERRATIONS = ("defocus", "astigmatism (0°)", "astigmatism (45°)", "coma (y)", "coma (x)", "spherical aberration")
 
 # %% auto #0
-__all__ = ['ABERRATIONS', 'pupil_edge', 'aberrated', 'search_aberrations']
+__all__ = ['ABERRATIONS', 'pupil_edge', 'aberrated', 'search_aberrations', 'defocus_to_try']
 
 # %% ../../nbs/3_solvers/76_aberrations.ipynb #14d1eb78
 def pupil_edge(
@@ -60,3 +60,15 @@ def search_aberrations(
             if tries[place] < best:
                 now, best = now + place * axis, tries[place]
     return now
+
+# %% ../../nbs/3_solvers/76_aberrations.ipynb #38d65fc4
+_MOST_TRIED = 16  # on either side of the focus; a larger step than 1.7 rad still sees how the fit improves towards the best
+
+
+def defocus_to_try(
+    probe: np.ndarray,  # complex64 (N, N), in focus
+) -> tuple[float, float]:  # rad at the Nyquist frequency: the farthest, and the step
+    "Defocus up to which light from the edge of the pupil stays within 0.8 N pixels, and steps of 1.7 rad at this edge or more."
+    edge = pupil_edge(probe)
+    farthest_rad = 0.4 * np.pi / 2 * probe.shape[-1] / edge
+    return farthest_rad, farthest_rad / min(_MOST_TRIED, max(1, round(farthest_rad * edge**2 / 1.7)))

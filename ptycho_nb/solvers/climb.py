@@ -14,18 +14,18 @@ import numpy as np
 from ..data.scan import RawData
 from ..physics.noise import counts_floor, pattern_deviances
 from ..physics.patterns import in_blocks, mean_counts
+from ..physics.probes import probe_diameter_px
 from . import priors, rungs
-from .aberrations import ABERRATIONS, aberrated, pupil_edge, search_aberrations
+from .aberrations import ABERRATIONS, aberrated, defocus_to_try, pupil_edge, search_aberrations
 from .fit import prepare
 from .held_out import HeldOut
 from .ladder import FEW, SOUND, SURE, WITH_PROBE, Climb, Rung, Trial, judge
 from .part import held_in_part, middle_of_scan, with_model_of_part
-from .position_rungs import common_moves, free_moves
+from .position_rungs import AXES, common_moves, free_moves, turn_axes
 from .result import Reconstruction, predict_amplitudes
 from .steps import solve
 
-_TURNED = 2.0  # goodness above which the axes may be wrong
-_CLEAR = np.log(2)  # gain that other axes have to bring: half the deviance
+_WRONG = 2.0  # goodness above which it is not noise that is wrong
 _MANY_PHOTONS = 1000.0  # counts there, above which amplitudes and Poisson counts say the same
 _FEW_PHOTONS = 100.0  # counts in the brightest pixel of the mean pattern, below which the focus is searched as well
 _MOST_MODES, _MOST_CHANGES, _MOST_FURTHER = 4, 6, 4
@@ -89,6 +89,31 @@ def _detector_again(climb: Climb) -> None:
         _detector_rungs(climb)
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #50fafe8d
+def _deviance_of(climb: Climb, data: RawData) -> float:
+    return climb.held.deviance(climb.fit(data, refine_probe=False, iterations=12, patience=3))
+
+
+def _finds_focus(climb: Climb) -> Callable[[RawData], RawData]:
+    "What gives a scan with these or other positions the estimated probe, out of focus as unseen counts like it best."
+    focused, (farthest_rad, step_rad) = climb.data.probe, defocus_to_try(climb.data.probe)
+
+    def with_focus(data: RawData) -> RawData:
+        def at(defocus_rad: float) -> RawData:
+            return replace(data, probe=rungs.refocused(focused, defocus_rad))
+
+        return at(rungs.search_focus(lambda rad: _deviance_of(climb, at(rad)), farthest_rad, step_rad, step_rad / 4))
+
+    return with_focus
+
+
+def _focus_rung(climb: Climb, find_probe: Callable[[RawData], RawData]) -> None:
+    began, data = time.perf_counter(), find_probe(climb.data)
+    across = [probe_diameter_px(scan.probe) for scan in (climb.data, data)]
+    what = f"the estimated probe out of focus, {across[1]:.0f} px across instead of {across[0]:.0f}; without a " \
+        "probe in the file it cannot be told whether the positions are turned by half a turn"
+    climb.see("focus", what, data, climb.fit(data, refine_probe=False), began)
+
+
 def _probe_rungs(climb: Climb) -> None:
     began = time.perf_counter()
     joint = climb.see("probe", "probe refined with the object", climb.data, climb.fit(climb.data, refine_probe=True), began)
@@ -98,8 +123,7 @@ def _probe_rungs(climb: Climb) -> None:
     began, given = time.perf_counter(), climb.data.probe
 
     def deviance(probe: np.ndarray) -> float:
-        tried = replace(climb.data, probe=probe)
-        return climb.held.deviance(climb.fit(tried, refine_probe=False, iterations=12, patience=3))
+        return _deviance_of(climb, replace(climb.data, probe=probe))
 
     defocus_rad = rungs.search_focus(lambda defocus_rad: deviance(rungs.refocused(given, defocus_rad)))
     data = replace(climb.data, probe=rungs.refocused(given, defocus_rad))
@@ -124,19 +148,6 @@ def _aberration_rung(climb: Climb, deviance: Callable[[np.ndarray], float]) -> b
     data = replace(climb.data, probe=aberrated(given, coefficients, edge))
     what = ", ".join(f"{name} {c:+.1f}" for name, c in zip(ABERRATIONS, coefficients, strict=True) if c)
     return climb.see("aberrations", f"{what} rad at the edge of the pupil", data, climb.fit(data, refine_probe=False), began)
-
-
-def _orientation_rung(climb: Climb, refine_probe: bool) -> None:
-    began, best, words = time.perf_counter(), None, ""
-    for said, positions_px in rungs.orientations(climb.data.positions_px):
-        data = replace(climb.data, positions_px=positions_px, object=None)
-        result = climb.fit(data, refine_probe=refine_probe, iterations=15, patience=3, smoothing_px=(0.0, 1.0, 2.0))
-        if best is None or climb.held.deviance(result) < climb.held.deviance(best):
-            best, words = result, said
-    gain, error, _ = judge(climb.held.deviances(climb.result), climb.held.deviances(best))
-    if words != "as given" and gain - SURE * error > climb.shown(_CLEAR):  # a wrong probe alone can make others look a bit better
-        data = replace(climb.data, positions_px=best.positions_px, object=None)
-        climb.see("orientation", f"positions {words}", data, climb.fit(data, refine_probe=refine_probe), began)
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #170f481a
 def _rivals(climb: Climb) -> None:
@@ -316,7 +327,7 @@ def try_priors(
     "Smooth the object in other ways than by a Gaussian: the best result, and some steps of the solver."
     info = climb.result.info
     chosen = min(max(info.get("steps", info["chosen"]["iteration"]), 4), _MOST_STEPS)
-    if climb.goodness > _TURNED:  # it is not noise that is wrong
+    if climb.goodness > _WRONG:
         return
     began, data, told = time.perf_counter(), climb.refined, 1.0
     if data.detector is not None and data.detector.background.any():  # photons of the background tell nothing, and add noise
@@ -369,15 +380,19 @@ def _model_rungs(climb: Climb) -> Iterator[str]:
     climb.see("given", "probe, positions and detector as given", climb.data, climb.fit(climb.data, refine_probe=False), began)
     yield "pixels"
     _detector_rungs(climb)
-    if climb.goodness > _TURNED:
+    find_probe = _finds_focus(climb) if climb.data.is_probe_estimated else None
+    if find_probe is not None:
+        yield "focus"
+        _focus_rung(climb, find_probe)
+    if climb.goodness > AXES:
         yield "orientation"
-        _orientation_rung(climb, refine_probe=False)
+        turn_axes(climb, find_probe=find_probe)
         _detector_again(climb)
     yield "probe"
     _probe_rungs(climb)
-    if climb.goodness > _TURNED:
+    if climb.goodness > AXES:
         yield "orientation, with the probe refined"
-        _orientation_rung(climb, refine_probe=True)
+        turn_axes(climb, refine_probe=True)
     yield "pixels again"
     _detector_again(climb)
     yield "background, light, modes and positions"
@@ -400,7 +415,7 @@ def _spread(climb: Climb, part: Climb, given: RawData) -> None:
     kept = {rung.name for rung in in_part if rung.kept}
     if "light" in kept and (trial := with_light(climb)) is not None:
         climb.decide(trial)
-    if climb.goodness > _TURNED or "affine" in kept:  # less than that, moves one by one mend as well
+    if climb.goodness > _WRONG or "affine" in kept:  # less than that, moves one by one mend as well
         climb.decide(*common_moves(climb, ("affine", "drift") if "affine" in kept else ("drift",)))
     if climb.goodness > SOUND and "moves" in kept:
         climb.decide(*free_moves(climb))

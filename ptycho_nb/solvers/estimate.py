@@ -151,7 +151,8 @@ def _climbed(data: RawData, model: str | Measurement, held: HeldOut, iterations:
         for _ in progress_bar(tried, None, "rung", progress and not live):
             pass
     fit = goodness(climb.result, usable)
-    changes = [rung.what for rung in climb.rungs if rung.kept and rung.name in _SAID]
+    said = (*_SAID, "focus") if data.is_probe_estimated else _SAID
+    changes = [rung.what for rung in climb.rungs if rung.kept and rung.name in said]
     if climb.result.detector is not None and climb.result.detector.background.any():
         changes.append(f"a background of {float(np.mean(climb.result.detector.background)):.2g} photons a pixel")
     if len(useless):

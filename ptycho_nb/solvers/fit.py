@@ -43,13 +43,19 @@ _FAR = 20.0  # times the distance of nine tenths of the patterns from the middle
 def check_positions(
     data: RawData,
 ) -> None:
-    "Raise `InputError` for many patterns on a few pixels, and for patterns far away from all others."
+    "Raise `InputError` for many patterns on few pixels, neighbours without a common pixel, or a pattern far from all others."
     extent_px = float(np.ptp(data.positions_px, axis=0).max())
     if data.n_patterns >= 20 and extent_px < _SMALLEST_SCAN_PX:
         raise InputError(f"{data.source}, positions", f"{data.n_patterns} patterns within {extent_px:.3g} px",
                          "positions in pixels of the object grid, more than a few of them",
                          "Divide the positions by the pixel size on the sample, wavelength x distance / (N x detector pixel); "
                          "they are probably in micrometres, millimetres or metres.")
+    step_px = float(np.median(nearest_spacing_px(data.positions_px))) if data.n_patterns >= 20 else 0.0
+    if step_px > data.N:
+        raise InputError(f"{data.source}, positions", f"{step_px:.4g} px from one to the next, the patterns see {data.N} px",
+                         "positions in pixels of the object grid, of which neighbours have some in common",
+                         "Divide the positions by the pixel size on the sample, wavelength x distance / (N x detector pixel); "
+                         "they are probably in nanometres or steps of a motor.")
     distance_px = np.linalg.norm(data.positions_px - np.median(data.positions_px, axis=0), axis=1)
     far = np.flatnonzero(distance_px > _FAR * np.quantile(distance_px, 0.9) + data.N)
     if len(far):
@@ -65,7 +71,7 @@ def check_far_field(
 ) -> None:
     "Raise `InputError` for a scan of unknown probe of which no light that its patterns can sample, N/2 px wide, overlaps."
     step_px = float(np.median(nearest_spacing_px(data.positions_px))) if data.n_patterns > 1 else 0.0
-    if data.pixel_size_m is not None and data.metadata.get("probe") == "estimated" and step_px > data.N / 2:
+    if data.pixel_size_m is not None and data.is_probe_estimated and step_px > data.N / 2:
         raise InputError(f"{data.source}, geometry", f"{step_px:.1f} px from one position to the next, and no probe",
                          f"at most N/2 = {data.N / 2:.0f} px: what lies in the far field overlaps then",
                          "Check distance, energy and pixels; this looks like a near-field scan, which another program fits.")

@@ -78,7 +78,9 @@ class HeldOut:
 
 # %% ../../nbs/3_solvers/40_held_out.ipynb #4bf55b3f
 def _are_sparse(data: RawData) -> bool:
-    "Whether photons of each pattern are to judge, and not whole patterns."
+    "Whether photons of each pattern are to judge, and not whole patterns; an estimated probe is too small to tell."
+    if data.is_probe_estimated:
+        return False
     overlap = 1 - float(np.median(nearest_spacing_px(data.positions_px))) / probe_diameter_px(data.probe)
     if overlap <= 0 or data.is_simulated:
         return overlap < SPARSE

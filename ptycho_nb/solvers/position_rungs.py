@@ -12,13 +12,14 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.scan import RawData
-from .ladder import FEW, LEAST_GAIN, Climb, Trial
+from .ladder import FEW, LEAST_GAIN, SURE, Climb, Trial, judge
 from .motion import common_step, drift_basis, moved_together, plane_basis
 from .positions import moved_freely
 from .result import Reconstruction
+from .rungs import orientations
 
 # %% auto #0
-__all__ = ['affine_in_words', 'common_moves', 'free_moves']
+__all__ = ['AXES', 'affine_in_words', 'common_moves', 'free_moves', 'turn_axes']
 
 # %% ../../nbs/3_solvers/79_position_rungs.ipynb #21da3c3f
 def affine_in_words(
@@ -114,3 +115,29 @@ def free_moves(
     moves_px = np.linalg.norm(result.positions_px - climb.data.positions_px, axis=1)
     what = f"each position moved, by {np.sqrt(np.mean(moves_px**2)):.2g} px (rms), at most {moves_px.max():.2g} px"
     return [climb.weigh("moves", what, _at(climb.data, result.positions_px), result, began, after)]
+
+# %% ../../nbs/3_solvers/79_position_rungs.ipynb #b317e54d
+AXES = 1.5  # goodness above which they may be wrong
+
+
+def turn_axes(
+    climb: Climb,
+    refine_probe: bool = False,
+    find_probe: Callable[[RawData], RawData] | None = None,  # gives a scan its probe, where nobody has told it
+) -> None:
+    "Try the eight ways in which a file may mean its positions; a line of the table if another one is better by far."
+    began, best, words = time.perf_counter(), None, ""
+    for said, positions_px in orientations(climb.data.positions_px):
+        data = replace(climb.data, positions_px=positions_px, object=None)
+        if find_probe is not None:
+            if said.endswith(("half a turn", "y reversed")):  # the twin of another way: object and probe conjugate and turned
+                continue
+            data = find_probe(data)
+        result = climb.fit(data, refine_probe=refine_probe, iterations=15, patience=3, smoothing_px=(0.0, 1.0, 2.0))
+        if best is None or climb.held.deviance(result) < climb.held.deviance(best):
+            best, words, found = result, said, data
+    gain, error, _ = judge(climb.held.deviances(climb.result), climb.held.deviances(best))
+    enough = np.log(2 * climb.goodness / (climb.goodness + 1))  # half of what is beyond noise
+    enough = enough if find_probe is None else enough / 2  # a focus that was searched is not a probe that was refined
+    if words != "as given" and gain - SURE * error > climb.shown(enough):
+        climb.see("orientation", f"positions {words}", found, climb.fit(found, refine_probe=refine_probe), began)

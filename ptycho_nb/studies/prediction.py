@@ -144,8 +144,8 @@ class Interval:
 
 
 _OVERLAPS = (0.45, 0.6, 0.7, 0.8)  # linear
-_FACTORS = ((1.8, 10, 500), (0.65, 1.6, 8.0), (0.43, 1.3, 6.2), (0.26, 1.05, 3.3))  # low, median, high at each of them
-_BY_CONTRAST = (1.6, 3.4, 16)  # times these, where a contrast is all that is known
+_FACTORS = ((1.2, 8.5, 500), (0.43, 1.4, 8.5), (0.25, 1.0, 6.0), (0.19, 0.78, 3.2))  # low, median, high at each of them
+_BY_CONTRAST = (1.6, 4.1, 15)  # times these, where a contrast is all that is known
 
 
 def photon_factors(
