@@ -144,9 +144,13 @@ def info(
         from ptycho_nb.diagnosis.validation import far_field_findings, scan_facts
 
         data = load_data(path, **how)
-        known = [f"{name}: {words}" for name, words in scan_facts(data).items()]
-        print(*([json.dumps(data.summary(), indent=1, default=str)] if arguments.json else known), sep="\n")
-        for finding in far_field_findings(data):
+        facts, findings = scan_facts(data), far_field_findings(data)
+        if arguments.json:
+            known = data.summary() | {"facts": facts, "findings": [finding.to_dict() for finding in findings]}
+            print(json.dumps(known, indent=1, default=str, ensure_ascii=False))
+            return
+        print(*(f"{name}: {words}" for name, words in facts.items()), sep="\n")
+        for finding in findings:
             print(f"{finding.severity}: {finding.what} ({finding.number}). {finding.remedy}", file=sys.stderr)
     elif (path / MANIFEST).exists():
         _print_manifest(path)

@@ -27,8 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from ptycho_nb.config import InputError, SimulationConfig
-from ptycho_nb.data.formats import load_data, read_table, save_data
+from ptycho_nb.data.formats import load_data, save_data
 from ptycho_nb.data.simulation import simulate_halves
+from ptycho_nb.data.tables import read_table
 from ptycho_nb.files import read_json, write_arrays, write_json
 from ptycho_nb.physics.geometry import Geometry
 from ptycho_nb.physics.probes import load_probe

@@ -52,7 +52,7 @@ def test_a_stray_position_is_named_before_a_canvas_is_made(entry):
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_positions_in_nanometres_are_named(entry):
     scan, _ = simulate_halves(SimulationConfig(object_size_px=200, n_train=30, n_test=1))
-    with pytest.raises(InputError, match="nanometres or steps of a motor"):
+    with pytest.raises(InputError, match="probably in nanometres"):
         ENTRIES[entry](replace(scan, positions_px=20 * scan.positions_px, object=None))
 
 

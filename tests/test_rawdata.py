@@ -43,12 +43,10 @@ REFUSALS = {
     "missing xcoords": ({"xcoords": None}, "'xcoords'", "the keys"),
     "missing ycoords": ({"ycoords": None}, "'ycoords'", "the keys"),
     "missing diff3d": ({"diff3d": None}, "'diff3d'", "the keys"),
-    "missing probeGuess": ({"probeGuess": None}, "'probeGuess'", "the keys"),
     "diff3d of rank 2": ({"diff3d": GOOD["diff3d"][0]}, "'diff3d'", "(64, 64)"),
     "diff3d of rank 4": ({"diff3d": GOOD["diff3d"][..., None]}, "'diff3d'", "(10, 64, 64, 1)"),
     "no patterns": ({"diff3d": GOOD["diff3d"][:0]}, "'diff3d'", "(0, 64, 64)"),
     "positions of rank 2": ({"xcoords": GOOD["xcoords"][:, None]}, "'xcoords'", "(10, 1)"),
-    "probe of rank 4": ({"probeGuess": GOOD["probeGuess"][None, None]}, "'probeGuess'", "(1, 1, 64, 64)"),
     "object of rank 3": ({"objectGuess": GOOD["objectGuess"][None]}, "'objectGuess'", "(1, 130, 130)"),
     "fewer xcoords": ({"xcoords": GOOD["xcoords"][:9]}, "'xcoords'", "(9,)"),
     "fewer ycoords": ({"ycoords": GOOD["ycoords"][:9]}, "'ycoords'", "(9,)"),
@@ -301,3 +299,57 @@ def test_a_detector_that_is_not_square_is_cut_and_masked(on_disk, tmp_path, capl
     good[37, 33] = False
     np.testing.assert_array_equal(data.detector.good, good)
     np.testing.assert_array_equal(np.asarray(data.diff3d)[:, good], wide[:, 3:67][:, good[:, 3:61]])
+
+
+def test_what_an_npz_lacks_is_estimated_or_given(tmp_path, caplog):
+    scan, _ = pt.simulate_halves(pt.SimulationConfig(object_size_px=160, n_train=40, n_test=1, nphotons=1e5))
+    np.savez(tmp_path / "scan.npz", diff3d=scan.diff3d)
+    with pytest.raises(InputError, match="'xcoords'"):
+        load_data(tmp_path / "scan.npz")
+    with caplog.at_level(logging.WARNING):
+        data = load_data(tmp_path / "scan.npz", positions=scan.positions_px, unit="px")
+    assert "no probe" in caplog.text and data.is_probe_estimated
+    np.testing.assert_allclose(np.ptp(data.positions_px - scan.positions_px, axis=0), 0, atol=1e-9)
+    y, x = scan.positions_px.T
+    np.savez(tmp_path / "scan.npz", diff3d=scan.diff3d, xcoords=x, ycoords=y, probeGuess=scan.probe[None, None])
+    assert np.array_equal(load_data(tmp_path / "scan.npz").probe, scan.probe)
+
+
+def test_a_mask_in_the_other_sense_is_turned(tmp_path, caplog):
+    arrays = contract()
+    light = np.hypot(*(np.indices((N, N)) - N // 2)) < 12
+    good = np.ones((N, N), bool)
+    good[20:23] = False
+    arrays["diff3d"] = np.where(light & good, 3, 0) + np.zeros((M, 1, 1), np.float32)
+    for mask in (~good, np.uint8(~good), good):
+        np.savez(tmp_path / "scan.npz", **arrays, mask=mask)
+        np.testing.assert_array_equal(load_data(tmp_path / "scan.npz").detector.good, good)
+    np.savez(tmp_path / "scan.npz", **arrays)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(load_data(tmp_path / "scan.npz", mask=~good).detector.good, good)
+    assert "other sense" in caplog.text
+
+
+@pytest.mark.parametrize(("unit", "metres"), [("m", 1.0), ("mm", 1e-3), ("um", 1e-6)])
+def test_positions_in_another_unit_are_converted_where_the_geometry_is_known(unit, metres, tmp_path, caplog):
+    scan, _ = pt.simulate_halves(pt.SimulationConfig(object_size_px=160, n_train=40, n_test=1, nphotons=1e5))
+    arrays, pixel_m = scan.to_arrays(), 5.6e-8
+    for axis in "xy":
+        arrays[f"{axis}coords"] = arrays[f"{axis}coords"] * pixel_m / metres
+        del arrays[f"{axis}coords_start"]
+    del arrays["objectGuess"]
+    np.savez(tmp_path / "scan.npz", **arrays)
+    with caplog.at_level(logging.WARNING):
+        data = load_data(tmp_path / "scan.npz", geometry=pt.Geometry(object_pixel_m=pixel_m))
+    np.testing.assert_allclose(np.ptp(data.positions_px - scan.positions_px, axis=0), 0, atol=1e-9)
+    assert f"one in {unit}" in caplog.text and "no probe" not in caplog.text
+
+
+def test_tike_files_hold_pixels_that_could_not_be_read(tmp_path):
+    counts = np.ones((1, 6, 40, 48), np.float32)
+    counts[..., :8, :8] += 50
+    counts[0, 2, 5, 2] = np.nan
+    np.savez(tmp_path / "scan.npz", data=counts, scan=np.random.default_rng(0).uniform(0, 30, (1, 6, 2)),
+             probe=np.ones((1, 1, 1, 1, 40, 40), np.complex64))
+    data = load_data(tmp_path / "scan.npz")
+    assert data.N == 40 and np.count_nonzero(~data.detector.good) == 1

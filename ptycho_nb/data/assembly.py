@@ -21,7 +21,7 @@ from ..physics.patterns import Patterns, cut
 from ..physics.probes import estimated_probe
 from ..physics.scans import nearest_pixel
 from ..rows import rows_at, runs_of
-from .contract import LARGE_BYTES
+from .contract import LARGE_BYTES, in_our_sense
 from .hdf5 import in_si
 from .scan import RawData
 from .windows import resample
@@ -29,7 +29,7 @@ from .windows import resample
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Recording', 'assemble']
+__all__ = ['Recording', 'positions_of', 'assemble']
 
 # %% ../../nbs/2_data/15_assembly.ipynb #85a1088c
 @dataclass
@@ -47,6 +47,7 @@ class Recording:
     probe: np.ndarray | None = None  # complex (…, h, w)
     is_amplitude: bool = False  # square roots of counts
     in_corner: bool = False  # zero frequency
+    centre: str | tuple[int, int] | None = None  # pixel (y, x) that zero frequency is to be, or 'auto'; None: that in the middle
     object: np.ndarray | None = None  # complex (H, W)
     object_centre_m: tuple[float, float] = (0.0, 0.0)  # (y, x): its middle, (H/2, W/2) px, among the positions
     readout_noise: float = 0.0  # of an integrating detector: standard deviation, photons
@@ -90,25 +91,37 @@ _BLOCK = 2**20  # pixels read at a time
 _FAR = 8.0  # standard deviations of the readout noise below zero: no noise any more
 
 
-def _square_window(shape: tuple[int, int], source: str) -> tuple[int, tuple[int, int]]:
-    "The largest even side that fits into a detector, and the corner of the square about its middle."
+def _square_window(shape: tuple[int, int], centre: tuple[int, int] | None, source: str) -> tuple[int, tuple[int, int]]:
+    "The largest even side that fits into a detector, and the corner of the square on it that is nearest to this centre."
     side = min(shape) - min(shape) % 2
     if side < 4:
         raise InputError(f"{source}, patterns", f"shape {shape}", "images of several pixels", "Say where the patterns are.")
-    corner = (shape[0] // 2 - side // 2, shape[1] // 2 - side // 2)
+    about = (shape[0] // 2, shape[1] // 2) if centre is None else centre
+    corner = tuple(min(max(pixel - side // 2, 0), length - side) for pixel, length in zip(about, shape, strict=True))
     if shape != (side, side):
-        _logger.warning("%s: patterns of %d x %d px, which is not an even square; cropped to %d x %d px about their middle",
-                        source, *shape, side, side)
+        _logger.warning("%s: patterns of %d x %d px, which is not an even square; cropped to %d x %d px about %s",
+                        source, *shape, side, side, "their middle" if centre is None else f"pixel {tuple(about)}")
     return side, corner
 
 
-def _lies_in_corner(recording: Recording) -> bool:
-    "Whether zero frequency lies in the corner of the patterns: where the light is."
+def _first_light(recording: Recording) -> np.ndarray:
+    "Roughly where the light is, from the first patterns, (h, w); hot pixels and the gaps of a detector are no light."
     _, block = next(recording.blocks())
     told = block[:32] if block.dtype.kind != "u" or block.dtype.itemsize == 1 else \
-        np.where(block[:32] == np.iinfo(block.dtype).max, 0, block[:32])  # the gaps of a detector are no light
+        np.where(block[:32] == np.iinfo(block.dtype).max, 0, block[:32])
     mean = np.nan_to_num(np.maximum(told.astype(np.float64), 0), posinf=0).mean(axis=0)
-    mean = np.minimum(mean, np.quantile(mean, 0.999))  # hot pixels decide nothing
+    return np.minimum(mean, np.quantile(mean, 0.999))
+
+
+def _centre_of(recording: Recording, light: np.ndarray) -> tuple[int, int] | None:
+    if recording.centre != "auto":
+        return recording.centre
+    total = max(light.sum(), 1e-30)
+    return tuple(round(float(light.sum(1 - axis) @ np.arange(light.shape[axis]) / total)) for axis in (0, 1))
+
+
+def _lies_in_corner(recording: Recording, mean: np.ndarray) -> bool:
+    "Whether zero frequency lies in the corner of the patterns: where the light is."
     height, width = mean.shape
     middle = mean[height // 4 : height - height // 4, width // 4 : width - width // 4].sum()
     corner = np.fft.fftshift(mean)[height // 4 : height - height // 4, width // 4 : width - width // 4].sum()
@@ -168,7 +181,7 @@ class _Overview:
     patterns: np.ndarray | Patterns  # float32 (M, N, N)
     told: np.ndarray  # bool (N, N): pixels that are numbers in all patterns
     mean: np.ndarray  # float64 (N, N): counts of the mean pattern
-    corner: tuple[int, int]  # of the window on the detector
+    conversion: _Conversion
 
     @property
     def side(self) -> int:
@@ -179,14 +192,15 @@ class _Overview:
 def _look(recording: Recording, on_disk: bool | None) -> _Overview:
     "Go through all patterns once: those in memory are converted then, those on disk when they are asked for."
     source, n, kind = recording.source, recording.n_patterns, np.dtype(recording.counts.dtype)
-    side, corner = _square_window(recording.counts.shape[-2:], source)
     if kind.kind not in "buif":
         raise InputError(f"{source}, patterns", f"{kind}", "real numbers", "Say where the counts are.")
+    light = _first_light(recording)
+    side, corner = _square_window(recording.counts.shape[-2:], _centre_of(recording, light), source)
     is_large = kind.itemsize * n * side**2 > LARGE_BYTES or 4 * n * side**2 > _SHARE_OF_MEMORY * free_bytes()
     stays = is_large if on_disk is None else on_disk
     if not stays:
         check_memory(f"{source}, patterns", 4 * n * side**2, "Leave them on disk: load_data(path, on_disk=True).")
-    conversion = _Conversion(recording, side, corner, _lies_in_corner(recording))
+    conversion = _Conversion(recording, side, corner, _lies_in_corner(recording, light))
     amplitude = np.zeros((0 if stays else n, side, side), np.float32)
     wrong_in, total, lost = np.zeros((side, side), np.int64), np.zeros((side, side)), []
     for where, block in progress_bar(recording.blocks(), unit="block"):
@@ -199,16 +213,19 @@ def _look(recording: Recording, on_disk: bool | None) -> _Overview:
         total += np.einsum("kyx,kyx->yx", block_amplitudes, block_amplitudes, dtype=np.float64)
         if not stays:
             amplitude[where] = block_amplitudes
-    _say_what_is_wrong(source, wrong_in, lost)
+    _say_what_is_wrong(source, n, wrong_in, lost)
     if stays:
         conversion = replace(conversion, may_be_wrong=bool(lost or wrong_in.any()))
         _logger.warning("%s: %d patterns stay on disk, %.3g GB there, and are read a few at a time", source, n,
                         kind.itemsize * n * np.prod(recording.counts.shape[-2:]) / 1e9)
-    return _Overview(Patterns(conversion, (n, side, side)) if stays else amplitude, wrong_in == 0, total / n, corner)
+    return _Overview(Patterns(conversion, (n, side, side)) if stays else amplitude, wrong_in == 0, total / n, conversion)
 
 
-def _say_what_is_wrong(source: str, wrong_in: np.ndarray, lost: list[int]) -> None:
+def _say_what_is_wrong(source: str, n_patterns: int, wrong_in: np.ndarray, lost: list[int]) -> None:
     "Lines in the log about patterns and pixels without counts; `InputError` for too many."
+    if len(lost) == n_patterns:
+        raise InputError(f"{source}, patterns", "NaN, negative or saturated values in most pixels of every one", "counts >= 0",
+                         "Give counts as they were measured, and dark frames beside them.")
     if lost:
         _logger.warning("%s: patterns %s hold hardly a number and are empty", source, lost[:10])
     if np.count_nonzero(wrong_in) > 0.3 * wrong_in.size:
@@ -222,7 +239,7 @@ def _say_what_is_wrong(source: str, wrong_in: np.ndarray, lost: list[int]) -> No
 # %% ../../nbs/2_data/15_assembly.ipynb #ac374f1c
 def _detector(recording: Recording, overview: _Overview) -> Detector | None:
     "What the file and the counts themselves say about the pixels."
-    side, good, corner, mean = overview.side, overview.told, overview.corner, overview.mean
+    good, mean, window = overview.told, overview.mean, overview.conversion.window
     if recording.good is not None:
         mask = np.asarray(recording.good, bool)
         if mask.ndim == 3 and len(mask) and np.any(mask != mask[0]):
@@ -232,16 +249,11 @@ def _detector(recording: Recording, overview: _Overview) -> Detector | None:
         if mask.shape != recording.counts.shape[-2:]:
             raise InputError(f"{recording.source}, mask", f"shape {mask.shape}", f"{recording.counts.shape[-2:]}, that of a "
                              "pattern", "Give the mask of these patterns.")
-        mask = cut(np.fft.fftshift(mask) if recording.in_corner else mask, corner, (side, side))
-        if mean[~mask].sum() > mean[mask].sum() and np.count_nonzero(mask) < mask.size / 2:
-            _logger.warning("%s: nearly all light lies on pixels that the mask calls bad; read in the other sense",
-                            recording.source)
-            mask = ~mask
-        good = good & mask
+        good = good & in_our_sense(window(mask), mean, recording.source)
     dark = 0.0 if recording.dark is None else np.maximum(np.squeeze(recording.dark), 0)
     if np.ndim(dark) == 3:
         dark = dark.mean(axis=0)
-    dark = cut(dark, corner, (side, side)) if np.ndim(dark) == 2 else dark
+    dark = window(dark) if np.ndim(dark) == 2 else dark
     detector = Detector(good, dark + recording.readout_noise**2)
     return None if detector.is_perfect else detector
 
@@ -258,7 +270,7 @@ def _positions_px(recording: Recording, side: int, geometry: Geometry | None) ->
         raise InputError(f"{source}, positions", fault, f"({n}, 2): one for each pattern",
                          "Leave out patterns that have no position, or complete the table.")
     if recording.unit == "px":
-        return positions * (side / np.array(recording.counts.shape[-2:]))  # a crop makes the pixels of the object larger
+        return positions * (side / min(recording.counts.shape[-2:]))  # a crop makes the pixels of the object larger
     pixel_m = None if geometry is None else geometry.pixel_size_m(side)
     if pixel_m is None:
         raise InputError(f"{source}, geometry", "no size of a pixel on the sample", "energy, distance and detector pixel",
@@ -266,8 +278,14 @@ def _positions_px(recording: Recording, side: int, geometry: Geometry | None) ->
     return in_si(positions, recording.unit, f"{source}, unit of the positions") / pixel_m
 
 
-def _with_detector_pixel(geometry: Geometry | None, side: int) -> Geometry | None:
-    "The geometry with the pixel of the detector that follows from wavelength, distance and the pixel on the sample."
+def _geometry_of_side(recording: Recording, side: int) -> Geometry | None:
+    """The geometry of patterns of this side.
+
+    A pixel on the sample that is given alone is that of the shorter side of the detector. The pixel of the detector follows
+    from it, the wavelength and the distance.
+    """
+    geometry, before = recording.geometry, min(recording.counts.shape[-2:])
+    geometry = geometry if geometry is None or before == side else geometry.cropped(before, side)
     if geometry is None or geometry.is_complete or None in (geometry.wavelength_m, geometry.distance_m, geometry.object_pixel_m):
         return geometry
     return replace(geometry, detector_pixel_m=geometry.wavelength_m * geometry.distance_m / (side * geometry.object_pixel_m))
@@ -313,21 +331,28 @@ def _modes(recording: Recording, overview: _Overview) -> np.ndarray:
     return cut(modes.astype(np.complex64), (own // 2 - side // 2,) * 2, (side, side))
 
 # %% ../../nbs/2_data/15_assembly.ipynb #0a1e8477
+def positions_of(
+    recording: Recording,
+) -> np.ndarray:  # float64 (M, 2), px
+    "The positions alone, for a scan that has everything else."
+    side = recording.counts.shape[-1]
+    positions_px = _positions_px(recording, side, _geometry_of_side(recording, side))
+    return positions_px - np.floor(positions_px.min(axis=0) + 1e-6) + side // 2
+
+
 def assemble(
     recording: Recording,
     on_disk: bool | None = None,  # leave the patterns in the file; None: if they are large
 ) -> RawData:
     "The scan that a file of another program holds; `InputError` for what cannot be used or is missing."
     overview = _look(recording, on_disk)
-    side, before, source = overview.side, recording.counts.shape[-1], recording.source
-    geometry = recording.geometry
-    if geometry is not None and before != side:
-        geometry = geometry.cropped(before, side)
-    geometry = _with_detector_pixel(geometry, side)
+    side, source = overview.side, recording.source
+    geometry = _geometry_of_side(recording, side)
     positions_px = _positions_px(recording, side, geometry)
     object, origin_px = _object_and_origin(recording, positions_px, side, geometry)
     modes = _modes(recording, overview)
     metadata = {"format": recording.format, "diff3d_quantity": "amplitude", "origin_px": origin_px.tolist(),
+                **({} if recording.centre is None else {"window_px": [int(px) for px in overview.conversion.corner]}),
                 **({"probe": "estimated"} if recording.probe is None else {}), **recording.metadata}
     return RawData(
         diff3d=overview.patterns, positions_px=positions_px - origin_px + side // 2, probe=modes[0],

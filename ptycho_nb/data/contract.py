@@ -19,6 +19,7 @@ from ..machine import progress_bar
 from ..physics.detector import Detector
 from ..physics.geometry import Geometry
 from ..physics.patterns import Patterns, cut, in_blocks
+from ..physics.probes import estimated_probe
 from ..rows import Rows, arrays_on_disk, rows_at
 
 _logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ _logger = logging.getLogger(__name__)
 LARGE_BYTES = 2**29  # of patterns as they are stored; those that take more stay on disk
 
 # %% auto #0
-__all__ = ['LARGE_BYTES', 'read_npz', 'check_array', 'refuse_negative', 'made_on_demand', 'fields_from_arrays']
+__all__ = ['LARGE_BYTES', 'read_npz', 'check_array', 'refuse_negative', 'in_our_sense', 'made_on_demand', 'fields_from_arrays']
 
 # %% ../../nbs/2_data/08_contract.ipynb #5e7f44e3
 def read_npz(
@@ -88,7 +89,7 @@ def refuse_negative(
                          "Give the counts as the detector wrote them, and the background beside them as 'background'.")
 
 # %% ../../nbs/2_data/08_contract.ipynb #8a79cf8a
-_REQUIRED = ("xcoords", "ycoords", "diff3d", "probeGuess")
+_REQUIRED = ("xcoords", "ycoords", "diff3d")
 
 
 _CLEARLY = 1.5  # times as much light in the middle: among the images of the wrong axis it is half as much
@@ -161,12 +162,28 @@ def _unread_pixels(patterns: np.ndarray) -> np.ndarray:
 
 def _window_of(patterns: Any, probe: Any, source: str) -> Callable[[np.ndarray], np.ndarray]:
     "What takes a square of the probe's size out of the middle of patterns that are not square; dark and masked beyond their rim."
-    shape, side = np.shape(patterns)[-2:], np.shape(probe)[-1] if np.ndim(probe) in (2, 3) else 0
-    if np.ndim(patterns) != 3 or shape[0] == shape[1] or side == 0:
+    shape = np.shape(patterns)[-2:]
+    if np.ndim(patterns) != 3 or shape[0] == shape[1]:
         return lambda images: images
-    _logger.warning("%s: patterns of %d x %d px; the %d x %d px about their middle are used, the size of the probe; masked "
-                    "where there are none", source, *shape, side, side)
+    side = min(shape) - min(shape) % 2 if probe is None else np.shape(probe)[-1]
+    _logger.warning("%s: patterns of %d x %d px; the %d x %d px about their middle are used%s", source, *shape, side, side,
+                    "" if probe is None else ", the size of the probe; masked where there are none")
     return lambda images: cut(images, tuple(length // 2 - side // 2 for length in shape), (side, side))
+
+
+def in_our_sense(
+    mask: np.ndarray,  # bool (h, w): True is good, if it was meant so
+    light: np.ndarray,  # float (h, w): counts, summed over patterns
+    source: str,  # the file, for the log
+) -> np.ndarray:  # bool (h, w)
+    "The mask; turned into its opposite, with a line in the log, where it leaves the dark and covers nearly all light."
+    if not mask.any() or light[~mask].sum() <= light[mask].sum() or np.count_nonzero(mask) >= mask.size / 2:
+        return mask
+    _logger.warning("%s: nearly all light lies on pixels that the mask calls bad; read in the other sense", source)
+    return ~mask
+
+
+_LOOKED_AT = 64  # patterns that say where the light is
 
 
 def _detector_of(arrays: Mapping[str, np.ndarray], window: Callable[[np.ndarray], np.ndarray],
@@ -183,7 +200,8 @@ def _detector_of(arrays: Mapping[str, np.ndarray], window: Callable[[np.ndarray]
         if mask.shape != good.shape:
             raise InputError(f"{source}, key 'mask'", f"shape {mask.shape}", f"shape {good.shape}, that of a pattern",
                              "Store True (or 1) for good pixels.")
-        good &= mask.astype(bool)
+        light = np.where(unread, 0, np.nan_to_num(patterns[:_LOOKED_AT].astype(np.float64), posinf=0)).sum(axis=0)
+        good &= in_our_sense(mask.astype(bool), light, source)
     if unread.any():
         _logger.warning("%s: %d pixels are not numbers, or -1, and are left out", source, np.count_nonzero(unread))
     background = np.asarray(arrays.get("background", 0.0))
@@ -220,7 +238,7 @@ def _patterns_of(arrays: Mapping[str, Any], quantity: str, lengths: dict[str, in
     what = f"{source}, key 'diff3d'"
     check_choice(f"{source}, diff3d_quantity in 'metadata'", quantity, ("amplitude", "intensity"))
     stored = _patterns_first(arrays["diff3d"], np.size(arrays["xcoords"]), source)
-    window = _window_of(stored, arrays["probeGuess"], source)
+    window = _window_of(stored, arrays.get("probeGuess"), source)
     unread, detector = _detector_of({**arrays, "diff3d": stored}, window, source)
 
     def numbers(block: np.ndarray) -> np.ndarray:
@@ -278,7 +296,12 @@ def fields_from_arrays(
         return np.stack([checked(f"{axis}coords{suffix}", ("M",), np.float64) for axis in "yx"], axis=1)
 
     truth = arrays.get("ground_truth_patches")
+    if "probeGuess" not in arrays:
+        _logger.warning("%s: no probe; estimated from the mean pattern, in focus", source)
+        metadata, arrays["probeGuess"] = {**metadata, "probe": "estimated"}, estimated_probe(patterns)
     probe, weaker_modes = np.asarray(arrays["probeGuess"]), None
+    while probe.ndim > 3:  # variations along the scan: the first
+        probe = probe[0]
     if probe.ndim == 3:  # modes, as most programs write them
         probe, weaker_modes = probe[0], probe[1:] if len(probe) > 1 else None
     return {

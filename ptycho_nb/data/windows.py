@@ -96,6 +96,8 @@ def bin_patterns(
     factor: int,  # pixels that become one, along each axis
 ) -> RawData:
     "The scan with detector pixels added up; a line in the log says what was done."
+    if factor < 1:
+        raise InputError(f"{data.source}, bin", factor, "1 or more pixels that become one", "Leave it out to keep all pixels.")
     side, rest = divmod(data.N, factor)
     even_side(side, f"{data.source}, side after binning")
     if rest:

@@ -126,6 +126,7 @@ def estimate(
             model = "joint" if refine_probe else "fixed"
     if not isinstance(model, Measurement):
         check_choice("model", model, MODELS)
+    check_far_field(data)
     held = hold_out(data, seed=seed) if held is None else held
     if model in ("fixed", "joint"):
         return fit_scan(data, held, start=start, likelihood=likelihood, refine_probe=model == "joint", patience=patience,
@@ -142,7 +143,6 @@ def _climbed(data: RawData, model: str | Measurement, held: HeldOut, iterations:
              progress: bool) -> Reconstruction:
     wall, cpu = time.perf_counter(), time.process_time()
     check_positions(data)
-    check_far_field(data)
     useless = useless_patterns(data)
     usable = held.without(useless)
     with watching(progress) as live:

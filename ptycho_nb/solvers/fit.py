@@ -22,7 +22,7 @@ from ..physics.geometry import Geometry
 from ..physics.noise import counts_floor, deviances_in_blocks, intensity_scale
 from ..physics.patterns import Patterns, counts_of
 from ..physics.probes import normalise_probe
-from ..physics.scans import nearest_spacing_px
+from ..physics.scans import SMALLEST_SCAN_PX, nearest_spacing_px
 from ..pictures import Live, amplitude_and_phase, watching
 from .held_out import HeldOut, hold_out, trimmed_mean
 from .likelihood import LIKELIHOODS, illumination
@@ -36,7 +36,6 @@ __all__ = ['SMOOTHING_PX', 'check_positions', 'check_far_field', 'smooth_correct
            'light_scale', 'orthogonal_modes', 'prepare', 'probe_moved', 'fit_scan']
 
 # %% ../../nbs/3_solvers/50_fit.ipynb #3da9c94d
-_SMALLEST_SCAN_PX = 8.0
 _FAR = 20.0  # times the distance of nine tenths of the patterns from the middle of the scan
 
 
@@ -45,17 +44,17 @@ def check_positions(
 ) -> None:
     "Raise `InputError` for many patterns on few pixels, neighbours without a common pixel, or a pattern far from all others."
     extent_px = float(np.ptp(data.positions_px, axis=0).max())
-    if data.n_patterns >= 20 and extent_px < _SMALLEST_SCAN_PX:
+    if data.n_patterns >= 20 and extent_px < SMALLEST_SCAN_PX:
         raise InputError(f"{data.source}, positions", f"{data.n_patterns} patterns within {extent_px:.3g} px",
                          "positions in pixels of the object grid, more than a few of them",
                          "Divide the positions by the pixel size on the sample, wavelength x distance / (N x detector pixel); "
-                         "they are probably in micrometres, millimetres or metres.")
+                         "they are probably in micrometres, millimetres or metres: load_data(path, unit='um', geometry=…).")
     step_px = float(np.median(nearest_spacing_px(data.positions_px))) if data.n_patterns >= 20 else 0.0
     if step_px > data.N:
         raise InputError(f"{data.source}, positions", f"{step_px:.4g} px from one to the next, the patterns see {data.N} px",
                          "positions in pixels of the object grid, of which neighbours have some in common",
                          "Divide the positions by the pixel size on the sample, wavelength x distance / (N x detector pixel); "
-                         "they are probably in nanometres or steps of a motor.")
+                         "they are probably in nanometres, load_data(path, unit='nm', geometry=…), or steps of a motor.")
     distance_px = np.linalg.norm(data.positions_px - np.median(data.positions_px, axis=0), axis=1)
     far = np.flatnonzero(distance_px > _FAR * np.quantile(distance_px, 0.9) + data.N)
     if len(far):

@@ -214,6 +214,7 @@ def refine_positions(
     wall, cpu = time.perf_counter(), time.process_time()
     if not believed_px > 0:
         raise InputError("believed_px", believed_px, "above 0", "Say how wrong the positions may be, in px.")
+    check_positions(data)
     held = hold_out(data, seed=seed) if held is None else held
     if held.share < 1:
         raise InputError("held", "a share of the photons", "whole patterns, at least 1, to judge the positions",
