@@ -710,6 +710,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'ptycho_nb/diagnosis/report.py'),
                                             'ptycho_nb.diagnosis.report._grouping': ( '7_diagnosis/report.html#_grouping',
                                                                                       'ptycho_nb/diagnosis/report.py'),
+                                            'ptycho_nb.diagnosis.report._in_lengths': ( '7_diagnosis/report.html#_in_lengths',
+                                                                                        'ptycho_nb/diagnosis/report.py'),
                                             'ptycho_nb.diagnosis.report._intensity': ( '7_diagnosis/report.html#_intensity',
                                                                                        'ptycho_nb/diagnosis/report.py'),
                                             'ptycho_nb.diagnosis.report._measurement': ( '7_diagnosis/report.html#_measurement',

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ..analysis.plots import plot_object, plot_scan, save_figure
 from ..config import InputError, ModelConfig, TrainingConfig
+from ..data.scan import RawData
 from ..files import as_markdown, plain_json, replacing, write_json
 from ..physics.forward import Layout
 from ..physics.probes import disk_probe
@@ -78,6 +79,17 @@ def _patterns(examination: Examination) -> None:
     examination.findings += scan_checks.pattern_findings(report)
 
 
+def _in_lengths(data: RawData, numbers: scan_checks.ScanAndDose) -> dict[str, float]:
+    "Sizes on the sample, where the geometry is known."
+    if data.pixel_size_m is None:
+        return {}
+    pixel_nm = 1e9 * data.pixel_size_m
+    finest = {} if numbers.finest_period_px is None else {"finest_period_nm": pixel_nm * numbers.finest_period_px}
+    return {"pixel_size_nm": pixel_nm, "step_mean_nm": pixel_nm * numbers.step_mean_px,
+            "probe_diameter_nm": pixel_nm * numbers.probe_diameter_px, **finest,
+            "photons_per_um2_median": numbers.photons_per_object_pixel_median * (1e3 / pixel_nm) ** 2}
+
+
 def _scan(examination: Examination) -> None:
     data = examination.subject.data
     findings = [replace(item, section="positions") for item in scan_checks.position_findings(data.positions_px, data.N)]
@@ -92,7 +104,7 @@ def _scan(examination: Examination) -> None:
     judged = scan_checks.scan_findings(numbers, examination.gridsize)
     examination.findings += judged
     verdict = scan_checks.scan_verdict(numbers, findings + judged)
-    examination.sections["scan"] = numbers.to_dict() | {"verdict": verdict}
+    examination.sections["scan"] = numbers.to_dict() | _in_lengths(data, numbers) | {"verdict": verdict}
     examination.figures |= {"scan": plot_scan(data, examination.subject.validation), "exposures": plot_exposures(maps, numbers)}
 
 
