@@ -252,6 +252,9 @@ def examine(
 # %% ../../nbs/7_diagnosis/80_report.ipynb #8798b272
 _HEADLINES = {  # key in the section 'scan': what it is called, and how it is written
     "n_patterns": ("patterns", "{:.0f}"), "probe_diameter_px": ("probe diameter, 90 % of the light", "{:.1f} px"),
+    "pixel_size_nm": ("pixel on the sample", "{:.4g} nm"), "probe_diameter_nm": ("probe diameter on the sample", "{:.4g} nm"),
+    "step_mean_nm": ("mean step on the sample", "{:.4g} nm"), "photons_per_um2_median": ("photons per µm² (median)", "{:.4g}"),
+    "finest_period_nm": ("finest period by photons, on the sample", "{:.4g} nm"),
     "probe_fwhm_px": ("probe FWHM", "{:.1f} px"), "step_mean_px": ("mean step (nearest neighbour)", "{:.2f} px"),
     "step_median_px": ("median step", "{:.2f} px"),
     "linear_overlap": ("overlap of nearest neighbours, linear", "{:.0%}"),
