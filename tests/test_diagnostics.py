@@ -230,14 +230,20 @@ def test_hardly_any_overlap(scans):
 
 
 def test_other_refusals_become_findings(arrays, tmp_path):
-    report = diagnosed(arrays, tmp_path, probeGuess=None)
-    assert "probeGuess" in named(report, "error") and report["sections"] == {}
+    report = diagnosed(arrays, tmp_path, xcoords=None)
+    assert "xcoords" in named(report, "error") and report["sections"] == {}
     (tmp_path / "scan.npz").write_bytes(b"no npz")
     assert "damaged" in named(diagnose(tmp_path / "scan.npz", tmp_path / "report"), "error")
     with pytest.raises(InputError, match="no such file"):
         diagnose(tmp_path / "nowhere.npz", tmp_path / "report")
     with pytest.raises(InputError, match=r"no config\.json"):
         diagnose(tmp_path, tmp_path / "report")
+
+
+def test_an_estimated_probe_says_nothing_of_the_overlap(arrays, tmp_path):
+    report = diagnosed(arrays, tmp_path, probeGuess=None)
+    assert "overlap cannot be told" in named(report, "note") and "holes" not in named(report, "warning")
+    assert "probe_diameter_px" not in report["sections"]["scan"]
 
 
 def test_a_canvas_of_78_px_loses_what_is_counted_pixel_by_pixel():

@@ -21,7 +21,7 @@ from ..data.scan import RawData
 from ..files import as_markdown, plain_json, replacing, write_json
 from ..physics.forward import Layout
 from ..physics.probes import disk_probe
-from ..physics.scans import nearest_pixel, scan_report, validation_indices
+from ..physics.scans import nearest_pixel, nearest_spacing_px, scan_report, validation_indices
 from ..quiet import stopping
 from ..solvers.result import Reconstruction
 from . import model_checks, scan_checks
@@ -31,7 +31,7 @@ from .findings import Finding, errors_and_warnings, sort_findings
 from .measurement import judge_results, judge_scan
 from .reading import Subject, read_subject
 from .training_checks import plot_health, training_health
-from .validation import far_field_findings
+from .validation import OVERLAP_UNKNOWN, far_field_findings
 
 if TYPE_CHECKING:
     from ptycho_nb.network.groups import PtychoDataContainer
@@ -95,6 +95,14 @@ def _scan(examination: Examination) -> None:
     findings = [replace(item, section="positions") for item in scan_checks.position_findings(data.positions_px, data.N)]
     findings += far_field_findings(data)
     examination.findings += findings
+    if data.is_probe_estimated and not examination.absurd:
+        examination.findings.append(OVERLAP_UNKNOWN)
+        steps = nearest_spacing_px(data.positions_px)
+        examination.sections["scan"] = {"n_patterns": data.n_patterns, "step_mean_px": float(steps.mean()),
+                                        "step_median_px": float(np.median(steps)), "photons_per_pattern_mean": data.nphotons_mean,
+                                        "verdict": f"{OVERLAP_UNKNOWN.what[0].lower()}{OVERLAP_UNKNOWN.what[1:]}"}
+        examination.figures["scan"] = plot_scan(data, examination.subject.validation)
+        return
     if examination.absurd:
         numbers = scan_report(data.positions_px, data.probe) if data.n_patterns > 1 else {"n_patterns": 1}
         examination.sections["scan"] = numbers | {"verdict": scan_checks.scan_verdict(None, findings)}
@@ -417,11 +425,11 @@ def diagnose(
     >>> import ptycho_nb as pt
     >>> folder = Path(tempfile.mkdtemp())
     >>> x = np.arange(4.0)
-    >>> np.savez(folder / "scan.npz", diff3d=np.ones((4, 64, 64), np.float32), xcoords=x, ycoords=x)
+    >>> np.savez(folder / "scan.npz", diff3d=np.ones((4, 64, 64), np.float32), xcoords=x, probeGuess=np.ones((64, 64)))
     >>> report = pt.diagnose(folder / "scan.npz", folder / "report")
     >>> report["verdict"]
     '1 error, no warnings. Scan: the scan could not be examined.'
-    >>> "probeGuess" in report["findings"][0]["what"]
+    >>> "ycoords" in report["findings"][0]["what"]
     True
     """
     began = time.perf_counter()

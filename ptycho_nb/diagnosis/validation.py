@@ -26,8 +26,8 @@ from .reading import read_data
 from .scan_checks import pattern_findings, pattern_report, position_findings, scan_and_dose, scan_findings
 
 # %% auto #0
-__all__ = ['scan_facts', 'useless_findings', 'pixel_findings', 'far_field_findings', 'background_findings', 'doubts',
-           'lines_logged', 'Validation', 'validate']
+__all__ = ['OVERLAP_UNKNOWN', 'scan_facts', 'useless_findings', 'pixel_findings', 'far_field_findings', 'background_findings',
+           'doubts', 'lines_logged', 'Validation', 'validate']
 
 # %% ../../nbs/7_diagnosis/72_validation.ipynb #b68acb16
 def _size_facts(data: RawData) -> dict[str, str]:
@@ -110,6 +110,8 @@ def far_field_findings(
                     "program, this one models the far field.")]
 
 
+OVERLAP_UNKNOWN = Finding("note", "scan", "How much neighbours overlap cannot be told", "the probe is only estimated, in focus",
+                          "Put a probe into the file; estimate() finds one.")
 _COUNTED_EVERYWHERE = 0.02  # of the light: in the far field the dimmest pixels of sound scans count a thousandth of the mean
 
 
@@ -149,8 +151,7 @@ def doubts(
     if not data.is_simulated:
         findings += useless_findings(data) + pixel_findings(data) + background_findings(data)
     if data.is_probe_estimated:
-        findings.append(Finding("note", "scan", "How much neighbours overlap cannot be told", "the probe is only estimated",
-                                "Put a probe into the file; estimate() refines it."))
+        findings.append(OVERLAP_UNKNOWN)
     elif not any(finding.severity == "error" for finding in findings):
         findings += scan_findings(scan_and_dose(data), gridsize=1)
     if data.pixel_size_m is None:
