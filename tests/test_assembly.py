@@ -72,3 +72,11 @@ def test_a_table_whose_columns_nobody_understands_is_refused(text, tmp_path):
     (tmp_path / "scan.csv").write_text(text)
     with pytest.raises(InputError, match=r"scan\.csv"):
         read_table(tmp_path / "scan.csv")
+
+
+def test_positions_from_an_array_in_a_file(tmp_path):
+    np.save(tmp_path / "scan.npy", light(48, 48, (24, 24)))
+    np.save(tmp_path / "there.npy", POSITIONS_M)
+    given, read = (load_data(tmp_path / "scan.npy", positions=where, unit="m", geometry=BEAMLINE).positions_px
+                   for where in (POSITIONS_M, tmp_path / "there.npy"))
+    np.testing.assert_array_equal(given, read)

@@ -221,17 +221,20 @@ def _look(recording: Recording, on_disk: bool | None) -> _Overview:
     return _Overview(Patterns(conversion, (n, side, side)) if stays else amplitude, wrong_in == 0, total / n, conversion)
 
 
+_AS_MEASURED = ("Give counts as they were measured, and dark frames beside them; for a detector that integrates charge "
+                "readout_noise=… (--readout-noise).")
+
+
 def _say_what_is_wrong(source: str, n_patterns: int, wrong_in: np.ndarray, lost: list[int]) -> None:
     "Lines in the log about patterns and pixels without counts; `InputError` for too many."
     if len(lost) == n_patterns:
         raise InputError(f"{source}, patterns", "NaN, negative or saturated values in most pixels of every one", "counts >= 0",
-                         "Give counts as they were measured, and dark frames beside them.")
+                         _AS_MEASURED)
     if lost:
         _logger.warning("%s: patterns %s hold hardly a number and are empty", source, lost[:10])
     if np.count_nonzero(wrong_in) > 0.3 * wrong_in.size:
         raise InputError(f"{source}, patterns", f"NaN, negative or saturated values in {np.count_nonzero(wrong_in)} of "
-                         f"{wrong_in.size} pixels", "counts >= 0",
-                         "Give counts as they were measured, and dark frames beside them.")
+                         f"{wrong_in.size} pixels", "counts >= 0", _AS_MEASURED)
     if wrong_in.any():
         _logger.warning("%s: %d pixels are not a number, negative or saturated in some patterns and are left out", source,
                         np.count_nonzero(wrong_in))
@@ -263,7 +266,8 @@ def _positions_px(recording: Recording, side: int, geometry: Geometry | None) ->
     source, n = recording.source, recording.n_patterns
     if recording.positions is None:
         raise InputError(f"{source}, positions", "none", f"one for each of the {n} patterns, along y and x",
-                         "Give a table of them, positions='scan.csv', or say where in the file they are, keys={'x': …, 'y': …}.")
+                         "Give a table of them, positions='scan.csv' (--positions scan.csv), or say where in the file they are, "
+                         "keys={'x': …, 'y': …} (--keys x=…,y=…).")
     positions = np.asarray(recording.positions, np.float64)
     if positions.shape != (n, 2) or not np.all(np.isfinite(positions)):
         fault = f"shape {positions.shape}, {np.count_nonzero(~np.isfinite(positions))} not finite"
@@ -274,7 +278,8 @@ def _positions_px(recording: Recording, side: int, geometry: Geometry | None) ->
     pixel_m = None if geometry is None else geometry.pixel_size_m(side)
     if pixel_m is None:
         raise InputError(f"{source}, geometry", "no size of a pixel on the sample", "energy, distance and detector pixel",
-                         "Give geometry=pt.Geometry(energy_ev=…, distance_m=…, detector_pixel_m=…), or object_pixel_m alone.")
+                         "Give geometry=pt.Geometry(energy_ev=…, distance_m=…, detector_pixel_m=…), or object_pixel_m alone "
+                         "(--energy-kev, --distance-m and --detector-pixel-um, or --pixel-size-nm).")
     return in_si(positions, recording.unit, f"{source}, unit of the positions") / pixel_m
 
 

@@ -139,6 +139,9 @@ def _positions_told(recording: Recording, known: Mapping[str, Any]) -> tuple[Rec
     if isinstance(positions, str | Path) and Path(positions).suffix in _OF_RESULTS:
         with reading(positions, "a product, or the results of a reconstruction, with the positions of this scan"):
             return replace(recording, **fields_of_rest(Path(positions))), None
+    if isinstance(positions, str | Path) and Path(positions).suffix == ".npy":
+        with reading(positions, "an array of positions (M, 2), (y, x)"), open(positions, "rb") as file:
+            return recording, read_npy(file, Path(positions).stat().st_size, str(positions))
     if isinstance(positions, str | Path):
         positions, unit = read_table(positions, known["keys"])
         return recording if unit is None else replace(recording, unit=unit), positions
@@ -281,7 +284,7 @@ def load_data(
     geometry : Geometry, optional
         Wavelength, distance and pixels. None, or what of them is None: what the file says.
     positions : str, Path, or ndarray of float64, shape (M, 2), optional
-        Positions (y, x), a text file with a column for y and one for x, or a product (HDF5, NPZ) or results of fold_slice (MAT)
+        Positions (y, x), an NPY of them, a text file with a column for y and one for x, or a product (HDF5, NPZ) or results of fold_slice (MAT)
         with probe and geometry. None: what the file says.
     unit : str, optional
         Of the positions: 'px', 'm', 'mm', 'um', 'nm'. None: what a table has beside its names (x_um), or that of the format.
