@@ -284,7 +284,8 @@ def load_data(
     geometry : Geometry, optional
         Wavelength, distance and pixels. None, or what of them is None: what the file says.
     positions : str, Path, or ndarray of float64, shape (M, 2), optional
-        Positions (y, x), an NPY of them, a text file with a column for y and one for x, or a product (HDF5, NPZ) or results of fold_slice (MAT)
+        Positions (y, x), an NPY of them, a text file with a column for y and one for x, or a product (HDF5, NPZ) or results of
+        fold_slice (MAT)
         with probe and geometry. None: what the file says.
     unit : str, optional
         Of the positions: 'px', 'm', 'mm', 'um', 'nm'. None: what a table has beside its names (x_um), or that of the format.

@@ -41,7 +41,7 @@ def even_side(
 ) -> int:
     "The side as an integer; `InputError` if it is odd, or not from 2 to 16384."
     if not (isinstance(side, int | np.integer) or float(side).is_integer()) or side % 2 or not 2 <= side <= 16384:
-        raise InputError(what, f"{side} px", "an even number of pixels", "Choose an even side, for example 64, 100 or 256.")
+        raise InputError(what, f"{side} px", "an even number of pixels from 2 to 16384", "Choose for example 64, 100 or 256.")
     return int(side)
 
 
