@@ -392,6 +392,38 @@ def test_a_product_alone_says_that_it_has_no_patterns(tmp_path):
         load_data(path)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("given", ["scan_dp.hdf5", "scan_para.hdf5", "positions"])
+@pytest.mark.parametrize("n", [21, 13])
+def test_the_indexes_of_a_product_say_which_pattern_has_which_position(n, given, on_disk, tmp_path, caplog):
+    """Permuted ones, and a part of them, whichever half of the pair is given."""
+    path, indexes = pair(tmp_path, "scan_para.hdf5"), np.random.default_rng(2).permutation(21)[:n]
+    with h5py.File(path, "r+") as file:
+        file["probe_position_indexes"] = indexes
+        for axis, there in zip("yx", THERE_M[indexes].T, strict=True):
+            del file[f"probe_position_{axis}_m"]
+            file[f"probe_position_{axis}_m"] = there
+    if given == "positions":
+        data = load_data(tmp_path / "scan_dp.hdf5", positions=path.rename(tmp_path / "other.h5"), on_disk=on_disk)
+    else:
+        data = load_data(tmp_path / given, on_disk=on_disk)
+    used = np.sort(indexes)
+    moved = np.diff(data.positions_px, axis=0) - np.diff(SCAN.positions_px[used], axis=0)
+    np.testing.assert_allclose(moved, 0, atol=1e-9)
+    np.testing.assert_allclose(np.asarray(data.diff3d) ** 2, COUNTS[used], atol=1e-2)
+    assert ("of 21 patterns those 13 are used" in caplog.text) == (n == 13)
+
+
+@pytest.mark.parametrize("fault", ["beyond", "twice", "negative", "few"])
+def test_indexes_of_no_pattern_are_refused_by_name(fault, tmp_path):
+    path, indexes = pair(tmp_path, "scan_para.hdf5"), np.arange(21)
+    indexes[3] = {"beyond": 21, "twice": 4, "negative": -1, "few": 3}[fault]
+    with h5py.File(path, "r+") as file:
+        file["probe_position_indexes"] = indexes[: 20 if fault == "few" else None]
+    with pytest.raises(InputError, match="probe_position_indexes"):
+        load_data(path)
+
+
 def test_any_hdf5_by_the_paths_of_its_data_sets(tmp_path):
     with h5py.File(tmp_path / "nexus.nxs", "w") as file:
         file.update({"entry/frames": COUNTS.reshape(3, 7, 64, 64), "entry/x": 1e3 * THERE_M[:, 1].reshape(3, 7),

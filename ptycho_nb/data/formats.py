@@ -26,7 +26,7 @@ from .assembly import Recording, assemble
 from .contract import made_on_demand, read_npz
 from .electron_formats import as_raster, raster_positions, read_empad
 from .hdf5 import LENGTHS_M, open_tree
-from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, open_product_npz, recognise
+from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, open_product_npz, recognise, with_rest
 from .matlab import open_matlab
 from .scan import RawData
 from .turns import turn_detector, turn_scan
@@ -188,7 +188,7 @@ def _positions_told(recording: Recording, known: Mapping[str, Any]) -> tuple[Rec
         return recording, raster_positions(*as_raster(recording.counts, raster, recording.source), step)
     if isinstance(positions, str | Path) and Path(positions).suffix in _OF_RESULTS:
         with reading(positions, "a product, or the results of a reconstruction, with the positions of this scan"):
-            return replace(recording, **fields_of_rest(Path(positions))), None
+            return with_rest(recording, fields_of_rest(Path(positions))), None
     if isinstance(positions, str | Path):
         positions, unit = read_table(positions, known["keys"])
         return recording if unit is None else replace(recording, unit=unit), positions

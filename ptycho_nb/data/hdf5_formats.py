@@ -26,8 +26,8 @@ from .matlab import open_matlab
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['HDF5_FORMATS', 'Joined', 'other_of_pair', 'fields_of_rest', 'open_product_npz', 'product_fields', 'by_keys',
-           'Hdf5Format', 'recognise']
+__all__ = ['HDF5_FORMATS', 'Joined', 'other_of_pair', 'fields_of_rest', 'open_product_npz', 'with_rest', 'product_fields',
+           'by_keys', 'Hdf5Format', 'recognise']
 
 # %% ../../nbs/2_data/17_hdf5_formats.ipynb #403f02a4
 _CXI, _CXI_DETECTOR = "entry_1", "entry_1/instrument_1/detector_1"
@@ -128,7 +128,7 @@ def _shelves_fields(tree: Tree) -> dict[str, Any]:
 
 def fields_of_rest(
     path: Path,  # of a product, or of results in MATLAB's format
-) -> dict[str, Any]:  # positions, geometry and probe, named as in `Recording`
+) -> dict[str, Any]:  # positions, geometry and probe, as `with_rest` takes them
     "What the file beside the patterns says about a scan."
     if path.suffix == ".mat":
         with open_matlab(path) as tree:
@@ -177,9 +177,58 @@ def _object_fields(tree: Tree) -> dict[str, Any]:
             "object_centre_m": tuple(float(attributes.get(f"center_{axis}_m", 0.0)) for axis in "yx")}
 
 
+_INDEXES = "probe_position_indexes"
+
+
+def _indexes(tree: Tree, n_positions: int) -> np.ndarray | None:
+    "Which pattern each position of a product belongs to, int (M,); None where it does not say."
+    indexes = tree.array(_INDEXES, optional=True)
+    if indexes is None:
+        return None
+    indexes = indexes.ravel()
+    if len(indexes) != n_positions or np.any(indexes % 1 != 0) or len(np.unique(indexes)) < len(indexes) or indexes.min() < 0:
+        found = f"{len(np.unique(indexes))} different of {len(indexes)} numbers from {indexes.min()}"
+        raise InputError(f"{tree.path}, {_INDEXES!r}", found, f"the numbers, from 0, of {n_positions} patterns, each once",
+                         "Write them again, or leave them out: position k is then that of pattern k.")
+    return indexes.astype(np.int64)
+
+
+class _Taken:
+    "Some patterns of a recording, read where they are asked for."
+
+    def __init__(self, recording: Recording, numbers: np.ndarray) -> None:
+        self._recording, self._numbers = recording, numbers
+        self.shape, self.dtype = (len(numbers), *recording.counts.shape[-2:]), recording.counts.dtype
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        return self._recording.some(self._numbers[where])
+
+
+def with_rest(
+    recording: Recording,  # the patterns
+    fields: Mapping[str, Any],  # of `fields_of_rest`
+) -> Recording:
+    "The patterns with what the file beside them says, each with the position that belongs to it."
+    fields = dict(fields)
+    indexes, n = fields.pop("indexes", None), recording.n_patterns
+    fields["metadata"] = {**recording.metadata, **fields.get("metadata", {})}
+    if indexes is not None:
+        if indexes.max() >= n:
+            raise InputError(f"{recording.source}, {_INDEXES!r} of its product", f"up to {indexes.max()}",
+                             f"numbers of its {n} patterns, 0 to {n - 1}", "Give the product that belongs to these patterns.")
+        order = np.argsort(indexes)
+        fields["positions"], numbers = fields["positions"][order], indexes[order]
+        if len(numbers) < n:
+            _logger.warning("%s: of %d patterns those %d are used that %r names", recording.source, n, len(numbers), _INDEXES)
+            good = recording.good
+            recording = replace(recording, counts=_Taken(recording, numbers),
+                                good=good[numbers] if np.ndim(good) == 3 and len(good) == n else good)
+    return replace(recording, **fields)
+
+
 def product_fields(
     tree: Tree,
-) -> dict[str, Any]:  # positions, geometry, probe and object
+) -> dict[str, Any]:  # positions and their indexes, geometry, probe and object, as `with_rest` takes them
     "What a product, or a file of parameters, says about a scan."
     attributes = tree.file.attrs
     probe, object = tree.get("probe"), tree.get("object")
@@ -192,7 +241,8 @@ def product_fields(
     kept = ("probe_photon_count", "exposure_time_s", "tomography_angle_deg")  # no words: HDF5 never returns from a damaged one
     told = {name: float(attributes[name]) for name in kept if name in attributes}
     positions = [tree.array(f"probe_position_{axis}_m").ravel() for axis in "yx"]
-    return {"positions": np.stack(positions, axis=1), "geometry": Geometry(**known) if known else None,
+    return {"positions": np.stack(positions, axis=1), "indexes": _indexes(tree, len(positions[0])),
+            "geometry": Geometry(**known) if known else None,
             "probe": tree.array("probe", optional=True), "metadata": {"product": told} if told else {}, **_object_fields(tree)}
 
 
@@ -210,7 +260,7 @@ def _patterns_of_pair(tree: Tree) -> Recording:
         return replace(recording, positions=np.stack([tree.array("ppY").ravel(), tree.array("ppX").ravel()], axis=1))
     if other is None:
         return recording
-    return replace(recording, **fields_of_rest(other))
+    return with_rest(recording, fields_of_rest(other))
 
 
 def _product(tree: Tree) -> Recording:
@@ -218,7 +268,7 @@ def _product(tree: Tree) -> Recording:
     if other is None or other.suffix == ".mat":
         raise InputError(str(tree.path), "a product, which holds no diffraction patterns", "the patterns beside it, as …_dp.hdf5",
                          "Copy the file of the patterns beside it under this name.")
-    return replace(_patterns(tree.opened(other), tree), **product_fields(tree))
+    return with_rest(_patterns(tree.opened(other), tree), product_fields(tree))
 
 # %% ../../nbs/2_data/17_hdf5_formats.ipynb #e4621adb
 def _ptylab(tree: Tree) -> Recording:
