@@ -440,6 +440,45 @@ def test_any_hdf5_by_the_paths_of_its_data_sets(tmp_path):
         load_data(tmp_path / "nexus.nxs")
 
 
+def nexus(folder, units, scale=(1.0, 1.0)):
+    """Positions, each axis in a unit of its own."""
+    with h5py.File(folder / "nexus.nxs", "w") as file:
+        file.update({"frames": COUNTS, "y": scale[0] * THERE_M[:, 0], "x": scale[1] * THERE_M[:, 1]})
+        for axis, unit in zip("yx", units, strict=True):
+            if unit is not None:
+                file[axis].attrs["units"] = unit
+    return folder / "nexus.nxs", {"keys": {"data": "frames", "x": "x", "y": "y"}, "geometry": BEAMLINE}
+
+
+@pytest.mark.parametrize(("units", "scale"), [
+    (("mm", "um"), (1e3, 1e6)), (("millimeter", "Micrometers"), (1e3, 1e6)), (("metre", "nanometres"), (1, 1e9)),
+    (("angstroms", "μm"), (1e10, 1e6)), ((b"meters", "Meter"), (1, 1)), ((None, "mm"), (1e3, 1e3))])
+def test_each_axis_has_its_own_unit(units, scale, tmp_path, caplog):
+    path, known = nexus(tmp_path, units, scale)
+    assert_positions(load_data(path, **known))
+    assert ("beside one of 'y' and 'x' only" in caplog.text) == (units[0] is None)
+    given = load_data(path, **known, unit="m")  # what the caller says counts for both
+    np.testing.assert_allclose(np.ptp(given.positions_px, axis=0), np.ptp(SCAN.positions_px, axis=0) * scale)
+
+
+def test_a_unit_that_nobody_knows_is_named(tmp_path, caplog):
+    path, known = nexus(tmp_path, ("furlong", "m"))
+    assert_positions(load_data(path, **known))
+    assert caplog.text.count("the unit 'furlong' of '/y' is not known; m is assumed") == 1
+    path = cxi(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["entry_1/instrument_1/detector_1/distance"].attrs["units"] = "cubits"
+        file["entry_1/sample_1/geometry_1/translation"][()] *= 1e3
+        file["entry_1/sample_1/geometry_1/translation"].attrs["units"] = "millimeters"
+    assert_positions(load_data(path))
+    assert "the unit 'cubits' of '/entry_1/instrument_1/detector_1/distance' is not known; m is assumed" in caplog.text
+
+
+def test_positions_in_pixels_by_their_unit(tmp_path):
+    path, known = nexus(tmp_path, ("pixel", "px"), (1 / PIXEL_M, 1 / PIXEL_M))
+    assert_positions(load_data(path, **known))
+
+
 @pytest.mark.parametrize("text", ["y,x\n", "# index x y\n", ""])
 def test_an_array_and_a_table(text, tmp_path):
     np.save(tmp_path / "dp.npy", COUNTS)

@@ -5,6 +5,7 @@
 # %% ../../nbs/2_data/16_electron_formats.ipynb #d32b17c4
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 from ..config import InputError
 from ..physics.geometry import Geometry
 from .assembly import Recording
-from .hdf5 import LENGTHS_M, Tree
+from .hdf5 import LENGTHS_M, Tree, known_unit
+
+_logger = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['raster_positions', 'as_raster', 'cube_name', 'read_cube', 'read_empad']
@@ -49,6 +52,7 @@ def as_raster(
 _CUBE_NAMES = ("data", "datacube")
 _PER_LENGTH_M = {"A^-1": 1e-10, "1/A": 1e-10, "Å^-1": 1e-10, "nm^-1": 1e-9, "1/nm": 1e-9, "m^-1": 1.0}
 _ANGLES_RAD = {"mrad": 1e-3, "rad": 1.0}
+_NOT_CALIBRATED = ("", "pixels")  # units before anybody has calibrated
 
 
 def cube_name(
@@ -94,7 +98,9 @@ def read_cube(
     there = f"{name.split('/', 1)[0]}/metadatabundle/calibration"
     step, unit = tree.number(f"{there}/R_pixel_size"), _text(tree, f"{there}/R_pixel_units")
     pixel, per = tree.number(f"{there}/Q_pixel_size"), _text(tree, f"{there}/Q_pixel_units")
-    is_known = step is not None and step > 0 and unit in LENGTHS_M
+    is_known = step is not None and step > 0 and known_unit(unit) in LENGTHS_M
+    if step is not None and unit not in _NOT_CALIBRATED and not is_known:
+        _logger.warning("%s: a step of %g %s, which is no length that is known; it is not used", tree.path, step, unit)
     return Recording(
         "py4DSTEM", str(tree.path), cube, raster_positions(*cube.shape[:2], step) if is_known else None,
         unit=unit if is_known else "A", geometry=_electron_geometry(pixel, per, min(cube.shape[2:])))

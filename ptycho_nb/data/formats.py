@@ -206,7 +206,7 @@ def _read_hdf5(path: Path, keys: Mapping[str, str] | None, known: Mapping[str, A
     opened = open_matlab if path.suffix == ".mat" else open_tree
     with opened(path) as tree, reading(path, "an undamaged scan"):
         of_table = isinstance(known["positions"], str | Path) and set(keys or {}) <= {"x", "y"}
-        recording = HDF5_FORMATS[recognise(tree)].read(tree) if keys is None or of_table else by_keys(tree, keys)
+        recording = HDF5_FORMATS[recognise(tree)].read(tree) if keys is None or of_table else by_keys(tree, keys, known["unit"])
         data = assemble(replace(_with_what_is_known(recording, known), keeps=tree), on_disk)
         if isinstance(data.diff3d, Patterns):
             tree.keep_open()

@@ -20,14 +20,14 @@ from ..files import read_arrays
 from ..physics.geometry import Geometry
 from .assembly import Recording
 from .electron_formats import cube_name, read_cube
-from .hdf5 import Tree, file_in_memory, open_tree
+from .hdf5 import Tree, file_in_memory, in_si, open_tree
 from .matlab import open_matlab
 
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['HDF5_FORMATS', 'Joined', 'other_of_pair', 'fields_of_rest', 'open_product_npz', 'with_rest', 'product_fields',
-           'by_keys', 'Hdf5Format', 'recognise']
+           'positions_of_axes', 'by_keys', 'Hdf5Format', 'recognise']
 
 # %% ../../nbs/2_data/17_hdf5_formats.ipynb #403f02a4
 _CXI, _CXI_DETECTOR = "entry_1", "entry_1/instrument_1/detector_1"
@@ -49,15 +49,17 @@ def _cxi(tree: Tree) -> Recording:
         raise InputError(f"{source}, basis vectors", f"shape {basis.shape}, {basis.tolist()}", "(3, 2): the way of either",
                          "Write them as x, y, z of either step in m, or leave them out: rows then go to -y, columns to -x.")
     length = np.linalg.norm(basis, axis=0)
-    translation = tree.array(f"{_CXI}/sample_1/geometry_1/translation", f"{_CXI}/data_1/translation",
-                             f"{_CXI_DETECTOR}/translation", optional=True)
+    names = [f"{_CXI}/{place}/translation" for place in ("sample_1/geometry_1", "data_1", "instrument_1/detector_1")]
+    translation, unit = tree.array(*names, optional=True), "m"
+    if translation is not None:
+        unit = tree.unit_of(tree.dataset(*names), "m") or "m"
     positions = None if translation is None else -np.asarray(translation, np.float64).reshape(-1, 3) @ (basis / length)
     named = [tree.number(f"{_CXI_DETECTOR}/{axis}_pixel_size", unit="m") for axis in "xy"]
     wavelength_m = tree.number(f"{_CXI}/instrument_1/source_1/wavelength", f"{_CXI}/instrument_1/beam_1/wavelength", unit="m")
     energy_ev = tree.number(f"{_CXI}/instrument_1/beam_1/energy", f"{_CXI}/instrument_1/source_1/energy", unit="J")
     mask = tree.array(f"{_CXI_DETECTOR}/mask", optional=True)
     return Recording(
-        "CXI", source, tree.dataset(f"{_CXI_DETECTOR}/data", f"{_CXI}/data_1/data"), positions,
+        "CXI", source, tree.dataset(f"{_CXI_DETECTOR}/data", f"{_CXI}/data_1/data"), positions, unit=unit,
         geometry=Geometry(wavelength_m=wavelength_m, energy_ev=energy_ev if wavelength_m is None else None,
                           distance_m=tree.number(f"{_CXI_DETECTOR}/distance", unit="m"),
                           detector_pixel_m=_square_pixel(*named, source)),
@@ -327,9 +329,41 @@ def _eiger(tree: Tree) -> Recording:
 _KEYS = ("data", "x", "y", "mask", "dark", "probe", "energy", "wavelength", "distance", "pixel")
 
 
+_PIXELS = ("px", "pixel", "pixels")
+
+
+def _unit_of_positions(tree: Tree, dataset: h5py.Dataset) -> str | None:
+    "The unit that stands beside positions, 'px' as well."
+    return "px" if dataset.attrs.get("units") in _PIXELS else tree.unit_of(dataset, "m")
+
+
+def positions_of_axes(
+    tree: Tree,
+    names: tuple[str, str],  # the paths of y and x
+    unit: str | None = None,  # of both, whatever is written beside them; None: what is written beside each, or m
+) -> tuple[np.ndarray, str]:  # (M, 2), (y, x), and their unit
+    "Positions from one data set for each axis, each in its own unit."
+    along = [np.ravel(tree.array(name)).astype(np.float64) for name in names]
+    if len(along[0]) != len(along[1]):
+        raise InputError(f"{tree.path}, {names[0]!r} and {names[1]!r}", f"{len(along[0])} and {len(along[1])} numbers",
+                         "one of each for every pattern", "Give the positions as a table, positions='scan.csv'.")
+    if unit is not None:
+        return np.stack(along, axis=1), unit
+    own = [_unit_of_positions(tree, tree.dataset(name)) for name in names]
+    if (own[0] is None) != (own[1] is None):
+        _logger.warning("%s: a unit stands beside one of %r and %r only; both are taken to be in %s", tree.path, *names,
+                        own[0] or own[1])
+    own = [own[0] or own[1] or "m", own[1] or own[0] or "m"]
+    if own[0] == own[1]:
+        return np.stack(along, axis=1), own[0]
+    return np.stack([in_si(each, of, f"{tree.path}, unit of {name!r}")
+                     for each, of, name in zip(along, own, names, strict=True)], axis=1), "m"
+
+
 def by_keys(
     tree: Tree,
     keys: Mapping[str, str],  # what (one of _KEYS): the path of its data set
+    unit: str | None = None,  # of the positions, if somebody says it
 ) -> Recording:
     "Any HDF5 file, by the paths of its data sets; `InputError` for an unknown key or without the patterns."
     unknown = sorted(set(keys) - set(_KEYS))
@@ -343,13 +377,11 @@ def by_keys(
     def number(name: str, unit: str) -> float | None:
         return tree.number(keys[name], unit=unit) if name in keys else None
 
-    along = [array(axis) for axis in "yx"]
-    positions = None if along[0] is None or along[1] is None else np.stack([np.ravel(each) for each in along], axis=1)
+    positions, unit = positions_of_axes(tree, (keys["y"], keys["x"]), unit) if {"x", "y"} <= set(keys) else (None, unit or "m")
     mask = array("mask")
     return Recording(
-        "HDF5 by keys", str(tree.path), tree.dataset(keys["data"]), positions,
-        unit=tree.unit_of(tree.dataset(keys["x"])) or "m" if "x" in keys else "m", good=None if mask is None else mask == 0,
-        dark=array("dark"), probe=array("probe"),
+        "HDF5 by keys", str(tree.path), tree.dataset(keys["data"]), positions, unit=unit,
+        good=None if mask is None else mask == 0, dark=array("dark"), probe=array("probe"),
         geometry=Geometry(energy_ev=number("energy", "eV"), wavelength_m=number("wavelength", "m"),
                           distance_m=number("distance", "m"), detector_pixel_m=number("pixel", "m")))
 
