@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 import ptycho_nb as pt
 from ptycho_nb.cli import main
 from ptycho_nb.config import InputError
-from ptycho_nb.data.formats import FORMATS, load_data, save_data
+from ptycho_nb.data.formats import FORMATS, files_written, load_data, save_data
 from ptycho_nb.data.windows import bin_patterns, take_window
-from ptycho_nb.data.writers import write_product
+from ptycho_nb.data.writers import write_product, write_product_npz
 from ptycho_nb.diagnosis.reading import read_data
 from ptycho_nb.physics.detector import Detector
 from ptycho_nb.solvers.rungs import orientations
@@ -657,6 +657,91 @@ def test_through_every_format_that_is_written(tmp_path):
     np.testing.assert_allclose(data.diff3d, first.diff3d, rtol=1e-6)
     np.testing.assert_allclose(data.positions_px, first.positions_px, rtol=0, atol=1e-6)
     np.testing.assert_allclose(data.probe, first.probe, rtol=1e-6)
+
+
+WRITTEN = ("scan.cxi", "scan.h5", "scan.product.npz", "scan.npz")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("electrons", [
+    pt.Geometry(energy_ev=300e3, distance_m=1.5, detector_pixel_m=5e-5, particle="electron"),
+    pt.Geometry(energy_ev=60e3, distance_m=0.2, detector_pixel_m=1e-5, particle="electron"), BEAMLINE])
+def test_electrons_remain_electrons(electrons, name, tmp_path):
+    known = load_data(save_data(tmp_path / name, dataclasses.replace(SCAN, geometry=electrons))).geometry
+    assert known.particle == electrons.particle
+    for quantity in ("wavelength_m", "energy_ev", "distance_m", "detector_pixel_m"):
+        assert getattr(known, quantity) == pytest.approx(getattr(electrons, quantity), rel=1e-9), quantity
+
+
+def test_a_short_wavelength_of_another_program_is_that_of_electrons(tmp_path):
+    path = cxi(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["entry_1/instrument_1/source_1/wavelength"] = 1.9687e-12
+    known = load_data(path).geometry
+    assert known.particle == "electron" and known.energy_ev == pytest.approx(300e3, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("is_estimated", [True, False])
+def test_an_estimated_probe_remains_one(is_estimated, name, tmp_path):
+    data = dataclasses.replace(SCAN, geometry=BEAMLINE, metadata={"probe": "estimated"} if is_estimated else {})
+    again = load_data(save_data(tmp_path / name, data))
+    assert again.is_probe_estimated == is_estimated
+    np.testing.assert_array_equal(again.probe, data.probe)
+    result = pt.estimate(data, "fixed", iterations=2)
+    assert not load_data(write_product(tmp_path / "result.h5", data, result)).is_probe_estimated
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".product.npz"])
+def test_a_product_keeps_what_it_tells(suffix, tmp_path):
+    """Name, comments, exposure and the rest, through this package's own file as well."""
+    path = pair(tmp_path, "scan_para.hdf5")
+    told = {"name": "star", "comments": "after the beam dump – dimmed", "probe_photon_count": 1234.0,
+            "exposure_time_s": 0.25, "mass_attenuation_m2_kg": 0.5, "tomography_angle_deg": 12.5}
+    with h5py.File(path, "r+") as file:
+        file.attrs.update(told)
+        file.update({"loss_epochs": [0, 10, 20], "loss_values": [3.0, np.nan, 1.0]})
+    told |= {"loss_epochs": [0.0, 10.0, 20.0], "loss_values": [3.0, None, 1.0]}
+    first = load_data(path, geometry=BEAMLINE)
+    assert first.metadata["product"] == told
+    ours = load_data(first.save(tmp_path / "ours.npz"))
+    again = load_data(save_data(tmp_path / f"other{suffix}", ours))
+    assert again.metadata["product"] == told
+    with h5py.File(write_product(tmp_path / "plain.h5", again)) as file:
+        assert file.attrs["tomography_angle_deg"] == 12.5 and file.attrs["name"] == "star"
+        np.testing.assert_array_equal(file["loss_values"], [3, np.nan, 1])
+
+
+def test_a_product_in_npz_has_the_names_of_ptychodus(tmp_path):
+    data = dataclasses.replace(SCAN, geometry=BEAMLINE, weaker_modes=0.1 * SCAN.probe[None],
+                               detector=Detector(GOOD, 0.5))
+    names = ["scan.product.npz", "scan.product_dp.hdf5"]
+    assert files_written(tmp_path / names[0]) == [tmp_path / name for name in names]
+    path = save_data(tmp_path / "scan.product.npz", data)
+    assert sorted(each.name for each in tmp_path.iterdir()) == names
+    with np.load(path) as arrays:
+        assert arrays["probe"].shape == (1, 2, 64, 64) and arrays["probe_pixel_width_m"] == pytest.approx(PIXEL_M)
+        assert arrays["name"] == "scan" and arrays["probe_energy_eV"] == 8800 and arrays["object"].ndim == 3
+        assert {"object_center_x_m", "object_pixel_height_m", "object_layer_spacing_m", "loss_values"} <= set(arrays)
+    again = load_data(path)
+    assert_positions(again)
+    assert again.object is None and np.array_equal(again.detector.good, GOOD)
+    assert np.all(again.detector.background == 0.5)
+    np.testing.assert_array_equal(again.probe_modes, data.probe_modes)
+    result = pt.estimate(data, "fixed", iterations=2)
+    read = load_data(write_product_npz(tmp_path / "result.npz", data, result))
+    np.testing.assert_array_equal(read.object, result.object)
+
+
+def test_variations_of_the_probe_that_are_left_out_are_said(tmp_path, caplog):
+    path = pair(tmp_path)
+    with h5py.File(tmp_path / "scan_para.hdf5", "r+") as file:
+        pixels = dict(file["probe"].attrs)
+        del file["probe"]
+        file["probe"] = np.stack([SCAN.probe, 0.1 * SCAN.probe, 0.2 * SCAN.probe])[:, None]
+        file["probe"].attrs.update(pixels)
+    np.testing.assert_array_equal(load_data(path).probe_modes, SCAN.probe)
+    assert caplog.text.count("the first of its 3 variations is used") == 1
 
 
 def test_a_result_as_a_product(tmp_path):

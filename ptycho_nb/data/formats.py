@@ -31,7 +31,7 @@ from .matlab import open_matlab
 from .scan import RawData
 from .turns import turn_detector, turn_scan
 from .windows import bin_patterns, take_window, with_readout_noise
-from .writers import patterns_beside, write_cxi, write_product
+from .writers import patterns_beside, write_cxi, write_product, write_product_npz
 
 _logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def _save(path: Path, data: RawData) -> Path:
 
 FORMATS = {
     "tike": Format("npz", _is_tike, _from_tike),
-    "product in NPZ": Format("npz", _is_product, _from_product),
+    "product in NPZ": Format("npz", _is_product, _from_product, write_product_npz),
     "ptycho_nb": Format("npz", lambda arrays: True, RawData.from_arrays, _save),  # and it says what others lack
     **{name: _hdf5(name, known) for name, known in HDF5_FORMATS.items()},
     "EMPAD": Format("raw", lambda path: path.suffix == ".raw", lambda path, source: read_empad(path)),
@@ -359,26 +359,26 @@ def load_data(
     return data if pad is None else take_window(data, pad)
 
 # %% ../../nbs/2_data/20_formats.ipynb #9ab8ba8b
-_FORMAT_OF_SUFFIX = {".npz": "ptycho_nb", ".cxi": "CXI", ".h5": "product"}
+_FORMAT_OF_SUFFIX = {".product.npz": "product in NPZ", ".npz": "ptycho_nb", ".cxi": "CXI", ".h5": "product"}
 
 
 def _format_to_write(path: Path) -> str:
-    name = _FORMAT_OF_SUFFIX.get(path.suffix)
+    name = next((name for suffix, name in _FORMAT_OF_SUFFIX.items() if path.name.endswith(suffix)), None)
     if name is None:
         raise InputError(str(path), f"the ending {path.suffix!r}", f"one of {', '.join(_FORMAT_OF_SUFFIX)}", "Rename the file.")
     return name
 
 
 def files_written(
-    path: str | Path,  # its ending says the format: .npz, .cxi or .h5
+    path: str | Path,  # its ending says the format: .npz, .cxi, .h5 or .product.npz
 ) -> list[Path]:  # this file, and what stands beside it
     "The files that `save_data` makes; `InputError` for another ending."
     path = Path(path)
-    return [path, patterns_beside(path)] if _format_to_write(path) == "product" else [path]
+    return [path, patterns_beside(path)] if _format_to_write(path).startswith("product") else [path]
 
 
 def save_data(
-    path: str | Path,  # its ending says the format: .npz, .cxi or .h5
+    path: str | Path,  # its ending says the format: .npz, .cxi, .h5 or .product.npz
     data: RawData,
 ) -> Path:  # the file
     "Write a scan in the format of this ending; `InputError` for another ending, or a scan that the format cannot hold."

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..config import InputError
 from ..files import read_arrays
-from ..physics.geometry import Geometry
+from ..physics.geometry import PARTICLES, Geometry
 from .assembly import Recording
 from .electron_formats import cube_name, read_cube
 from .hdf5 import Tree, file_in_memory, in_si, open_tree
@@ -26,12 +26,33 @@ from .matlab import open_matlab
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['HDF5_FORMATS', 'Joined', 'other_of_pair', 'fields_of_rest', 'open_product_npz', 'with_rest', 'product_fields',
-           'positions_of_axes', 'by_keys', 'Hdf5Format', 'recognise']
+__all__ = ['PRODUCT_WORDS', 'PRODUCT_NUMBERS', 'PRODUCT_LOSSES', 'HDF5_FORMATS', 'Joined', 'other_of_pair', 'fields_of_rest',
+           'open_product_npz', 'with_rest', 'product_fields', 'positions_of_axes', 'by_keys', 'Hdf5Format', 'recognise']
 
 # %% ../../nbs/2_data/17_hdf5_formats.ipynb #403f02a4
 _CXI, _CXI_DETECTOR = "entry_1", "entry_1/instrument_1/detector_1"
 _CXI_GOOD = (0, 0x1000)
+
+
+_ELECTRON_M = 1e-11  # shorter wavelengths are of electrons
+
+
+def _word(item: h5py.Group | h5py.Dataset, name: str) -> str:
+    "A word among the attributes; empty if it is not there, or no word."
+    value = item.attrs.get(name, "")
+    return value.decode(errors="replace") if isinstance(value, bytes) else value if isinstance(value, str) else ""
+
+
+def _particle(written: str, wavelength_m: float | None) -> str:
+    "What is diffracted: as this package writes it, otherwise by the wavelength."
+    is_short = wavelength_m is not None and wavelength_m < _ELECTRON_M
+    return written if written in PARTICLES else "electron" if is_short else "photon"
+
+
+def _said_of_probe(tree: Tree, *names: str) -> dict[str, Any]:
+    "The metadata of a probe that this package estimated before it wrote it."
+    dataset = tree.get(*names)
+    return {"probe": "estimated"} if dataset is not None and dataset.attrs.get("is_estimated", False) else {}
 
 
 def _square_pixel(across: float | None, along: float | None, source: str) -> float | None:
@@ -58,13 +79,16 @@ def _cxi(tree: Tree) -> Recording:
     wavelength_m = tree.number(f"{_CXI}/instrument_1/source_1/wavelength", f"{_CXI}/instrument_1/beam_1/wavelength", unit="m")
     energy_ev = tree.number(f"{_CXI}/instrument_1/beam_1/energy", f"{_CXI}/instrument_1/source_1/energy", unit="J")
     mask = tree.array(f"{_CXI_DETECTOR}/mask", optional=True)
+    machine, probes = tree.get(f"{_CXI}/instrument_1/source_1"), [f"{_CXI}/instrument_1/{place}" for place in (
+        "source_1/illumination", "detector_1/probe")]
+    particle = _particle("" if machine is None else _word(machine, "particle"), wavelength_m)
     return Recording(
         "CXI", source, tree.dataset(f"{_CXI_DETECTOR}/data", f"{_CXI}/data_1/data"), positions, unit=unit,
         geometry=Geometry(wavelength_m=wavelength_m, energy_ev=energy_ev if wavelength_m is None else None,
                           distance_m=tree.number(f"{_CXI_DETECTOR}/distance", unit="m"),
-                          detector_pixel_m=_square_pixel(*named, source)),
+                          detector_pixel_m=_square_pixel(*named, source), particle=particle),
         good=None if mask is None else np.isin(mask, _CXI_GOOD), dark=tree.array(f"{_CXI_DETECTOR}/data_dark", optional=True),
-        probe=tree.array(f"{_CXI}/instrument_1/source_1/illumination", f"{_CXI}/instrument_1/detector_1/probe", optional=True))
+        probe=tree.array(*probes, optional=True), metadata=_said_of_probe(tree, *probes))
 
 # %% ../../nbs/2_data/17_hdf5_formats.ipynb #16a2e585
 class Joined:
@@ -116,14 +140,10 @@ def other_of_pair(
     return next((other for other in beside if other.is_file() and other != path), None)
 
 
-_ELECTRON_M = 1e-11  # shorter wavelengths are of electrons
-
-
 def _shelves_fields(tree: Tree) -> dict[str, Any]:
     "What the results of PtychoShelves or fold_slice say about a scan."
     pixel_m, wavelength_m = tree.number("p/dx_spec"), tree.number("p/lambda")
-    geometry = Geometry(object_pixel_m=pixel_m, wavelength_m=wavelength_m,
-                        particle="electron" if wavelength_m is not None and wavelength_m < _ELECTRON_M else "photon")
+    geometry = Geometry(object_pixel_m=pixel_m, wavelength_m=wavelength_m, particle=_particle("", wavelength_m))
     return {"positions": tree.array("outputs/probe_positions")[:, 1::-1] * pixel_m, "unit": "m", "geometry": geometry,
             "probe": tree.array("probe", optional=True)}
 
@@ -139,7 +159,7 @@ def fields_of_rest(
         return product_fields(tree)
 
 
-_OF_ARRAYS = ("pixel_", "center_")  # attributes of probe and object
+_OF_ARRAYS = ("pixel_", "center_", "is_")  # attributes of probe and object
 
 
 @contextmanager
@@ -214,6 +234,10 @@ def with_rest(
     fields = dict(fields)
     indexes, n = fields.pop("indexes", None), recording.n_patterns
     fields["metadata"] = {**recording.metadata, **fields.get("metadata", {})}
+    probe = fields.get("probe")
+    if np.ndim(probe) == 4 and len(probe) > 1:
+        _logger.warning("%s: the probe varies along the scan; the first of its %d variations is used, the others are left out",
+                        recording.source, len(probe))
     if indexes is not None:
         if indexes.max() >= n:
             raise InputError(f"{recording.source}, {_INDEXES!r} of its product", f"up to {indexes.max()}",
@@ -228,6 +252,24 @@ def with_rest(
     return replace(recording, **fields)
 
 
+PRODUCT_WORDS = ("name", "comments")
+PRODUCT_NUMBERS = ("probe_photon_count", "exposure_time_s", "mass_attenuation_m2_kg", "tomography_angle_deg")
+PRODUCT_LOSSES = ("loss_epochs", "loss_values")
+
+
+def _told_by_product(tree: Tree) -> dict[str, Any]:
+    "What a product says that is no part of a scan, under its own names; `write_product` gives it back."
+    words = {name: _word(tree.file, name) for name in PRODUCT_WORDS}
+    numbers = {name: float(tree.file.attrs[name]) for name in PRODUCT_NUMBERS if name in tree.file.attrs}
+    losses = {name: tree.array(name).ravel().astype(np.float64) for name in PRODUCT_LOSSES if _holds_numbers(tree.get(name))}
+    losses = {name: [float(loss) if np.isfinite(loss) else None for loss in values] for name, values in losses.items()}
+    return {name: value for name, value in words.items() if value} | numbers | losses
+
+
+def _holds_numbers(item: Any) -> bool:
+    return isinstance(item, h5py.Dataset) and item.dtype.kind in "iuf" and bool(item.size)
+
+
 def product_fields(
     tree: Tree,
 ) -> dict[str, Any]:  # positions and their indexes, geometry, probe and object, as `with_rest` takes them
@@ -238,14 +280,16 @@ def product_fields(
               if f"pixel_{side}_m" in part.attrs]
     known = {ours: float(attributes[theirs]) for ours, theirs in (("energy_ev", "probe_energy_eV"), (
         "distance_m", "detector_object_distance_m")) if theirs in attributes and float(attributes[theirs]) > 0}
+    if known or pixels:
+        known["particle"] = _particle(_word(tree.file, "probe_particle"), None)
     if pixels:
         known["object_pixel_m"] = _square_pixel(pixels[0], pixels[-1], str(tree.path))
-    kept = ("probe_photon_count", "exposure_time_s", "tomography_angle_deg")  # no words: HDF5 never returns from a damaged one
-    told = {name: float(attributes[name]) for name in kept if name in attributes}
+    told = _told_by_product(tree)
     positions = [tree.array(f"probe_position_{axis}_m").ravel() for axis in "yx"]
     return {"positions": np.stack(positions, axis=1), "indexes": _indexes(tree, len(positions[0])),
             "geometry": Geometry(**known) if known else None,
-            "probe": tree.array("probe", optional=True), "metadata": {"product": told} if told else {}, **_object_fields(tree)}
+            "probe": tree.array("probe", optional=True), **_object_fields(tree),
+            "metadata": ({"product": told} if told else {}) | _said_of_probe(tree, "probe")}
 
 
 def _patterns(tree: Tree, product: Tree) -> Recording:
