@@ -94,7 +94,19 @@ def product_npz(folder):
     return folder / "scan_product.npz"
 
 
-LAYOUTS = {"CXI": (cxi, True), "ptypy": (ptyd, True), "patterns of a pair": (pair, False),
+def diamond(folder):
+    """Diamond, as ptypy reads it: the groups of CXI with other data sets."""
+    with h5py.File(folder / "diamond.nxs", "w") as file:
+        file.update({"entry_1/data/data": COUNTS.reshape(3, 7, 64, 64),
+                     "entry_1/data/x": 1e3 * THERE_M[:, 1].reshape(3, 7), "entry_1/data/y": THERE_M[:, 0].reshape(3, 7),
+                     "entry_1/instrument_1/beam_1/energy": 8.8})
+        file["entry_1/data/x"].attrs["units"], file["entry_1/data/y"].attrs["units"] = "mm", "m"
+        detector = file.create_group("entry_1/instrument_1/detector_1")
+        detector.update({"distance": 1.9, "x_pixel_size": 75e-6, "y_pixel_size": 75e-6, "mask": (~GOOD).astype(int)})
+    return folder / "diamond.nxs"
+
+
+LAYOUTS = {"CXI": (cxi, True), "Diamond": (diamond, True), "ptypy": (ptyd, True), "patterns of a pair": (pair, False),
            "product": (lambda folder: pair(folder, "scan_para.hdf5"), False), "product in NPZ": (product_npz, False),
            "PtyLab": (ptylab, False),
            "NSLS-II HXN": (hxn, False)}
@@ -173,6 +185,95 @@ def test_columns_of_a_table_by_name_and_unit(first_line, keys, tmp_path):
         load_data(tmp_path / "dp.npy", positions=tmp_path / "scan.txt", **how | {"keys": {"y": "stage_y"}})
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize(("centre", "by"), [
+    ((35, 28), (3, -4)), ((31.5, 31.5), (0, 0)), (32, (0, 0)), ("fftshift", (0, 0)), (40.0, (8, 8))])
+def test_the_centre_of_ptypy_becomes_the_middle(centre, by, on_disk, tmp_path, caplog):
+    path = ptyd(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["meta/center"] = centre
+        for k in "01":
+            file[f"chunks/{k}/data"][()] = np.roll(file[f"chunks/{k}/data"][()], by, axis=(1, 2))
+            file[f"chunks/{k}/weights"][()] = np.roll(file[f"chunks/{k}/weights"][()], by, axis=(1, 2))
+    data = load_data(path, on_disk=on_disk)
+    beyond = np.ones((64, 64), bool)
+    for axis, step in enumerate(by):
+        beyond &= np.indices((64, 64))[axis] + step < 64
+        beyond &= np.indices((64, 64))[axis] + step >= 0
+    assert np.array_equal(data.detector.good, GOOD & beyond)
+    np.testing.assert_allclose(np.asarray(data.diff3d)[:, beyond] ** 2, COUNTS[:, beyond], atol=1e-2)
+    assert_positions(data)
+    assert ("zero frequency is at pixel (" in caplog.text) == (by != (0, 0))
+
+
+@pytest.mark.parametrize("centre", [(0, 0), "fft"])
+def test_a_centre_of_ptypy_in_the_corner(centre, tmp_path):
+    path = ptyd(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["meta/center"] = centre
+        for k in "01":
+            for name in ("data", "weights"):
+                file[f"chunks/{k}/{name}"][()] = np.fft.ifftshift(file[f"chunks/{k}/{name}"][()], axes=(1, 2))
+    data = load_data(path)
+    np.testing.assert_allclose(data.diff3d**2, COUNTS, atol=1e-2)
+    assert np.array_equal(data.detector.good, GOOD)
+    with h5py.File(path, "r+") as file:
+        del file["meta/center"]
+        file["meta/center"] = [70, 3]
+    with pytest.raises(InputError, match=r"centre.*70, 3"):
+        load_data(path)
+
+
+@pytest.mark.parametrize(("energy", "unit"), [
+    (8.8, None), (8800.0, None), (8800 * 1.602176634e-19, None), (8800, "eV")])
+def test_the_energy_of_diamond_in_any_unit(energy, unit, tmp_path, caplog):
+    path = diamond(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["entry_1/instrument_1/beam_1/energy"][()] = energy
+        if unit:
+            file["entry_1/instrument_1/beam_1/energy"].attrs["units"] = unit
+        file["entry_1/instrument_1/detector_1/darkfield"] = np.full((64, 64), 0.5)
+    data = load_data(path)
+    assert data.geometry.energy_ev == pytest.approx(8800) and np.all(data.detector.background == 0.5)
+    assert ("no unit stands beside" in caplog.text) == (unit is None)
+
+
+def test_groups_of_cxi_without_its_patterns_ask_where_they_are(tmp_path):
+    path = diamond(tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file["entry_1/data/x"]
+    with pytest.raises(InputError, match="keys="):
+        load_data(path)
+
+
+@pytest.mark.parametrize("other", ["scan.h5", "scan_para.hdf5", "scan.hdf5"])
+def test_an_unrelated_file_beside_the_patterns_is_not_used(other, tmp_path, caplog):
+    path = pair(tmp_path)
+    rest = (tmp_path / "scan_para.hdf5").rename(tmp_path / "Niter.hdf5")
+    with h5py.File(tmp_path / other, "w") as file:
+        file["something"] = np.arange(3)
+    with pytest.raises(InputError, match=r"positions.*none"):
+        load_data(path, geometry=BEAMLINE)
+    assert f"{other}: by its name it may hold the positions" in caplog.text
+    assert_positions(load_data(path, positions=rest))
+    assert_positions(load_data(path, positions=THERE_M, geometry=BEAMLINE))
+    (tmp_path / other).write_bytes(b"no HDF5")
+    assert_positions(load_data(path, positions=THERE_M, geometry=BEAMLINE))
+    assert "it cannot be read" in caplog.text
+    rest.rename(tmp_path / "scan_product.h5")  # the next name is looked for
+    assert_positions(load_data(path))
+
+
+@pytest.mark.parametrize(("layout", "name"), [("PtyLab", "encoder"), ("NSLS-II HXN", "points")])
+def test_positions_that_lie_the_other_way(layout, name, tmp_path):
+    path = LAYOUTS[layout][0](tmp_path)
+    with h5py.File(path, "r+") as file:
+        there = file[name][()].T
+        del file[name]
+        file[name] = there
+    assert_positions(load_data(path))
+
+
 @pytest.mark.parametrize("version", ["5", "7.3"])
 def test_ptylab_in_matlab_has_its_patterns_last(version, tmp_path):
     parts = {"ptychogram": COUNTS.transpose(1, 2, 0), "encoder": THERE_M, "dxd": 75e-6, "zo": 1.9,
@@ -224,6 +325,25 @@ def test_a_cube_of_py4dstem_has_its_step_and_its_pixel(tmp_path):
     assert data.pixel_size_m == pytest.approx(0.5e-10)
     assert_raster(data, 5)
     np.testing.assert_allclose(data.diff3d**2, COUNTS, atol=1e-2)
+
+
+@pytest.mark.parametrize("is_flipped", [False, True])
+@pytest.mark.parametrize("unit", ["", "_degrees"])
+def test_a_raster_that_lies_askew_on_the_detector(unit, is_flipped, tmp_path, caplog):
+    """A slope of the sample's phase says the same along either axes, as py4DSTEM turns vectors of the detector."""
+    path = cube(tmp_path, "A^-1", 1 / (64 * 0.5))
+    straight, angle = load_data(path).positions_px, 0.3
+    there = "datacube_root/metadatabundle/calibration"
+    with h5py.File(path, "r+") as file:
+        file[f"{there}/QR_rotation{unit}"] = np.degrees(angle) if unit else angle
+        file[f"{there}/QR_flip"] = is_flipped
+    askew = load_data(path).positions_px
+    on_detector = np.array([0.7, -0.2])
+    in_order = on_detector[::-1] if is_flipped else on_detector
+    on_sample = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ in_order
+    phases = [positions @ slope for positions, slope in ((askew, on_detector), (straight, on_sample))]
+    np.testing.assert_allclose(np.diff(phases[0]), np.diff(phases[1]), atol=1e-9)
+    assert "turned by 17.19 degrees" in caplog.text and ("QR_flip" in caplog.text) == is_flipped
 
 
 def test_a_cube_in_angles_needs_the_energy(tmp_path):

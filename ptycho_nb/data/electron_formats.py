@@ -89,6 +89,31 @@ def _electron_geometry(pixel: float | None, unit: str, N: int) -> Geometry | Non
     return None
 
 
+def _on_detector(
+    positions: np.ndarray,  # (M, 2), along the axes of the raster
+    angle: float,  # of the raster against the detector, rad
+    is_flipped: bool,  # the axes of the detector are exchanged
+) -> np.ndarray:
+    "Positions along the axes of the detector. py4DSTEM turns the detector instead, after an exchange of its axes."
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    along = positions @ turn  # each is multiplied by the inverse of the turn
+    return along[:, ::-1] if is_flipped else along
+
+
+def _turn_of(tree: Tree, there: str) -> tuple[float, bool]:
+    "The angle between raster and detector, rad, and whether the axes of one of them are exchanged."
+    angle, degrees = (tree.number(f"{there}/QR_rotation{unit}") if _is_number(tree, f"{there}/QR_rotation{unit}") else None
+                      for unit in ("", "_degrees"))
+    flip = tree.get(f"{there}/QR_flip")
+    is_flipped = isinstance(flip, h5py.Dataset) and flip.shape == () and flip.dtype.kind in "biu" and bool(flip[()])
+    return angle if angle is not None else np.radians(degrees or 0.0), is_flipped
+
+
+def _is_number(tree: Tree, name: str) -> bool:
+    entry = tree.get(name)
+    return isinstance(entry, h5py.Dataset) and entry.dtype.kind in "iuf" and entry.size == 1
+
+
 def read_cube(
     tree: Tree,
 ) -> Recording:
@@ -101,8 +126,15 @@ def read_cube(
     is_known = step is not None and step > 0 and known_unit(unit) in LENGTHS_M
     if step is not None and unit not in _NOT_CALIBRATED and not is_known:
         _logger.warning("%s: a step of %g %s, which is no length that is known; it is not used", tree.path, step, unit)
+    positions, (angle, is_flipped) = raster_positions(*cube.shape[:2], step) if is_known else None, _turn_of(tree, there)
+    if angle or is_flipped:
+        _logger.warning("%s: the raster is turned by %.4g degrees against the detector (QR_rotation)%s; %s", tree.path,
+                        np.degrees(angle), " and its axes are exchanged (QR_flip)" if is_flipped else "",
+                        "not applied to a step or positions that are given" if positions is None else
+                        "its positions are turned, but no step or positions that are given instead")
+        positions = None if positions is None else _on_detector(positions, angle, is_flipped)
     return Recording(
-        "py4DSTEM", str(tree.path), cube, raster_positions(*cube.shape[:2], step) if is_known else None,
+        "py4DSTEM", str(tree.path), cube, positions,
         unit=unit if is_known else "A", geometry=_electron_geometry(pixel, per, min(cube.shape[2:])))
 
 # %% ../../nbs/2_data/16_electron_formats.ipynb #87982cda
