@@ -345,7 +345,8 @@ def with_rest(
     "The patterns with what the file beside them says, each with the position that belongs to it."
     fields = dict(fields)
     indexes, n = fields.pop("indexes", None), recording.n_patterns
-    fields["metadata"] = {**recording.metadata, **fields.get("metadata", {})}
+    own = {name: value for name, value in recording.metadata.items() if name != "probe"}  # its probe is replaced
+    fields["metadata"] = {**own, **fields.get("metadata", {})}
     probe = fields.get("probe")
     if np.ndim(probe) == 4 and len(probe) > 1:
         _logger.warning("%s: the probe varies along the scan; the first of its %d variations is used, the others are left out",
