@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 import ptycho_nb as pt
 from ptycho_nb.cli import main
 from ptycho_nb.config import InputError
-from ptycho_nb.data.formats import FORMATS, load_data, save_data
+from ptycho_nb.data.formats import FORMATS, files_written, load_data, save_data
 from ptycho_nb.data.windows import bin_patterns, take_window
-from ptycho_nb.data.writers import write_product
+from ptycho_nb.data.writers import write_product, write_product_npz
 from ptycho_nb.diagnosis.reading import read_data
 from ptycho_nb.physics.detector import Detector
 from ptycho_nb.solvers.rungs import orientations
@@ -94,7 +94,19 @@ def product_npz(folder):
     return folder / "scan_product.npz"
 
 
-LAYOUTS = {"CXI": (cxi, True), "ptypy": (ptyd, True), "patterns of a pair": (pair, False),
+def diamond(folder):
+    """Diamond, as ptypy reads it: the groups of CXI with other data sets."""
+    with h5py.File(folder / "diamond.nxs", "w") as file:
+        file.update({"entry_1/data/data": COUNTS.reshape(3, 7, 64, 64),
+                     "entry_1/data/x": 1e3 * THERE_M[:, 1].reshape(3, 7), "entry_1/data/y": THERE_M[:, 0].reshape(3, 7),
+                     "entry_1/instrument_1/beam_1/energy": 8.8})
+        file["entry_1/data/x"].attrs["units"], file["entry_1/data/y"].attrs["units"] = "mm", "m"
+        detector = file.create_group("entry_1/instrument_1/detector_1")
+        detector.update({"distance": 1.9, "x_pixel_size": 75e-6, "y_pixel_size": 75e-6, "mask": (~GOOD).astype(int)})
+    return folder / "diamond.nxs"
+
+
+LAYOUTS = {"CXI": (cxi, True), "Diamond": (diamond, True), "ptypy": (ptyd, True), "patterns of a pair": (pair, False),
            "product": (lambda folder: pair(folder, "scan_para.hdf5"), False), "product in NPZ": (product_npz, False),
            "PtyLab": (ptylab, False),
            "NSLS-II HXN": (hxn, False)}
@@ -173,6 +185,95 @@ def test_columns_of_a_table_by_name_and_unit(first_line, keys, tmp_path):
         load_data(tmp_path / "dp.npy", positions=tmp_path / "scan.txt", **how | {"keys": {"y": "stage_y"}})
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize(("centre", "by"), [
+    ((35, 28), (3, -4)), ((31.5, 31.5), (0, 0)), (32, (0, 0)), ("fftshift", (0, 0)), (40.0, (8, 8))])
+def test_the_centre_of_ptypy_becomes_the_middle(centre, by, on_disk, tmp_path, caplog):
+    path = ptyd(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["meta/center"] = centre
+        for k in "01":
+            file[f"chunks/{k}/data"][()] = np.roll(file[f"chunks/{k}/data"][()], by, axis=(1, 2))
+            file[f"chunks/{k}/weights"][()] = np.roll(file[f"chunks/{k}/weights"][()], by, axis=(1, 2))
+    data = load_data(path, on_disk=on_disk)
+    beyond = np.ones((64, 64), bool)
+    for axis, step in enumerate(by):
+        beyond &= np.indices((64, 64))[axis] + step < 64
+        beyond &= np.indices((64, 64))[axis] + step >= 0
+    assert np.array_equal(data.detector.good, GOOD & beyond)
+    np.testing.assert_allclose(np.asarray(data.diff3d)[:, beyond] ** 2, COUNTS[:, beyond], atol=1e-2)
+    assert_positions(data)
+    assert ("zero frequency is at pixel (" in caplog.text) == (by != (0, 0))
+
+
+@pytest.mark.parametrize("centre", [(0, 0), "fft"])
+def test_a_centre_of_ptypy_in_the_corner(centre, tmp_path):
+    path = ptyd(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["meta/center"] = centre
+        for k in "01":
+            for name in ("data", "weights"):
+                file[f"chunks/{k}/{name}"][()] = np.fft.ifftshift(file[f"chunks/{k}/{name}"][()], axes=(1, 2))
+    data = load_data(path)
+    np.testing.assert_allclose(data.diff3d**2, COUNTS, atol=1e-2)
+    assert np.array_equal(data.detector.good, GOOD)
+    with h5py.File(path, "r+") as file:
+        del file["meta/center"]
+        file["meta/center"] = [70, 3]
+    with pytest.raises(InputError, match=r"centre.*70, 3"):
+        load_data(path)
+
+
+@pytest.mark.parametrize(("energy", "unit"), [
+    (8.8, None), (8800.0, None), (8800 * 1.602176634e-19, None), (8800, "eV")])
+def test_the_energy_of_diamond_in_any_unit(energy, unit, tmp_path, caplog):
+    path = diamond(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["entry_1/instrument_1/beam_1/energy"][()] = energy
+        if unit:
+            file["entry_1/instrument_1/beam_1/energy"].attrs["units"] = unit
+        file["entry_1/instrument_1/detector_1/darkfield"] = np.full((64, 64), 0.5)
+    data = load_data(path)
+    assert data.geometry.energy_ev == pytest.approx(8800) and np.all(data.detector.background == 0.5)
+    assert ("no unit stands beside" in caplog.text) == (unit is None)
+
+
+def test_groups_of_cxi_without_its_patterns_ask_where_they_are(tmp_path):
+    path = diamond(tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file["entry_1/data/x"]
+    with pytest.raises(InputError, match="keys="):
+        load_data(path)
+
+
+@pytest.mark.parametrize("other", ["scan.h5", "scan_para.hdf5", "scan.hdf5"])
+def test_an_unrelated_file_beside_the_patterns_is_not_used(other, tmp_path, caplog):
+    path = pair(tmp_path)
+    rest = (tmp_path / "scan_para.hdf5").rename(tmp_path / "Niter.hdf5")
+    with h5py.File(tmp_path / other, "w") as file:
+        file["something"] = np.arange(3)
+    with pytest.raises(InputError, match=r"positions.*none"):
+        load_data(path, geometry=BEAMLINE)
+    assert f"{other}: by its name it may hold the positions" in caplog.text
+    assert_positions(load_data(path, positions=rest))
+    assert_positions(load_data(path, positions=THERE_M, geometry=BEAMLINE))
+    (tmp_path / other).write_bytes(b"no HDF5")
+    assert_positions(load_data(path, positions=THERE_M, geometry=BEAMLINE))
+    assert "it cannot be read" in caplog.text
+    rest.rename(tmp_path / "scan_product.h5")  # the next name is looked for
+    assert_positions(load_data(path))
+
+
+@pytest.mark.parametrize(("layout", "name"), [("PtyLab", "encoder"), ("NSLS-II HXN", "points")])
+def test_positions_that_lie_the_other_way(layout, name, tmp_path):
+    path = LAYOUTS[layout][0](tmp_path)
+    with h5py.File(path, "r+") as file:
+        there = file[name][()].T
+        del file[name]
+        file[name] = there
+    assert_positions(load_data(path))
+
+
 @pytest.mark.parametrize("version", ["5", "7.3"])
 def test_ptylab_in_matlab_has_its_patterns_last(version, tmp_path):
     parts = {"ptychogram": COUNTS.transpose(1, 2, 0), "encoder": THERE_M, "dxd": 75e-6, "zo": 1.9,
@@ -224,6 +325,25 @@ def test_a_cube_of_py4dstem_has_its_step_and_its_pixel(tmp_path):
     assert data.pixel_size_m == pytest.approx(0.5e-10)
     assert_raster(data, 5)
     np.testing.assert_allclose(data.diff3d**2, COUNTS, atol=1e-2)
+
+
+@pytest.mark.parametrize("is_flipped", [False, True])
+@pytest.mark.parametrize("unit", ["", "_degrees"])
+def test_a_raster_that_lies_askew_on_the_detector(unit, is_flipped, tmp_path, caplog):
+    """A slope of the sample's phase says the same along either axes, as py4DSTEM turns vectors of the detector."""
+    path = cube(tmp_path, "A^-1", 1 / (64 * 0.5))
+    straight, angle = load_data(path).positions_px, 0.3
+    there = "datacube_root/metadatabundle/calibration"
+    with h5py.File(path, "r+") as file:
+        file[f"{there}/QR_rotation{unit}"] = np.degrees(angle) if unit else angle
+        file[f"{there}/QR_flip"] = is_flipped
+    askew = load_data(path).positions_px
+    on_detector = np.array([0.7, -0.2])
+    in_order = on_detector[::-1] if is_flipped else on_detector
+    on_sample = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ in_order
+    phases = [positions @ slope for positions, slope in ((askew, on_detector), (straight, on_sample))]
+    np.testing.assert_allclose(np.diff(phases[0]), np.diff(phases[1]), atol=1e-9)
+    assert "turned by 17.19 degrees" in caplog.text and ("QR_flip" in caplog.text) == is_flipped
 
 
 def test_a_cube_in_angles_needs_the_energy(tmp_path):
@@ -392,6 +512,38 @@ def test_a_product_alone_says_that_it_has_no_patterns(tmp_path):
         load_data(path)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("given", ["scan_dp.hdf5", "scan_para.hdf5", "positions"])
+@pytest.mark.parametrize("n", [21, 13])
+def test_the_indexes_of_a_product_say_which_pattern_has_which_position(n, given, on_disk, tmp_path, caplog):
+    """Permuted ones, and a part of them, whichever half of the pair is given."""
+    path, indexes = pair(tmp_path, "scan_para.hdf5"), np.random.default_rng(2).permutation(21)[:n]
+    with h5py.File(path, "r+") as file:
+        file["probe_position_indexes"] = indexes
+        for axis, there in zip("yx", THERE_M[indexes].T, strict=True):
+            del file[f"probe_position_{axis}_m"]
+            file[f"probe_position_{axis}_m"] = there
+    if given == "positions":
+        data = load_data(tmp_path / "scan_dp.hdf5", positions=path.rename(tmp_path / "other.h5"), on_disk=on_disk)
+    else:
+        data = load_data(tmp_path / given, on_disk=on_disk)
+    used = np.sort(indexes)
+    moved = np.diff(data.positions_px, axis=0) - np.diff(SCAN.positions_px[used], axis=0)
+    np.testing.assert_allclose(moved, 0, atol=1e-9)
+    np.testing.assert_allclose(np.asarray(data.diff3d) ** 2, COUNTS[used], atol=1e-2)
+    assert ("of 21 patterns those 13 are used" in caplog.text) == (n == 13)
+
+
+@pytest.mark.parametrize("fault", ["beyond", "twice", "negative", "few"])
+def test_indexes_of_no_pattern_are_refused_by_name(fault, tmp_path):
+    path, indexes = pair(tmp_path, "scan_para.hdf5"), np.arange(21)
+    indexes[3] = {"beyond": 21, "twice": 4, "negative": -1, "few": 3}[fault]
+    with h5py.File(path, "r+") as file:
+        file["probe_position_indexes"] = indexes[: 20 if fault == "few" else None]
+    with pytest.raises(InputError, match="probe_position_indexes"):
+        load_data(path)
+
+
 def test_any_hdf5_by_the_paths_of_its_data_sets(tmp_path):
     with h5py.File(tmp_path / "nexus.nxs", "w") as file:
         file.update({"entry/frames": COUNTS.reshape(3, 7, 64, 64), "entry/x": 1e3 * THERE_M[:, 1].reshape(3, 7),
@@ -406,6 +558,45 @@ def test_any_hdf5_by_the_paths_of_its_data_sets(tmp_path):
     assert data.pixel_size_m == pytest.approx(PIXEL_M)
     with pytest.raises(InputError, match=r"entry.*keys="):
         load_data(tmp_path / "nexus.nxs")
+
+
+def nexus(folder, units, scale=(1.0, 1.0)):
+    """Positions, each axis in a unit of its own."""
+    with h5py.File(folder / "nexus.nxs", "w") as file:
+        file.update({"frames": COUNTS, "y": scale[0] * THERE_M[:, 0], "x": scale[1] * THERE_M[:, 1]})
+        for axis, unit in zip("yx", units, strict=True):
+            if unit is not None:
+                file[axis].attrs["units"] = unit
+    return folder / "nexus.nxs", {"keys": {"data": "frames", "x": "x", "y": "y"}, "geometry": BEAMLINE}
+
+
+@pytest.mark.parametrize(("units", "scale"), [
+    (("mm", "um"), (1e3, 1e6)), (("millimeter", "Micrometers"), (1e3, 1e6)), (("metre", "nanometres"), (1, 1e9)),
+    (("angstroms", "μm"), (1e10, 1e6)), ((b"meters", "Meter"), (1, 1)), ((None, "mm"), (1e3, 1e3))])
+def test_each_axis_has_its_own_unit(units, scale, tmp_path, caplog):
+    path, known = nexus(tmp_path, units, scale)
+    assert_positions(load_data(path, **known))
+    assert ("beside one of 'y' and 'x' only" in caplog.text) == (units[0] is None)
+    given = load_data(path, **known, unit="m")  # what the caller says counts for both
+    np.testing.assert_allclose(np.ptp(given.positions_px, axis=0), np.ptp(SCAN.positions_px, axis=0) * scale)
+
+
+def test_a_unit_that_nobody_knows_is_named(tmp_path, caplog):
+    path, known = nexus(tmp_path, ("furlong", "m"))
+    assert_positions(load_data(path, **known))
+    assert caplog.text.count("the unit 'furlong' of '/y' is not known; m is assumed") == 1
+    path = cxi(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["entry_1/instrument_1/detector_1/distance"].attrs["units"] = "cubits"
+        file["entry_1/sample_1/geometry_1/translation"][()] *= 1e3
+        file["entry_1/sample_1/geometry_1/translation"].attrs["units"] = "millimeters"
+    assert_positions(load_data(path))
+    assert "the unit 'cubits' of '/entry_1/instrument_1/detector_1/distance' is not known; m is assumed" in caplog.text
+
+
+def test_positions_in_pixels_by_their_unit(tmp_path):
+    path, known = nexus(tmp_path, ("pixel", "px"), (1 / PIXEL_M, 1 / PIXEL_M))
+    assert_positions(load_data(path, **known))
 
 
 @pytest.mark.parametrize("text", ["y,x\n", "# index x y\n", ""])
@@ -586,6 +777,91 @@ def test_through_every_format_that_is_written(tmp_path):
     np.testing.assert_allclose(data.diff3d, first.diff3d, rtol=1e-6)
     np.testing.assert_allclose(data.positions_px, first.positions_px, rtol=0, atol=1e-6)
     np.testing.assert_allclose(data.probe, first.probe, rtol=1e-6)
+
+
+WRITTEN = ("scan.cxi", "scan.h5", "scan.product.npz", "scan.npz")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("electrons", [
+    pt.Geometry(energy_ev=300e3, distance_m=1.5, detector_pixel_m=5e-5, particle="electron"),
+    pt.Geometry(energy_ev=60e3, distance_m=0.2, detector_pixel_m=1e-5, particle="electron"), BEAMLINE])
+def test_electrons_remain_electrons(electrons, name, tmp_path):
+    known = load_data(save_data(tmp_path / name, dataclasses.replace(SCAN, geometry=electrons))).geometry
+    assert known.particle == electrons.particle
+    for quantity in ("wavelength_m", "energy_ev", "distance_m", "detector_pixel_m"):
+        assert getattr(known, quantity) == pytest.approx(getattr(electrons, quantity), rel=1e-9), quantity
+
+
+def test_a_short_wavelength_of_another_program_is_that_of_electrons(tmp_path):
+    path = cxi(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["entry_1/instrument_1/source_1/wavelength"] = 1.9687e-12
+    known = load_data(path).geometry
+    assert known.particle == "electron" and known.energy_ev == pytest.approx(300e3, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("is_estimated", [True, False])
+def test_an_estimated_probe_remains_one(is_estimated, name, tmp_path):
+    data = dataclasses.replace(SCAN, geometry=BEAMLINE, metadata={"probe": "estimated"} if is_estimated else {})
+    again = load_data(save_data(tmp_path / name, data))
+    assert again.is_probe_estimated == is_estimated
+    np.testing.assert_array_equal(again.probe, data.probe)
+    result = pt.estimate(data, "fixed", iterations=2)
+    assert not load_data(write_product(tmp_path / "result.h5", data, result)).is_probe_estimated
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".product.npz"])
+def test_a_product_keeps_what_it_tells(suffix, tmp_path):
+    """Name, comments, exposure and the rest, through this package's own file as well."""
+    path = pair(tmp_path, "scan_para.hdf5")
+    told = {"name": "star", "comments": "after the beam dump – dimmed", "probe_photon_count": 1234.0,
+            "exposure_time_s": 0.25, "mass_attenuation_m2_kg": 0.5, "tomography_angle_deg": 12.5}
+    with h5py.File(path, "r+") as file:
+        file.attrs.update(told)
+        file.update({"loss_epochs": [0, 10, 20], "loss_values": [3.0, np.nan, 1.0]})
+    told |= {"loss_epochs": [0.0, 10.0, 20.0], "loss_values": [3.0, None, 1.0]}
+    first = load_data(path, geometry=BEAMLINE)
+    assert first.metadata["product"] == told
+    ours = load_data(first.save(tmp_path / "ours.npz"))
+    again = load_data(save_data(tmp_path / f"other{suffix}", ours))
+    assert again.metadata["product"] == told
+    with h5py.File(write_product(tmp_path / "plain.h5", again)) as file:
+        assert file.attrs["tomography_angle_deg"] == 12.5 and file.attrs["name"] == "star"
+        np.testing.assert_array_equal(file["loss_values"], [3, np.nan, 1])
+
+
+def test_a_product_in_npz_has_the_names_of_ptychodus(tmp_path):
+    data = dataclasses.replace(SCAN, geometry=BEAMLINE, weaker_modes=0.1 * SCAN.probe[None],
+                               detector=Detector(GOOD, 0.5))
+    names = ["scan.product.npz", "scan.product_dp.hdf5"]
+    assert files_written(tmp_path / names[0]) == [tmp_path / name for name in names]
+    path = save_data(tmp_path / "scan.product.npz", data)
+    assert sorted(each.name for each in tmp_path.iterdir()) == names
+    with np.load(path) as arrays:
+        assert arrays["probe"].shape == (1, 2, 64, 64) and arrays["probe_pixel_width_m"] == pytest.approx(PIXEL_M)
+        assert arrays["name"] == "scan" and arrays["probe_energy_eV"] == 8800 and arrays["object"].ndim == 3
+        assert {"object_center_x_m", "object_pixel_height_m", "object_layer_spacing_m", "loss_values"} <= set(arrays)
+    again = load_data(path)
+    assert_positions(again)
+    assert again.object is None and np.array_equal(again.detector.good, GOOD)
+    assert np.all(again.detector.background == 0.5)
+    np.testing.assert_array_equal(again.probe_modes, data.probe_modes)
+    result = pt.estimate(data, "fixed", iterations=2)
+    read = load_data(write_product_npz(tmp_path / "result.npz", data, result))
+    np.testing.assert_array_equal(read.object, result.object)
+
+
+def test_variations_of_the_probe_that_are_left_out_are_said(tmp_path, caplog):
+    path = pair(tmp_path)
+    with h5py.File(tmp_path / "scan_para.hdf5", "r+") as file:
+        pixels = dict(file["probe"].attrs)
+        del file["probe"]
+        file["probe"] = np.stack([SCAN.probe, 0.1 * SCAN.probe, 0.2 * SCAN.probe])[:, None]
+        file["probe"].attrs.update(pixels)
+    np.testing.assert_array_equal(load_data(path).probe_modes, SCAN.probe)
+    assert caplog.text.count("the first of its 3 variations is used") == 1
 
 
 def test_a_result_as_a_product(tmp_path):

@@ -5,6 +5,7 @@
 # %% ../../nbs/2_data/16_electron_formats.ipynb #d32b17c4
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 from ..config import InputError
 from ..physics.geometry import Geometry
 from .assembly import Recording
-from .hdf5 import LENGTHS_M, Tree
+from .hdf5 import LENGTHS_M, Tree, known_unit
+
+_logger = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['raster_positions', 'as_raster', 'cube_name', 'read_cube', 'read_empad']
@@ -49,6 +52,7 @@ def as_raster(
 _CUBE_NAMES = ("data", "datacube")
 _PER_LENGTH_M = {"A^-1": 1e-10, "1/A": 1e-10, "Å^-1": 1e-10, "nm^-1": 1e-9, "1/nm": 1e-9, "m^-1": 1.0}
 _ANGLES_RAD = {"mrad": 1e-3, "rad": 1.0}
+_NOT_CALIBRATED = ("", "pixels")  # units before anybody has calibrated
 
 
 def cube_name(
@@ -85,6 +89,31 @@ def _electron_geometry(pixel: float | None, unit: str, N: int) -> Geometry | Non
     return None
 
 
+def _on_detector(
+    positions: np.ndarray,  # (M, 2), along the axes of the raster
+    angle: float,  # of the raster against the detector, rad
+    is_flipped: bool,  # the axes of the detector are exchanged
+) -> np.ndarray:
+    "Positions along the axes of the detector. py4DSTEM turns the detector instead, after an exchange of its axes."
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    along = positions @ turn  # each is multiplied by the inverse of the turn
+    return along[:, ::-1] if is_flipped else along
+
+
+def _turn_of(tree: Tree, there: str) -> tuple[float, bool]:
+    "The angle between raster and detector, rad, and whether the axes of one of them are exchanged."
+    angle, degrees = (tree.number(f"{there}/QR_rotation{unit}") if _is_number(tree, f"{there}/QR_rotation{unit}") else None
+                      for unit in ("", "_degrees"))
+    flip = tree.get(f"{there}/QR_flip")
+    is_flipped = isinstance(flip, h5py.Dataset) and flip.shape == () and flip.dtype.kind in "biu" and bool(flip[()])
+    return angle if angle is not None else np.radians(degrees or 0.0), is_flipped
+
+
+def _is_number(tree: Tree, name: str) -> bool:
+    entry = tree.get(name)
+    return isinstance(entry, h5py.Dataset) and entry.dtype.kind in "iuf" and entry.size == 1
+
+
 def read_cube(
     tree: Tree,
 ) -> Recording:
@@ -94,9 +123,18 @@ def read_cube(
     there = f"{name.split('/', 1)[0]}/metadatabundle/calibration"
     step, unit = tree.number(f"{there}/R_pixel_size"), _text(tree, f"{there}/R_pixel_units")
     pixel, per = tree.number(f"{there}/Q_pixel_size"), _text(tree, f"{there}/Q_pixel_units")
-    is_known = step is not None and step > 0 and unit in LENGTHS_M
+    is_known = step is not None and step > 0 and known_unit(unit) in LENGTHS_M
+    if step is not None and unit not in _NOT_CALIBRATED and not is_known:
+        _logger.warning("%s: a step of %g %s, which is no length that is known; it is not used", tree.path, step, unit)
+    positions, (angle, is_flipped) = raster_positions(*cube.shape[:2], step) if is_known else None, _turn_of(tree, there)
+    if angle or is_flipped:
+        _logger.warning("%s: the raster is turned by %.4g degrees against the detector (QR_rotation)%s; %s", tree.path,
+                        np.degrees(angle), " and its axes are exchanged (QR_flip)" if is_flipped else "",
+                        "not applied to a step or positions that are given" if positions is None else
+                        "its positions are turned, but no step or positions that are given instead")
+        positions = None if positions is None else _on_detector(positions, angle, is_flipped)
     return Recording(
-        "py4DSTEM", str(tree.path), cube, raster_positions(*cube.shape[:2], step) if is_known else None,
+        "py4DSTEM", str(tree.path), cube, positions,
         unit=unit if is_known else "A", geometry=_electron_geometry(pixel, per, min(cube.shape[2:])))
 
 # %% ../../nbs/2_data/16_electron_formats.ipynb #87982cda

@@ -26,13 +26,13 @@ from .assembly import Recording, assemble, positions_of
 from .contract import in_our_sense, read_npz
 from .electron_formats import as_raster, raster_positions, read_empad
 from .hdf5 import LENGTHS_M, open_tree
-from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, open_product_npz, recognise
+from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, open_product_npz, recognise, with_rest
 from .matlab import open_matlab
 from .scan import RawData
 from .tables import read_table
 from .turns import turn_detector, turn_scan
 from .windows import bin_patterns, take_window, with_readout_noise
-from .writers import patterns_beside, write_cxi, write_product
+from .writers import patterns_beside, write_cxi, write_product, write_product_npz
 
 _logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _save(path: Path, data: RawData) -> Path:
 
 FORMATS = {
     "tike": Format("npz", _is_tike, _from_tike),
-    "product in NPZ": Format("npz", _is_product, _from_product),
+    "product in NPZ": Format("npz", _is_product, _from_product, write_product_npz),
     "ptycho_nb": Format("npz", lambda arrays: True, RawData.from_arrays, _save),  # and it says what others lack
     **{name: _hdf5(name, known) for name, known in HDF5_FORMATS.items()},
     "EMPAD": Format("raw", lambda path: path.suffix == ".raw", lambda path, source: read_empad(path)),
@@ -138,7 +138,7 @@ def _positions_told(recording: Recording, known: Mapping[str, Any]) -> tuple[Rec
         return recording, raster_positions(*as_raster(recording.counts, raster, recording.source), step)
     if isinstance(positions, str | Path) and Path(positions).suffix in _OF_RESULTS:
         with reading(positions, "a product, or the results of a reconstruction, with the positions of this scan"):
-            return replace(recording, **fields_of_rest(Path(positions))), None
+            return with_rest(recording, fields_of_rest(Path(positions))), None
     if isinstance(positions, str | Path) and Path(positions).suffix == ".npy":
         with reading(positions, "an array of positions (M, 2), (y, x)"), open(positions, "rb") as file:
             return recording, read_npy(file, Path(positions).stat().st_size, str(positions))
@@ -159,7 +159,7 @@ def _read_hdf5(path: Path, keys: Mapping[str, str] | None, known: Mapping[str, A
     opened = open_matlab if path.suffix == ".mat" else open_tree
     with opened(path) as tree, reading(path, "an undamaged scan"):
         of_table = isinstance(known["positions"], str | Path) and set(keys or {}) <= {"x", "y"}
-        recording = HDF5_FORMATS[recognise(tree)].read(tree) if keys is None or of_table else by_keys(tree, keys)
+        recording = HDF5_FORMATS[recognise(tree)].read(tree) if keys is None or of_table else by_keys(tree, keys, known["unit"])
         data = assemble(replace(_with_what_is_known(recording, known), keeps=tree), on_disk)
         if isinstance(data.diff3d, Patterns):
             tree.keep_open()
@@ -351,26 +351,26 @@ def load_data(
     return data if pad is None else take_window(data, pad)
 
 # %% ../../nbs/2_data/20_formats.ipynb #9ab8ba8b
-_FORMAT_OF_SUFFIX = {".npz": "ptycho_nb", ".cxi": "CXI", ".h5": "product"}
+_FORMAT_OF_SUFFIX = {".product.npz": "product in NPZ", ".npz": "ptycho_nb", ".cxi": "CXI", ".h5": "product"}
 
 
 def _format_to_write(path: Path) -> str:
-    name = _FORMAT_OF_SUFFIX.get(path.suffix)
+    name = next((name for suffix, name in _FORMAT_OF_SUFFIX.items() if path.name.endswith(suffix)), None)
     if name is None:
         raise InputError(str(path), f"the ending {path.suffix!r}", f"one of {', '.join(_FORMAT_OF_SUFFIX)}", "Rename the file.")
     return name
 
 
 def files_written(
-    path: str | Path,  # its ending says the format: .npz, .cxi or .h5
+    path: str | Path,  # its ending says the format: .npz, .cxi, .h5 or .product.npz
 ) -> list[Path]:  # this file, and what stands beside it
     "The files that `save_data` makes; `InputError` for another ending."
     path = Path(path)
-    return [path, patterns_beside(path)] if _format_to_write(path) == "product" else [path]
+    return [path, patterns_beside(path)] if _format_to_write(path).startswith("product") else [path]
 
 
 def save_data(
-    path: str | Path,  # its ending says the format: .npz, .cxi or .h5
+    path: str | Path,  # its ending says the format: .npz, .cxi, .h5 or .product.npz
     data: RawData,
 ) -> Path:  # the file
     "Write a scan in the format of this ending; `InputError` for another ending, or a scan that the format cannot hold."

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -21,14 +22,36 @@ from scipy.constants import e
 from ..config import InputError
 from ..files import check_memory, reading
 
+_logger = logging.getLogger(__name__)
+
 # %% auto #0
-__all__ = ['LENGTHS_M', 'in_si', 'open_hdf5', 'Links', 'Tree', 'open_tree', 'file_in_memory']
+__all__ = ['LENGTHS_M', 'known_unit', 'in_si', 'open_hdf5', 'Links', 'Tree', 'open_tree', 'file_in_memory']
 
 # %% ../../nbs/2_data/12_hdf5.ipynb #9ae9238d
-LENGTHS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "micron": 1e-6, "microns": 1e-6, "nm": 1e-9, "A": 1e-10, "Å": 1e-10,
-             "angstrom": 1e-10, "pm": 1e-12}
-_ENERGIES_EV = {"eV": 1.0, "ev": 1.0, "keV": 1e3, "kev": 1e3, "kV": 1e3, "J": 1 / e, "joule": 1 / e}
+_METRES = {"m": 1.0, "metre": 1.0, "meter": 1.0, "mm": 1e-3, "millimetre": 1e-3, "millimeter": 1e-3, "um": 1e-6, "µm": 1e-6,
+           "μm": 1e-6, "micron": 1e-6, "micrometre": 1e-6, "micrometer": 1e-6, "nm": 1e-9, "nanometre": 1e-9, "nanometer": 1e-9,
+           "A": 1e-10, "Å": 1e-10, "angstrom": 1e-10, "ångström": 1e-10, "pm": 1e-12, "picometre": 1e-12, "picometer": 1e-12}
+_SHORTEST_WORD = 4  # letters: words may stand in the plural and in capitals, symbols may not
+
+
+def _in_plural(units: dict[str, float]) -> dict[str, float]:
+    "Units with the plural of those that are words."
+    return units | {f"{unit}s": value for unit, value in units.items() if len(unit) >= _SHORTEST_WORD}
+
+
+LENGTHS_M = _in_plural(_METRES)
+_ENERGIES_EV = _in_plural({"eV": 1.0, "ev": 1.0, "electronvolt": 1.0, "keV": 1e3, "kev": 1e3, "KeV": 1e3, "kV": 1e3,
+                           "kiloelectronvolt": 1e3, "J": 1 / e, "joule": 1 / e})
 _IN_SI = LENGTHS_M | _ENERGIES_EV
+
+
+def known_unit(
+    written: str,
+) -> str | None:  # as in_si has it; None: nobody knows it
+    "The unit that a word means."
+    unit = written.strip()
+    word = unit.lower()
+    return unit if unit in _IN_SI else word if len(word) >= _SHORTEST_WORD and word in _IN_SI else None
 
 
 def in_si(
@@ -37,9 +60,10 @@ def in_si(
     what: str = "unit",  # what to call it in an error
 ) -> np.ndarray | float:  # lengths in m, energies in eV
     "Lengths in metres and energies in electron volts; `InputError` for a unit that nobody knows."
-    if unit not in _IN_SI:
+    known = known_unit(unit)
+    if known is None:
         raise InputError(what, f"the unit {unit!r}", f"one of {', '.join(_IN_SI)}", "Say the unit by one of these names.")
-    return value * _IN_SI[unit]
+    return value * _IN_SI[known]
 
 # %% ../../nbs/2_data/12_hdf5.ipynb #30b6a045
 _HEAP, _HEAP_HEAD, _OBJECT_HEAD = b"GCOL\1", 16, 16  # letters and version; bytes of the heads
@@ -236,18 +260,26 @@ class Tree(Links):
         value = np.ravel(self.array(*names))
         if not np.all(np.isfinite(value)) or np.iscomplexobj(value):
             raise InputError(f"{self.path}, {dataset.name!r}", f"{value[:3]}", "a finite number", "Write its value.")
-        written = self.unit_of(dataset) or unit
+        written = self.unit_of(dataset, unit) or unit
         value = float(value[0])
         return value if written is None else in_si(value, written, f"{self.path}, unit of {dataset.name!r}")
 
     def unit_of(
         self,
         dataset: h5py.Dataset,
+        otherwise: str | None,  # what is taken where nothing is written, or what nobody knows; None: that of the format
     ) -> str | None:
-        "The unit that is written beside a data set."
+        "The unit that is written beside a data set; None, and a line in the log, if nobody knows it."
         unit: Any = dataset.attrs.get("units")
-        unit = unit.decode() if isinstance(unit, bytes) else unit
-        return unit if isinstance(unit, str) and unit in _IN_SI else None
+        unit = unit.flat[0] if isinstance(unit, np.ndarray) and unit.size == 1 else unit
+        unit = unit.decode(errors="replace") if isinstance(unit, bytes) else unit
+        if not isinstance(unit, str) or not unit.strip():
+            return None
+        known = known_unit(unit)
+        if known is None:
+            _logger.warning("%s: the unit %r of %r is not known; %s is assumed", self.path, unit, dataset.name,
+                            otherwise or "that of the format")
+        return known
 
 # %% ../../nbs/2_data/12_hdf5.ipynb #9221b33d
 @contextmanager

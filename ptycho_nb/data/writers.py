@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ import numpy as np
 from scipy.constants import e
 
 from ..config import InputError
-from ..files import replacing
+from ..files import check_memory, replacing
 from ..physics.scans import nearest_pixel
+from .hdf5_formats import PRODUCT_LOSSES, PRODUCT_NUMBERS
 from .scan import RawData
 
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['write_cxi', 'patterns_beside', 'write_product']
+__all__ = ['write_cxi', 'patterns_beside', 'write_product', 'write_product_npz']
 
 # %% ../../nbs/2_data/18_writers.ipynb #c6dbac43
 def _is_whole(data: RawData) -> bool:
@@ -127,6 +129,8 @@ def write_cxi(
         file["entry_1/data_1/data"] = h5py.SoftLink("/entry_1/instrument_1/detector_1/data")
         source = file.create_group("entry_1/instrument_1/source_1")
         source.update({"wavelength": known.wavelength_m, "energy": known.energy_ev * e, "illumination": data.probe_modes})
+        source.attrs["particle"] = known.particle  # the energy of an electron is not that of a photon of this wavelength
+        source["illumination"].attrs["is_estimated"] = data.is_probe_estimated
         translation = np.stack([there_m[:, 1], there_m[:, 0], np.zeros(data.n_patterns)], axis=1)
         file["entry_1/sample_1/geometry_1/translation"] = translation
     _say_what_is_left_out(data, Path(path), "CXI")
@@ -140,23 +144,70 @@ def patterns_beside(
     return Path(path).with_name(f"{Path(path).stem}_dp.hdf5")
 
 
-def _put_object(file: h5py.File, data: RawData, result: Any, pixel_m: float) -> None:
-    "The object of a result or of the scan, a blank one where there is none, with its pixel and the place of its middle."
+@dataclass(frozen=True)
+class _Product:
+    "What a product holds, for HDF5 and for NPZ."
+
+    arrays: dict[str, np.ndarray]  # by name; without the object where it is blank
+    attributes: dict[str, dict[str, Any]]  # of the file, '', of the probe and of the object
+    shape: tuple[int, ...]  # of the object
+
+
+def _object_of(data: RawData, result: Any, pixel_m: float) -> tuple[np.ndarray | None, tuple[int, ...], dict[str, float]]:
+    "The object of a result or of the scan, None where there is none; its shape, its pixel and the place of its middle."
     object, corner = data.object, np.zeros(2)
     if result is not None:
         object, corner = result.object, np.asarray(result.origin_px)
-    if object is None:  # never written, it takes no room, however far the positions go
+    if object is None:
         corner = nearest_pixel(data.positions_px.min(axis=0)) - data.N // 2
-        shape = nearest_pixel(data.positions_px.max(axis=0)) + data.N // 2 - corner
-        file.create_dataset("object", (1, *shape), np.complex64, chunks=True, fillvalue=np.complex64(1))
+        shape = tuple((nearest_pixel(data.positions_px.max(axis=0)) + data.N // 2 - corner).tolist())
     else:
-        file["object"] = object[None]
-    y, x = pixel_m * (corner + np.array(file["object"].shape[1:]) / 2)
-    file["object"].attrs.update({"center_y_m": y, "center_x_m": x, "pixel_height_m": pixel_m, "pixel_width_m": pixel_m})
-    file["object_layer_spacing_m"] = np.zeros(0)
-    history = [] if result is None else result.info.get("history", [])
-    losses = [row.get("fitted_relative_squared_error", np.nan) for row in history]
-    file.update({"loss_epochs": np.arange(len(losses)), "loss_values": np.array(losses, float)})
+        shape = object.shape
+    y, x = pixel_m * (corner + np.array(shape) / 2)
+    place = {"center_y_m": y, "center_x_m": x, "pixel_height_m": pixel_m, "pixel_width_m": pixel_m}
+    return object, (1, *shape), place
+
+
+def _told(data: RawData) -> dict[str, Any]:
+    "What a product said that this scan was read from, apart from the scan."
+    told = data.metadata.get("product")
+    return told if isinstance(told, dict) else {}
+
+
+def _losses(data: RawData, result: Any) -> dict[str, np.ndarray]:
+    "The history of a result, or the one that came with the scan."
+    if result is None:
+        return {name: np.array(_told(data).get(name, []), float) for name in PRODUCT_LOSSES}
+    losses = [row.get("fitted_relative_squared_error", np.nan) for row in result.info.get("history", [])]
+    return {"loss_epochs": np.arange(len(losses)), "loss_values": np.array(losses, float)}
+
+
+def _product(name: str, data: RawData, result: Any) -> _Product:
+    "All that goes into a product of this name."
+    pixel_m, known, told = _pixel_m(data), data.geometry, _told(data)
+    there_m = pixel_m * (data if result is None else result).positions_px
+    object, shape, place = _object_of(data, result, pixel_m)
+    modes = data.probe_modes if result is None else result.modes
+    arrays = {"probe": modes.reshape(1, -1, data.N, data.N), "probe_position_indexes": np.arange(data.n_patterns),
+              "probe_position_x_m": there_m[:, 1], "probe_position_y_m": there_m[:, 0],
+              "object_layer_spacing_m": np.zeros(0), **_losses(data, result)}
+    if object is not None:
+        arrays["object"] = object[None]
+    numbers = {number: float(told.get(number) or 0.0) for number in PRODUCT_NUMBERS}
+    if result is not None or not numbers["probe_photon_count"] > 0:  # the count that was told is of another probe, or missing
+        numbers["probe_photon_count"] = data.nphotons_mean
+    of_file = {**numbers, "name": told.get("name", name), "comments": told.get("comments", ""),
+               "probe_energy_eV": known.energy_ev or 0.0, "probe_wavelength_m": known.wavelength_m or 0.0,
+               "probe_particle": known.particle, "detector_object_distance_m": known.distance_m or 0.0}
+    of_probe = {"pixel_width_m": pixel_m, "pixel_height_m": pixel_m, "is_estimated": result is None and data.is_probe_estimated}
+    return _Product(arrays, {"": of_file, "probe": of_probe, "object": place}, shape)
+
+
+def _write_patterns(file: h5py.File, data: RawData) -> None:
+    "The half of a pair that a product does not hold."
+    _write_counts(file, "dp", data)
+    if data.detector is not None:
+        file.update({"mask": (~data.detector.good).astype(np.uint32), "background": data.detector.background})
 
 
 def write_product(
@@ -165,21 +216,37 @@ def write_product(
     result: Any = None,  # a `Reconstruction` of this scan: object, probe, positions and losses are its own
 ) -> Path:  # the product
     "Write a scan as a product of ptychodus and its patterns; `InputError` if the pixel on the sample is not known."
-    path, pixel_m, known = Path(path), _pixel_m(data), data.geometry
-    there_m = pixel_m * (data if result is None else result).positions_px
-    modes = data.probe_modes if result is None else result.modes
+    path = Path(path)
+    product = _product(path.stem, data, result)
     with (replacing(patterns_beside(path)) as patterns, replacing(path) as rest,  # both are complete before one takes its name
           _hdf5(patterns) as beside, _hdf5(rest) as file):
-        _write_counts(beside, "dp", data)
-        if data.detector is not None:
-            beside.update({"mask": (~data.detector.good).astype(np.uint32), "background": data.detector.background})
-        file.attrs.update({"name": path.stem, "comments": "", "probe_energy_eV": known.energy_ev or 0.0,
-                           "detector_object_distance_m": known.distance_m or 0.0, "probe_photon_count": data.nphotons_mean,
-                           "exposure_time_s": 0.0, "mass_attenuation_m2_kg": 0.0, "tomography_angle_deg": 0.0})
-        file.update({"probe": modes.reshape(1, -1, data.N, data.N),
-                     "probe_position_indexes": np.arange(data.n_patterns),
-                     "probe_position_x_m": there_m[:, 1], "probe_position_y_m": there_m[:, 0]})
-        file["probe"].attrs.update({"pixel_width_m": pixel_m, "pixel_height_m": pixel_m})
-        _put_object(file, data, result, pixel_m)
+        _write_patterns(beside, data)
+        file.update(product.arrays)
+        if "object" not in file:  # a blank one, never written, takes no room, however far the positions go
+            file.create_dataset("object", product.shape, np.complex64, chunks=True, fillvalue=np.complex64(1))
+        for part, attributes in product.attributes.items():
+            (file[part] if part else file).attrs.update(attributes)
+    _say_what_is_left_out(replace(data, object=None), path, "a product")
+    return path
+
+
+def write_product_npz(
+    path: str | Path,  # the product to write, `*.npz`; the patterns go into `*_dp.hdf5` beside it
+    data: RawData,  # with a geometry
+    result: Any = None,  # a `Reconstruction` of this scan: object, probe, positions and losses are its own
+) -> Path:  # the product
+    "The same as an NPZ, in which attributes have the name of their array before their own, `probe_pixel_width_m`."
+    path = Path(path)
+    product = _product(path.name.removesuffix(".npz").removesuffix(".product"), data, result)
+    arrays = dict(product.arrays)
+    if "object" not in arrays:
+        check_memory(f"{path}, a blank object", 8 * math.prod(product.shape))
+        arrays["object"] = np.ones(product.shape, np.complex64)
+    arrays |= {f"{part}_{name}".lstrip("_"): np.asarray(value) for part, attributes in product.attributes.items()
+               for name, value in attributes.items()}
+    with replacing(patterns_beside(path)) as patterns, replacing(path) as rest:
+        with _hdf5(patterns) as beside:
+            _write_patterns(beside, data)
+        np.savez_compressed(rest, **arrays)
     _say_what_is_left_out(replace(data, object=None), path, "a product")
     return path
