@@ -26,8 +26,9 @@ from .assembly import Recording, assemble, positions_of
 from .contract import in_our_sense, read_npz
 from .electron_formats import as_raster, raster_positions, read_empad
 from .hdf5 import LENGTHS_M, open_tree
-from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, fields_of_rest, open_product_npz, recognise, with_rest
+from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, recognise
 from .matlab import open_matlab
+from .pairs import fields_of_rest, open_product_npz, with_rest
 from .scan import RawData
 from .tables import read_table
 from .turns import turn_detector, turn_scan

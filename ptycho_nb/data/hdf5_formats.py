@@ -6,29 +6,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
 from ..config import InputError
-from ..files import read_arrays
-from ..physics.geometry import PARTICLES, Geometry
+from ..physics.geometry import Geometry
 from ..physics.patterns import cut
 from .assembly import Recording
 from .electron_formats import cube_name, read_cube
-from .hdf5 import Tree, file_in_memory, in_si, open_tree
-from .matlab import open_matlab
+from .hdf5 import Tree, in_si
+from .pairs import particle_of, read_patterns_of_pair, read_product, said_of_probe, square_pixel, word_of
 
 _logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['PRODUCT_WORDS', 'PRODUCT_NUMBERS', 'PRODUCT_LOSSES', 'HDF5_FORMATS', 'positions_of_axes', 'Joined', 'other_of_pair',
-           'fields_of_rest', 'open_product_npz', 'with_rest', 'product_fields', 'by_keys', 'Hdf5Format', 'recognise']
+__all__ = ['HDF5_FORMATS', 'positions_of_axes', 'Joined', 'by_keys', 'Hdf5Format', 'recognise']
 
 # %% ../../nbs/2_data/17_hdf5_formats.ipynb #3a7254a4
 _PIXELS = ("px", "pixel", "pixels")
@@ -67,34 +63,6 @@ _CXI_GOOD = (0, 0x1000)
 _TRANSLATIONS = tuple(f"{_CXI}/{place}/translation" for place in ("sample_1/geometry_1", "data_1", "instrument_1/detector_1"))
 
 
-_ELECTRON_M = 1e-11  # shorter wavelengths are of electrons
-
-
-def _word(item: h5py.Group | h5py.Dataset, name: str) -> str:
-    "A word among the attributes; empty if it is not there, or no word."
-    value = item.attrs.get(name, "")
-    return value.decode(errors="replace") if isinstance(value, bytes) else value if isinstance(value, str) else ""
-
-
-def _particle(written: str, wavelength_m: float | None) -> str:
-    "What is diffracted: as this package writes it, otherwise by the wavelength."
-    is_short = wavelength_m is not None and wavelength_m < _ELECTRON_M
-    return written if written in PARTICLES else "electron" if is_short else "photon"
-
-
-def _said_of_probe(tree: Tree, *names: str) -> dict[str, Any]:
-    "The metadata of a probe that this package estimated before it wrote it."
-    dataset = tree.get(*names)
-    return {"probe": "estimated"} if dataset is not None and dataset.attrs.get("is_estimated", False) else {}
-
-
-def _square_pixel(across: float | None, along: float | None, source: str) -> float | None:
-    "The side of a pixel, m; `InputError` if it is no square."
-    if across is not None and along is not None and abs(across / along - 1) > 0.01:
-        raise InputError(f"{source}, pixel size", f"{across:g} x {along:g} m", "square pixels", "Bin the longer side first.")
-    return across if across is not None else along
-
-
 def _cxi(tree: Tree) -> Recording:
     source = str(tree.path)
     counts = tree.dataset(f"{_CXI_DETECTOR}/data", f"{_CXI}/data_1/data",
@@ -115,14 +83,14 @@ def _cxi(tree: Tree) -> Recording:
     mask = tree.array(f"{_CXI_DETECTOR}/mask", optional=True)
     machine, probes = tree.get(f"{_CXI}/instrument_1/source_1"), [f"{_CXI}/instrument_1/{place}" for place in (
         "source_1/illumination", "detector_1/probe")]
-    particle = _particle("" if machine is None else _word(machine, "particle"), wavelength_m)
+    particle = particle_of("" if machine is None else word_of(machine, "particle"), wavelength_m)
     return Recording(
         "CXI", source, counts, positions, unit=unit,
         geometry=Geometry(wavelength_m=wavelength_m, energy_ev=energy_ev if wavelength_m is None else None,
                           distance_m=tree.number(f"{_CXI_DETECTOR}/distance", unit="m"),
-                          detector_pixel_m=_square_pixel(*named, source), particle=particle),
+                          detector_pixel_m=square_pixel(*named, source), particle=particle),
         good=None if mask is None else np.isin(mask, _CXI_GOOD), dark=tree.array(f"{_CXI_DETECTOR}/data_dark", optional=True),
-        probe=tree.array(*probes, optional=True), metadata=_said_of_probe(tree, *probes))
+        probe=tree.array(*probes, optional=True), metadata=said_of_probe(tree, *probes))
 
 # %% ../../nbs/2_data/17_hdf5_formats.ipynb #2a11c792
 _DIAMOND = "entry_1/data"
@@ -156,7 +124,7 @@ def _diamond(tree: Tree) -> Recording:
         "Diamond", source, counts, positions, unit=unit, good=None if mask is None else mask == 0,
         dark=tree.array(f"{_CXI_DETECTOR}/darkfield", optional=True),
         geometry=Geometry(energy_ev=_diamond_energy_ev(tree), distance_m=tree.number(f"{_CXI_DETECTOR}/distance", unit="m"),
-                          detector_pixel_m=_square_pixel(*pixels, source)))
+                          detector_pixel_m=square_pixel(*pixels, source)))
 
 # %% ../../nbs/2_data/17_hdf5_formats.ipynb #16a2e585
 class Joined:
@@ -234,214 +202,6 @@ def _ptypy(tree: Tree) -> Recording:
         good=np.stack([weight.all(axis=0) for weight in weights]).all(axis=0) if weights else None),
         _centre_of(tree, counts.shape[-2:]))
 
-# %% ../../nbs/2_data/17_hdf5_formats.ipynb #910cc090
-_PATTERN_NAMES, _REST_NAMES = ("_dp", "_diffraction", "_data"), ("_para", "_product", "_parameters", "")
-_SUFFIXES = (".hdf5", ".h5", ".hdf")
-
-
-def other_of_pair(
-    path: Path,
-    ours: tuple[str, ...],  # endings that a name of this half may have
-    theirs: tuple[str, ...],  # endings of the other half
-    is_other: Callable[[Path], bool] = Path.is_file,  # of a file of such a name
-) -> Path | None:
-    "The other half of a pair of files, found by its name; None if it is not there."
-    stems = {path.stem.removesuffix(ending) for ending in ours if path.stem.endswith(ending)} | {path.stem}
-    beside = (path.with_name(stem + ending + suffix)
-              for stem in sorted(stems, key=len) for ending in theirs for suffix in (*_SUFFIXES, ".mat"))
-    return next((other for other in beside if other.is_file() and other != path and is_other(other)), None)
-
-
-def _shelves_fields(tree: Tree) -> dict[str, Any]:
-    "What the results of PtychoShelves or fold_slice say about a scan."
-    pixel_m, wavelength_m = tree.number("p/dx_spec"), tree.number("p/lambda")
-    geometry = Geometry(object_pixel_m=pixel_m, wavelength_m=wavelength_m, particle=_particle("", wavelength_m))
-    return {"positions": tree.array("outputs/probe_positions")[:, 1::-1] * pixel_m, "unit": "m", "geometry": geometry,
-            "probe": tree.array("probe", optional=True)}
-
-
-def fields_of_rest(
-    path: Path,  # of a product, or of results in MATLAB's format
-) -> dict[str, Any]:  # positions, geometry and probe, as `with_rest` takes them
-    "What the file beside the patterns says about a scan."
-    if path.suffix == ".mat":
-        with open_matlab(path) as tree:
-            return _shelves_fields(tree)
-    with (open_product_npz if path.suffix == ".npz" else open_tree)(path) as tree:
-        return product_fields(tree)
-
-
-_OF_ARRAYS = ("pixel_", "center_", "is_")  # attributes of probe and object
-
-
-@contextmanager
-def open_product_npz(
-    path: Path,
-) -> Iterator[Tree]:
-    "A product in an NPZ, as the tree that it is in HDF5; `InputError` if it is damaged or none."
-    arrays = read_arrays(path)
-    missing = {"probe_position_x_m", "probe_position_y_m"} - set(arrays)
-    if missing:
-        raise InputError(str(path), f"no {', '.join(sorted(missing))}", "a product of ptychodus", "Give the product itself.")
-    with ExitStack() as stack:
-        file = file_in_memory(path, stack)
-        for name, array in arrays.items():
-            if array.ndim and array.dtype.kind in "biufc" and array.size:
-                file[name] = array
-        for name, array in arrays.items():  # numbers and words are attributes, with a prefix those of a data set
-            part, _, rest = name.partition("_")
-            there = file[part] if part in ("probe", "object") and part in file and rest.startswith(_OF_ARRAYS) else file
-            if array.ndim == 0 and array.dtype.kind in "biufU":
-                there.attrs[name if there is file else rest] = array.item()
-        yield Tree(file, path, stack)
-
-
-def _object_fields(tree: Tree) -> dict[str, Any]:
-    "The object of a product and the place of its middle; nothing if it is blank."
-    dataset = tree.get("object")
-    if not isinstance(dataset, h5py.Dataset) or dataset.id.get_storage_size() == 0:  # none, or a blank one that was never written
-        return {}
-    layers = tree.array("object")
-    if layers.ndim not in (2, 3) or not np.all(np.isfinite(layers)) or np.all(layers == layers.flat[0]):
-        return {}
-    if layers.ndim == 3 and len(layers) > 1:
-        _logger.warning("%s: the object has %d layers, which are multiplied", tree.path, len(layers))
-    attributes = dataset.attrs
-    return {"object": layers if layers.ndim == 2 else layers.prod(axis=0),
-            "object_centre_m": tuple(float(attributes.get(f"center_{axis}_m", 0.0)) for axis in "yx")}
-
-
-_INDEXES = "probe_position_indexes"
-
-
-def _indexes(tree: Tree, n_positions: int) -> np.ndarray | None:
-    "Which pattern each position of a product belongs to, int (M,); None where it does not say."
-    indexes = tree.array(_INDEXES, optional=True)
-    if indexes is None:
-        return None
-    indexes = indexes.ravel()
-    if len(indexes) != n_positions or np.any(indexes % 1 != 0) or len(np.unique(indexes)) < len(indexes) or indexes.min() < 0:
-        found = f"{len(np.unique(indexes))} different of {len(indexes)} numbers from {indexes.min()}"
-        raise InputError(f"{tree.path}, {_INDEXES!r}", found, f"the numbers, from 0, of {n_positions} patterns, each once",
-                         "Write them again, or leave them out: position k is then that of pattern k.")
-    return indexes.astype(np.int64)
-
-
-class _Taken:
-    "Some patterns of a recording, read where they are asked for."
-
-    def __init__(self, recording: Recording, numbers: np.ndarray) -> None:
-        self._recording, self._numbers = recording, numbers
-        self.shape, self.dtype = (len(numbers), *recording.counts.shape[-2:]), recording.counts.dtype
-
-    def __getitem__(self, where: slice) -> np.ndarray:
-        return self._recording.some(self._numbers[where])
-
-
-def with_rest(
-    recording: Recording,  # the patterns
-    fields: Mapping[str, Any],  # of `fields_of_rest`
-) -> Recording:
-    "The patterns with what the file beside them says, each with the position that belongs to it."
-    fields = dict(fields)
-    indexes, n = fields.pop("indexes", None), recording.n_patterns
-    own = {name: value for name, value in recording.metadata.items() if name != "probe"}  # its probe is replaced
-    fields["metadata"] = {**own, **fields.get("metadata", {})}
-    probe = fields.get("probe")
-    if np.ndim(probe) == 4 and len(probe) > 1:
-        _logger.warning("%s: the probe varies along the scan; the first of its %d variations is used, the others are left out",
-                        recording.source, len(probe))
-    if indexes is not None:
-        if indexes.max() >= n:
-            raise InputError(f"{recording.source}, {_INDEXES!r} of its product", f"up to {indexes.max()}",
-                             f"numbers of its {n} patterns, 0 to {n - 1}", "Give the product that belongs to these patterns.")
-        order = np.argsort(indexes)
-        fields["positions"], numbers = fields["positions"][order], indexes[order]
-        if len(numbers) < n:
-            _logger.warning("%s: of %d patterns those %d are used that %r names", recording.source, n, len(numbers), _INDEXES)
-            good = recording.good
-            recording = replace(recording, counts=_Taken(recording, numbers),
-                                good=good[numbers] if np.ndim(good) == 3 and len(good) == n else good)
-    return replace(recording, **fields)
-
-
-PRODUCT_WORDS = ("name", "comments")
-PRODUCT_NUMBERS = ("probe_photon_count", "exposure_time_s", "mass_attenuation_m2_kg", "tomography_angle_deg")
-PRODUCT_LOSSES = ("loss_epochs", "loss_values")
-
-
-def _told_by_product(tree: Tree) -> dict[str, Any]:
-    "What a product says that is no part of a scan, under its own names; `write_product` gives it back."
-    words = {name: _word(tree.file, name) for name in PRODUCT_WORDS}
-    numbers = {name: float(tree.file.attrs[name]) for name in PRODUCT_NUMBERS if name in tree.file.attrs}
-    losses = {name: tree.array(name).ravel().astype(np.float64) for name in PRODUCT_LOSSES if _holds_numbers(tree.get(name))}
-    losses = {name: [float(loss) if np.isfinite(loss) else None for loss in values] for name, values in losses.items()}
-    return {name: value for name, value in words.items() if value} | numbers | losses
-
-
-def _holds_numbers(item: Any) -> bool:
-    return isinstance(item, h5py.Dataset) and item.dtype.kind in "iuf" and bool(item.size)
-
-
-def product_fields(
-    tree: Tree,
-) -> dict[str, Any]:  # positions and their indexes, geometry, probe and object, as `with_rest` takes them
-    "What a product, or a file of parameters, says about a scan."
-    attributes = tree.file.attrs
-    probe, object = tree.get("probe"), tree.get("object")
-    pixels = [float(part.attrs[f"pixel_{side}_m"]) for part in (object, probe) if part is not None for side in ("height", "width")
-              if f"pixel_{side}_m" in part.attrs]
-    known = {ours: float(attributes[theirs]) for ours, theirs in (("energy_ev", "probe_energy_eV"), (
-        "distance_m", "detector_object_distance_m")) if theirs in attributes and float(attributes[theirs]) > 0}
-    if known or pixels:
-        known["particle"] = _particle(_word(tree.file, "probe_particle"), None)
-    if pixels:
-        known["object_pixel_m"] = _square_pixel(pixels[0], pixels[-1], str(tree.path))
-    told = _told_by_product(tree)
-    positions = [tree.array(f"probe_position_{axis}_m").ravel() for axis in "yx"]
-    return {"positions": np.stack(positions, axis=1), "indexes": _indexes(tree, len(positions[0])),
-            "geometry": Geometry(**known) if known else None,
-            "probe": tree.array("probe", optional=True), **_object_fields(tree),
-            "metadata": ({"product": told} if told else {}) | _said_of_probe(tree, "probe")}
-
-
-def _patterns(tree: Tree, product: Tree) -> Recording:
-    "The half with the patterns; mask and background if this package wrote it."
-    mask = tree.array("mask", optional=True)
-    return Recording("patterns and product", str(product.path), tree.dataset("dp"), None,
-                     good=None if mask is None else mask == 0, dark=tree.array("background", optional=True))
-
-
-def _has_positions(path: Path) -> bool:
-    "Whether a file beside the patterns is the other half; a line in the log if it has only the name for it."
-    wanted = ("outputs/probe_positions",) if path.suffix == ".mat" else ("probe_position_x_m", "probe_position_y_m")
-    try:
-        with (open_matlab if path.suffix == ".mat" else open_tree)(path) as tree:
-            found = None if all(name in tree for name in wanted) else f"it has no {wanted[0]}"
-    except InputError as error:
-        found = f"it cannot be read: {error.found}"
-    if found:
-        _logger.warning("%s: by its name it may hold the positions of these patterns, but %s; it is not used", path, found)
-    return found is None
-
-
-def _patterns_of_pair(tree: Tree) -> Recording:
-    recording = _patterns(tree, tree)
-    other = other_of_pair(tree.path, _PATTERN_NAMES, _REST_NAMES, _has_positions)
-    if other is None and "ppX" in tree and "ppY" in tree:
-        return replace(recording, positions=np.stack([tree.array("ppY").ravel(), tree.array("ppX").ravel()], axis=1))
-    if other is None:
-        return recording
-    return with_rest(recording, fields_of_rest(other))
-
-
-def _product(tree: Tree) -> Recording:
-    other = other_of_pair(tree.path, _REST_NAMES, _PATTERN_NAMES)
-    if other is None or other.suffix == ".mat":
-        raise InputError(str(tree.path), "a product, which holds no diffraction patterns", "the patterns beside it, as …_dp.hdf5",
-                         "Copy the file of the patterns beside it under this name.")
-    return with_rest(_patterns(tree.opened(other), tree), product_fields(tree))
-
 # %% ../../nbs/2_data/17_hdf5_formats.ipynb #e4621adb
 def _by_pattern(table: np.ndarray, n: int) -> np.ndarray:
     "A table of positions with a row for each pattern, (M, …), whichever way it was written."
@@ -501,7 +261,7 @@ def _eiger(tree: Tree) -> Recording:
         "Eiger master", source, Joined(parts), None, good=None if mask is None else mask == 0,
         geometry=Geometry(wavelength_m=wavelength_m if energy_ev is None else None, energy_ev=energy_ev,
                           distance_m=tree.number(f"{_EIGER}/detector_distance", unit="m"),
-                          detector_pixel_m=_square_pixel(*pixels, source)))
+                          detector_pixel_m=square_pixel(*pixels, source)))
 
 # %% ../../nbs/2_data/17_hdf5_formats.ipynb #5df0d9ec
 _KEYS = ("data", "x", "y", "mask", "dark", "probe", "energy", "wavelength", "distance", "pixel")
@@ -558,8 +318,8 @@ HDF5_FORMATS = {
                       {"orientation": "-t·b/|b| of the sample's translation", "mask": "0 or 0x1000 is good", "units": "m, J"}),
     "ptypy": Hdf5Format(("chunks", "meta"), _ptypy,
                         {"orientation": "(row, column)", "mask": "weight above 0", "units": "m, keV"}),
-    "patterns of a pair": Hdf5Format(("dp",), _patterns_of_pair, {"orientation": "(y, x)", "mask": "none", "units": "m, eV"}),
-    "product": Hdf5Format(("probe_position_x_m", "probe_position_y_m"), _product,
+    "patterns of a pair": Hdf5Format(("dp",), read_patterns_of_pair, {"orientation": "(y, x)", "mask": "none", "units": "m, eV"}),
+    "product": Hdf5Format(("probe_position_x_m", "probe_position_y_m"), read_product,
                           {"orientation": "(y, x)", "mask": "none", "units": "m, eV"}),
     "PtyLab": Hdf5Format(("ptychogram", "encoder"), _ptylab, {"orientation": "(row, column)", "mask": "none", "units": "m"}),
     "NSLS-II HXN": Hdf5Format(("diffamp", "points"), _hxn,

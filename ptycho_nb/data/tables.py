@@ -19,9 +19,7 @@ from .hdf5 import LENGTHS_M
 __all__ = ['read_table']
 
 # %% ../../nbs/2_data/13_tables.ipynb #05c93a1c
-_SPELLED = {"metre": "m", "millimetre": "mm", "micrometre": "um", "nanometre": "nm", "micron": "um", "angstrom": "A"}
-_UNITS = {name.lower(): name for name in LENGTHS_M} | {
-    one + end: unit for name, unit in _SPELLED.items() for one in (name, name.replace("metre", "meter")) for end in ("", "s")}
+_UNITS = {name.lower(): name for name in LENGTHS_M}  # a table may shout
 _IN_BRACKETS = re.compile(r"(.*?)\s*[(\[]\s*(.+?)\s*[)\]]")  # x (um), x [um]
 
 

@@ -21,7 +21,7 @@ from scipy.constants import e
 from ..config import InputError
 from ..files import check_memory, replacing
 from ..physics.scans import nearest_pixel
-from .hdf5_formats import PRODUCT_LOSSES, PRODUCT_NUMBERS
+from .pairs import PRODUCT_LOSSES, PRODUCT_NUMBERS
 from .scan import RawData
 
 _logger = logging.getLogger(__name__)
