@@ -9,6 +9,7 @@ import ptycho_nb as pt
 from ptycho_nb.physics.detector import Detector
 from ptycho_nb.physics.forward import Layout, scan_amplitudes
 from ptycho_nb.physics.noise import observe_poisson
+from ptycho_nb.physics.probes import estimated_probe
 from ptycho_nb.solvers import part
 from ptycho_nb.solvers.climb import _spread, with_blurred_light
 from ptycho_nb.solvers.estimate import as_estimated
@@ -109,6 +110,18 @@ def test_positions_counted_the_other_way_are_turned_back(exact, sound):
     result, said = quiet(data)
     assert "orientation" in kept(result) and "half a turn" in said
     np.testing.assert_allclose(result.positions_px, exact.positions_px)
+
+
+def test_the_probe_is_found_where_the_file_has_none(exact):
+    counts = exact.diff3d.astype(float) ** 2
+    data = replace(measured(exact, counts, probe=estimated_probe(exact.diff3d)), metadata={"probe": "estimated"})
+    swapped = replace(data, positions_px=data.positions_px[:, ::-1].copy())
+    for scan, found in ((data, {"focus"}), (swapped, {"orientation"})):
+        result, said = quiet(scan)
+        assert found <= kept(result) and "agree" in result.info["verdict"]
+        if scan is data:
+            assert ssim(result, exact) > 0.9
+    assert "x and y exchanged" in said
 
 
 @pytest.mark.long  # the chapter of position rungs finds both together
