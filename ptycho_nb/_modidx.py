@@ -248,6 +248,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                    'ptycho_nb/data/assembly.py'),
                                          'ptycho_nb.data.assembly._geometry_of_side': ( '2_data/assembly.html#_geometry_of_side',
                                                                                         'ptycho_nb/data/assembly.py'),
+                                         'ptycho_nb.data.assembly._in_frame': ( '2_data/assembly.html#_in_frame',
+                                                                                'ptycho_nb/data/assembly.py'),
                                          'ptycho_nb.data.assembly._lies_in_corner': ( '2_data/assembly.html#_lies_in_corner',
                                                                                       'ptycho_nb/data/assembly.py'),
                                          'ptycho_nb.data.assembly._look': ('2_data/assembly.html#_look', 'ptycho_nb/data/assembly.py'),

@@ -353,3 +353,14 @@ def test_tike_files_hold_pixels_that_could_not_be_read(tmp_path):
              probe=np.ones((1, 1, 1, 1, 40, 40), np.complex64))
     data = load_data(tmp_path / "scan.npz")
     assert data.N == 40 and np.count_nonzero(~data.detector.good) == 1
+
+
+def test_the_order_of_memory_changes_nothing(tmp_path):
+    scan, _ = pt.simulate_halves(pt.SimulationConfig(object_size_px=160, n_train=60, n_test=1, nphotons=1e5))
+    arrays = scan.to_arrays()
+    columns_first = {key: np.asfortranarray(array) if array.ndim > 1 else array for key, array in arrays.items()}
+    np.savez(tmp_path / "scan.npz", **columns_first)
+    assert not columns_first["probeGuess"].flags["C_CONTIGUOUS"]
+    images = [pt.estimate(data, model="joint", iterations=8, progress=False).object
+              for data in (scan, load_data(tmp_path / "scan.npz"))]
+    assert np.array_equal(*images)

@@ -336,13 +336,18 @@ def _modes(recording: Recording, overview: _Overview) -> np.ndarray:
     return cut(modes.astype(np.complex64), (own // 2 - side // 2,) * 2, (side, side))
 
 # %% ../../nbs/2_data/15_assembly.ipynb #0a1e8477
+def _in_frame(positions_px: np.ndarray, origin_px: np.ndarray, side: int) -> np.ndarray:
+    "Positions from this origin on, to a billionth of a pixel: what writing in metres and reading again changes is less."
+    return np.round(positions_px - origin_px + side // 2, 9)
+
+
 def positions_of(
     recording: Recording,
 ) -> np.ndarray:  # float64 (M, 2), px
     "The positions alone, for a scan that has everything else."
     side = recording.counts.shape[-1]
     positions_px = _positions_px(recording, side, _geometry_of_side(recording, side))
-    return positions_px - np.floor(positions_px.min(axis=0) + 1e-6) + side // 2
+    return _in_frame(positions_px, np.floor(positions_px.min(axis=0) + 1e-6), side)
 
 
 def assemble(
@@ -360,6 +365,6 @@ def assemble(
                 **({} if recording.centre is None else {"window_px": [int(px) for px in overview.conversion.corner]}),
                 **({"probe": "estimated"} if recording.probe is None else {}), **recording.metadata}
     return RawData(
-        diff3d=overview.patterns, positions_px=positions_px - origin_px + side // 2, probe=modes[0],
+        diff3d=overview.patterns, positions_px=_in_frame(positions_px, origin_px, side), probe=modes[0],
         weaker_modes=modes[1:] if len(modes) > 1 else None, detector=_detector(recording, overview),
         geometry=geometry, object=object, metadata=metadata, source=source)

@@ -65,7 +65,7 @@ def check_array(
     if array.dtype.kind not in allowed and not is_whole_float:
         raise InputError(what, f"{array.dtype} of shape {array.shape}", f"numbers that fit {np.dtype(dtype).name}",
                          "Convert the array before saving it.")
-    converted = array.astype(dtype, copy=False)
+    converted = np.ascontiguousarray(array, dtype)  # sums run in the order of memory: the same numbers give the same image
     finite = [np.isfinite(block).reshape(len(block), -1).all(axis=1) for _, block in in_blocks(converted)]
     bad = np.flatnonzero(~np.concatenate(finite))
     if len(bad):

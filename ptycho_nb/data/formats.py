@@ -212,7 +212,7 @@ def _in_pixels(data: RawData) -> RawData:
     (unit, positions_px), = possible.items()
     _logger.warning("%s: positions that are no scan in pixels, and one in %s: read so, with pixels of %.4g nm", data.source, unit,
                     1e9 * pixel_m)
-    return _on_other_positions(data, positions_px - np.floor(positions_px.min(axis=0) + 1e-6) + data.N // 2)
+    return _on_other_positions(data, np.round(positions_px - np.floor(positions_px.min(axis=0) + 1e-6) + data.N // 2, 9))
 
 
 def _read_npz(path: Path, known: Mapping[str, Any], on_disk: bool | None) -> RawData:
