@@ -336,6 +336,8 @@ def try_priors(
     at = {max(2, chosen // 2), chosen, 2 * chosen}
     fit, sharp = prepare(data, climb.held), []
     for step in solve(fit.problem, max(at)):
+        if not np.all(np.isfinite(step.object)):  # far beyond its best, of a model that is wrong
+            break
         if step.iteration in at:
             sharp.append(fit.only(step).reconstruction(data.positions_px, fit.problem.layout, "no_network"))
     noise = priors.photon_noise(climb.result, told)
@@ -346,8 +348,9 @@ def try_priors(
     def refit(start: Reconstruction) -> Reconstruction:
         return climb.fit(data, start=start, refine_probe=False, iterations=8, patience=3)
 
-    starts = min((smoothed(result, priors.OF_SHARP) for result in sharp), key=lambda trial: trial[0]), smoothed(
-        climb.result, priors.OF_SMOOTH)
+    starts = [smoothed(climb.result, priors.OF_SMOOTH)]
+    if sharp:
+        starts.append(min((smoothed(result, priors.OF_SHARP) for result in sharp), key=lambda trial: trial[0]))
     _, prior, start = min(starts, key=lambda trial: climb.held.deviance(refit(trial[2])))
     image, rounds = priors.in_turn(start, refit, noise, climb.held)
     words = f"{prior}{f', then likelihood and prior in turn, {rounds} times' if rounds else ''}"
