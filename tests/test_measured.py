@@ -11,9 +11,10 @@ from ptycho_nb.physics.forward import Layout, scan_amplitudes
 from ptycho_nb.physics.noise import observe_poisson
 from ptycho_nb.physics.probes import estimated_probe
 from ptycho_nb.solvers import part
-from ptycho_nb.solvers.climb import _spread, with_blurred_light
+from ptycho_nb.solvers.climb import _spread
 from ptycho_nb.solvers.estimate import as_estimated
 from ptycho_nb.solvers.ladder import Climb
+from ptycho_nb.solvers.light_rungs import with_blurred_light
 from ptycho_nb.solvers.likelihood import scan_gradient
 from ptycho_nb.solvers.result import load_reconstructions, save_reconstructions
 from ptycho_nb.solvers.rungs import refocused, suspicious_pixels, useless_patterns

@@ -12,14 +12,13 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.scan import RawData
-from ..physics.noise import counts_floor, pattern_deviances
-from ..physics.patterns import in_blocks, mean_counts
+from ..physics.patterns import mean_counts
 from ..physics.probes import probe_diameter_px
 from . import priors, rungs
 from .aberrations import ABERRATIONS, aberrated, defocus_to_try, pupil_edge, search_aberrations
 from .fit import prepare
-from .held_out import HeldOut
-from .ladder import FEW, SOUND, SURE, WITH_PROBE, Climb, Rung, Trial, judge
+from .ladder import SOUND, SURE, WITH_PROBE, Climb, Rung, Trial, judge
+from .light_rungs import with_another_mode, with_background, with_blurred_light, with_light
 from .part import held_in_part, middle_of_scan, with_model_of_part
 from .position_rungs import AXES, common_moves, free_moves, turn_axes
 from .result import Reconstruction, predict_amplitudes
@@ -36,8 +35,7 @@ _SETTLES = 0.4  # gain of a rung that is kept before positions are moved
 _LITTLE, _MUCH = 1e-3, 0.05  # share of all photons that a background could hold: tried if the fit is wrong, and always
 
 # %% auto #0
-__all__ = ['pixel_trials', 'with_background', 'with_light', 'with_another_mode', 'with_blurred_light', 'polish', 'try_priors',
-           'every_rung']
+__all__ = ['pixel_trials', 'polish', 'try_priors', 'every_rung']
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #f6efcbf5
 def pixel_trials(
@@ -218,96 +216,6 @@ def _without_background(climb: Climb) -> None:
     climb.rungs.append(Rung("background", what, -gain, error, not needed, time.perf_counter() - began))
     if not needed:
         climb.data, climb.result = data, simpler
-
-# %% ../../nbs/3_solvers/80_climb.ipynb #82c78e08
-def with_background(
-    climb: Climb,
-    least: float = 0.0,  # share of all photons that it could hold, below which it is not tried
-    to_the_end: bool = False,  # do not give up where it seems to bring nothing
-) -> Trial | None:  # None: the darkest ring is dark, or there is one already
-    "The scan with photons beside those that the sample scatters, found for every ring of the detector."
-    began = time.perf_counter()
-    data = None if climb.has_background else rungs.with_background(climb.data)
-    mean = climb.data.nphotons_mean / climb.data.N**2
-    if data is None or float(data.detector.background.mean()) < least * mean:
-        return None
-    warm = replace(climb.refined, detector=data.detector)
-    result = climb.fit_on(warm, to_the_end, find_background=True)
-    what = f"a background of {float(np.mean(result.detector.background)):.2g} photons a pixel"
-    return climb.weigh("background", what, data, result, began)
-
-# %% ../../nbs/3_solvers/80_climb.ipynb #d3dfb327
-def with_light(
-    climb: Climb,
-) -> Trial | None:  # None: the light does not change, or patterns stand alone
-    "The scan with a number for the light on every pattern."
-    held, result = climb.held, climb.result
-
-    def light_of(result: Reconstruction) -> np.ndarray:
-        return np.concatenate([rungs.light_of_patterns(predict_amplitudes(result, k), block, result.detector)
-                               for k, block in in_blocks(climb.data.diff3d)])
-
-    if result.light is not None or held.share < 1 or not climb.is_worth_trying("light"):
-        return None
-    began, every = time.perf_counter(), np.arange(climb.data.n_patterns)
-    ratios = light_of(result)
-    if not rungs.changes_of_light(ratios[held.fitted], climb.data.photons_per_pattern[held.fitted]):
-        return None
-    light = np.ones(len(every))
-    for iterations in (FEW, climb.further):  # a few tell whether it is worth more
-        light = light * ratios / np.mean((light * ratios)[held.fitted])
-        result = climb.fit(replace(climb.refined, light=light), start=result, refine_probe=True, iterations=iterations)
-        ratios = light_of(result)
-        after = _deviances_by_halves(result, held)
-        if not judge(held.deviances(climb.result), after)[2]:
-            break
-    low, high = np.percentile(light[held.fitted], (2, 98))
-    what = f"light that changes from pattern to pattern, {low:.2f} to {high:.2f} of its mean"
-    return climb.weigh("light", what, replace(climb.data, light=light), result, began, after)
-
-
-def _deviances_by_halves(result: Reconstruction, held: HeldOut) -> np.ndarray:
-    "Of judging patterns whose light the other half of their own pixels has told."
-    floor = counts_floor(held.amplitude, result.detector)
-    return np.concatenate([pattern_deviances(rungs.predicted_by_halves(predict_amplitudes(result, held.patterns[k]), block,
-                                                                       result.detector), block, result.detector, floor)
-                           for k, block in in_blocks(held.amplitude)])
-
-# %% ../../nbs/3_solvers/80_climb.ipynb #8bc39a86
-def with_another_mode(
-    climb: Climb,
-    to_the_end: bool = False,  # do not give up where it seems to bring nothing
-) -> Trial:
-    "The scan with one more mode of the probe."
-    began, data = time.perf_counter(), rungs.with_another_mode(climb.refined)
-    result = climb.fit_on(data, to_the_end, find_background=climb.has_background)
-    return climb.weigh("modes", f"{len(result.modes)} {_shares(result)}", data, result, began)
-
-
-def _shares(result: Reconstruction) -> str:
-    power = np.sum(np.abs(result.modes) ** 2, axis=(1, 2))
-    return f"modes of the probe with {', '.join(f'{share:.1%}' for share in power / power.sum())} of the light"
-
-
-def with_blurred_light(
-    climb: Climb,
-    before: RawData,  # the scan before anything else was tried against a blur
-) -> Trial:
-    "The modes of a stage that moves, or of a detector whose pixels share their light: those that unseen counts prefer."
-    began, own = time.perf_counter(), replace(before, detector=climb.result.detector, weaker_modes=None)
-
-    def fitted(blur: tuple[str, float], iterations: int) -> tuple[float, tuple[str, float], Reconstruction]:
-        modes = rungs.blurred_modes(before.probe, *blur)
-        data = replace(own, probe=modes[0], weaker_modes=modes[1:] if len(modes) > 1 else None)
-        result = climb.fit(data, refine_probe=False, iterations=iterations, patience=3)
-        return climb.held.deviance(result), blur, result
-
-    roughly = sorted((fitted(blur, 5) for blur in rungs.BLURS), key=lambda trial: trial[0])
-    _, (kind, size), result = min((fitted(blur, 15) for _, blur, _ in roughly[:3]), key=lambda trial: trial[0])
-    data = replace(own, probe=result.probe, weaker_modes=result.weaker_modes)
-    refined = climb.fit(data, start=result, refine_probe=True, find_background=climb.has_background)
-    blur = f"a detector that blurs by {size:g} px" if kind == "detector" else f"a stage that moves by {size:g} px along {kind}"
-    return climb.weigh("blur", f"{blur}: {_shares(refined)}", data, refined, began)
 
 # %% ../../nbs/3_solvers/80_climb.ipynb #973b39e9
 def polish(

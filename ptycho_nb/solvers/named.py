@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ..config import InputError, check_choice
-from .climb import pixel_trials, polish, try_priors, with_another_mode, with_background, with_light
+from .climb import pixel_trials, polish, try_priors
 from .ladder import Climb, Rung, Trial
+from .light_rungs import with_another_mode, with_background, with_light
 from .position_rungs import common_moves, free_moves
 
 _PROBES, _BACKGROUNDS, _POSITIONS = ("given", "refined"), ("none", "radial"), ("given", "affine", "drift", "free")
