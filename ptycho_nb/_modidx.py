@@ -367,6 +367,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'ptycho_nb.data.hdf5.Tree.number': ('2_data/hdf5.html#tree.number', 'ptycho_nb/data/hdf5.py'),
                                      'ptycho_nb.data.hdf5.Tree.unit_of': ('2_data/hdf5.html#tree.unit_of', 'ptycho_nb/data/hdf5.py'),
                                      'ptycho_nb.data.hdf5._Watched': ('2_data/hdf5.html#_watched', 'ptycho_nb/data/hdf5.py'),
+                                     'ptycho_nb.data.hdf5._Watched.__del__': ( '2_data/hdf5.html#_watched.__del__',
+                                                                               'ptycho_nb/data/hdf5.py'),
                                      'ptycho_nb.data.hdf5._Watched.__init__': ( '2_data/hdf5.html#_watched.__init__',
                                                                                 'ptycho_nb/data/hdf5.py'),
                                      'ptycho_nb.data.hdf5._Watched.__repr__': ( '2_data/hdf5.html#_watched.__repr__',

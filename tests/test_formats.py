@@ -87,7 +87,7 @@ def product_npz(folder):
     """A product in NPZ, its attributes under prefixes, with the patterns beside it."""
     np.savez(folder / "scan_product.npz", name="scan", comments="", probe_energy_eV=8800.0,
              detector_object_distance_m=1.9, probe=np.stack([SCAN.probe, 0.1 * SCAN.probe])[None],
-             probe_pixel_width_m=PIXEL_M, probe_pixel_height_m=PIXEL_M, probe_position_indexes=np.arange(21),
+             probe_pixel_width_m=PIXEL_M, probe_pixel_height_m=PIXEL_M, probe_position_indexes=np.arange(len(THERE_M)),
              probe_position_y_m=THERE_M[:, 0], probe_position_x_m=THERE_M[:, 1])
     with h5py.File(folder / "scan_dp.hdf5", "w") as file:
         file["dp"] = COUNTS
@@ -97,8 +97,9 @@ def product_npz(folder):
 def diamond(folder):
     """Diamond, as ptypy reads it: the groups of CXI with other data sets."""
     with h5py.File(folder / "diamond.nxs", "w") as file:
-        file.update({"entry_1/data/data": COUNTS.reshape(3, 7, 64, 64),
-                     "entry_1/data/x": 1e3 * THERE_M[:, 1].reshape(3, 7), "entry_1/data/y": THERE_M[:, 0].reshape(3, 7),
+        file.update({"entry_1/data/data": COUNTS.reshape(3, -1, 64, 64),
+                     "entry_1/data/x": 1e3 * THERE_M[:, 1].reshape(3, -1),
+                     "entry_1/data/y": THERE_M[:, 0].reshape(3, -1),
                      "entry_1/instrument_1/beam_1/energy": 8.8})
         file["entry_1/data/x"].attrs["units"], file["entry_1/data/y"].attrs["units"] = "mm", "m"
         detector = file.create_group("entry_1/instrument_1/detector_1")

@@ -91,6 +91,9 @@ class _Watched(io.FileIO):
         super().__init__(path)
         self._path, self._at, self._end = path, 0, os.fstat(self.fileno()).st_size
 
+    def __del__(self) -> None:
+        self.close()  # where patterns stay in the file, nobody closes it before
+
     def __repr__(self) -> str:
         return quote(str(self._path))  # the library takes this for the name of the file, and its names are ASCII
 
