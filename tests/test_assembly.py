@@ -45,6 +45,7 @@ def test_a_crop_about_a_far_centre_uses_the_whole_detector(centre, tmp_path):
     np.save(tmp_path / "scan.npy", light(48, 72, (22, 50)))
     data = load_data(tmp_path / "scan.npy", crop=40, centre=centre, positions=POSITIONS_M, unit="m", geometry=BEAMLINE)
     assert data.detector is None or data.detector.good.all()
+    assert load_data(data.save(tmp_path / "scan.npz"), centre=(20, 20)).N == 40 and "window_px" not in data.metadata
     y, x = np.indices((40, 40))
     mean = (data.diff3d**2).mean(axis=0)
     assert abs((mean * y).sum() / mean.sum() - 20) < 1 and abs((mean * x).sum() / mean.sum() - 20) < 1

@@ -176,10 +176,10 @@ def in_our_sense(
     light: np.ndarray,  # float (h, w): counts, summed over patterns
     source: str,  # the file, for the log
 ) -> np.ndarray:  # bool (h, w)
-    "The mask; turned into its opposite, with a line in the log, where it leaves the dark and covers nearly all light."
+    "The mask; its opposite, with a line in the log, where it covers most of the light and leaves less than half of the pixels."
     if not mask.any() or light[~mask].sum() <= light[mask].sum() or np.count_nonzero(mask) >= mask.size / 2:
         return mask
-    _logger.warning("%s: nearly all light lies on pixels that the mask calls bad; read in the other sense", source)
+    _logger.warning("%s: most light lies on pixels that the mask calls bad; read in the other sense", source)
     return ~mask
 
 

@@ -25,7 +25,7 @@ from ..rows import Rows
 from .assembly import Recording, assemble, positions_of
 from .contract import in_our_sense, read_npz
 from .electron_formats import as_raster, raster_positions, read_empad
-from .hdf5 import LENGTHS_M, open_tree
+from .hdf5 import open_tree
 from .hdf5_formats import HDF5_FORMATS, Hdf5Format, by_keys, recognise
 from .matlab import open_matlab
 from .pairs import fields_of_rest, open_product_npz, with_rest
@@ -205,14 +205,15 @@ def _in_pixels(data: RawData) -> RawData:
     pixel_m = data.pixel_size_m
     if pixel_m is None or data.n_patterns < 20 or np.ptp(data.positions_px, axis=0).max() >= SMALLEST_SCAN_PX:
         return data
-    lengths = {unit: data.positions_px * (LENGTHS_M[unit] / pixel_m) for unit in ("m", "mm", "um")}
-    possible = {unit: positions_px for unit, positions_px in lengths.items() if is_scan(positions_px, data.N)}
+    as_read = Recording("NPZ", data.source, data.diff3d, data.positions_px, geometry=data.geometry)
+    read = {unit: positions_of(replace(as_read, unit=unit)) for unit in ("m", "mm", "um")}
+    possible = [unit for unit, positions_px in read.items() if is_scan(positions_px, data.N)]
     if len(possible) != 1:
         return data  # whoever uses it refuses it, and names the positions
-    (unit, positions_px), = possible.items()
+    unit = possible[0]
     _logger.warning("%s: positions that are no scan in pixels, and one in %s: read so, with pixels of %.4g nm", data.source, unit,
                     1e9 * pixel_m)
-    return _on_other_positions(data, np.round(positions_px - np.floor(positions_px.min(axis=0) + 1e-6) + data.N // 2, 9))
+    return _on_other_positions(data, read[unit])
 
 
 def _read_npz(path: Path, known: Mapping[str, Any], on_disk: bool | None) -> RawData:
@@ -285,9 +286,8 @@ def load_data(
     geometry : Geometry, optional
         Wavelength, distance and pixels. None, or what of them is None: what the file says.
     positions : str, Path, or ndarray of float64, shape (M, 2), optional
-        Positions (y, x), an NPY of them, a text file with a column for y and one for x, or a product (HDF5, NPZ) or results of
-        fold_slice (MAT)
-        with probe and geometry. None: what the file says.
+        Positions (y, x), an NPY of them, a text file with a column for y and one for x, or a product (HDF5, NPZ) or results
+        of fold_slice (MAT) with probe and geometry. None: what the file says.
     unit : str, optional
         Of the positions: 'px', 'm', 'mm', 'um', 'nm'. None: what a table has beside its names (x_um), or that of the format.
     step : float or tuple of float (y, x), optional
@@ -343,9 +343,10 @@ def load_data(
         data = take_window(data, data.N - 1)
     data = data if rotate_detector is None else turn_detector(data, rotate_detector)
     data = data if rotate is None else turn_scan(data, rotate)
-    if isinstance(centre, tuple):
-        corner = data.metadata.get("window_px", (0, 0))  # of a detector that is not square
-        centre = centre[0] - corner[0], centre[1] - corner[1]
+    if "window_px" in data.metadata:  # where the square lies on a detector that is not one; it is of no use later
+        corner = data.metadata["window_px"]
+        data = replace(data, metadata={key: value for key, value in data.metadata.items() if key != "window_px"})
+        centre = (centre[0] - corner[0], centre[1] - corner[1]) if isinstance(centre, tuple) else centre
     if crop is not None or centre is not None:
         data = take_window(data, data.N if crop is None else crop, centre)
     data = data if bin == 1 else bin_patterns(data, bin)

@@ -20,7 +20,7 @@ from .fit import prepare
 from .ladder import SOUND, SURE, WITH_PROBE, Climb, Rung, Trial, judge
 from .light_rungs import with_another_mode, with_background, with_blurred_light, with_light
 from .part import held_in_part, middle_of_scan, with_model_of_part
-from .position_rungs import AXES, common_moves, free_moves, turn_axes
+from .position_rungs import AXES_IN_DOUBT, common_moves, free_moves, turn_axes
 from .result import Reconstruction, predict_amplitudes
 from .steps import solve
 
@@ -295,13 +295,13 @@ def _model_rungs(climb: Climb) -> Iterator[str]:
     if find_probe is not None:
         yield "focus"
         _focus_rung(climb, find_probe)
-    if climb.goodness > AXES:
+    if climb.goodness > AXES_IN_DOUBT:
         yield "orientation"
         turn_axes(climb, find_probe=find_probe)
         _detector_again(climb)
     yield "probe"
     _probe_rungs(climb)
-    if climb.goodness > AXES:
+    if climb.goodness > AXES_IN_DOUBT:
         yield "orientation, with the probe refined"
         turn_axes(climb, refine_probe=True)
     yield "pixels again"

@@ -19,7 +19,7 @@ from .result import Reconstruction
 from .rungs import orientations
 
 # %% auto #0
-__all__ = ['AXES', 'affine_in_words', 'common_moves', 'free_moves', 'turn_axes']
+__all__ = ['AXES_IN_DOUBT', 'affine_in_words', 'common_moves', 'free_moves', 'turn_axes']
 
 # %% ../../nbs/3_solvers/79_position_rungs.ipynb #21da3c3f
 def affine_in_words(
@@ -117,7 +117,7 @@ def free_moves(
     return [climb.weigh("moves", what, _at(climb.data, result.positions_px), result, began, after)]
 
 # %% ../../nbs/3_solvers/79_position_rungs.ipynb #b317e54d
-AXES = 1.5  # goodness above which they may be wrong
+AXES_IN_DOUBT = 1.5  # goodness above which they may be exchanged or mirrored
 
 
 def turn_axes(
